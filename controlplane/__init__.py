@@ -1,0 +1,1 @@
+"""A consensus-backed control plane for fleets of AI agents."""

@@ -1,0 +1,1 @@
+"""The wire and storage messages, generated from `proto/` by `make proto`."""
