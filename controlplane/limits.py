@@ -1,0 +1,68 @@
+"""Every bound of the system, in one place.
+
+Bounds that the replicated rules use (marked R) are part of the format of the state: they change only together with
+`STATE_FORMAT`, when every node of a region supports the new one.
+"""
+
+from __future__ import annotations
+
+STATE_FORMAT = 1
+"""R. Version of the rules of apply and of the layout of the store."""
+ENTRY_FORMAT = 1
+"""R. Version of an entry of the log; its first byte."""
+
+NAME_BYTES_MAX = 256
+"""R. Names of flags, workflows, elections, scopes, partitions: UTF-8, no control characters."""
+VALUE_BYTES_MAX = 512 * 1024
+"""R. The value of one record."""
+TEXT_BYTES_MAX = 1024
+"""R. Reasons and descriptions."""
+WRITES_PER_TXN_MAX = 128
+"""R. Writes of one transaction."""
+OUTCOME_SPAN = 1 << 17
+"""R. Revisions per generation of kept outcomes. A retry is recognised for at least this many revisions."""
+EVENTS_KEPT = 1 << 17
+"""Revisions a watcher may lag behind and still resume without listing again."""
+EVENTS_TRIM_EVERY = 1 << 13
+"""Events are trimmed each time the revision passes a multiple of this."""
+WORKFLOW_HISTORY_KEPT = 100
+"""Versions of a workflow that can be read back (at least; at most twice as many are stored)."""
+
+REQUEST_ID_BYTES = 16
+PROCESS_BYTES = 16
+VARIANTS_MAX = 64
+SCHEMA_VERSION_MAX = (1 << 31) - 1
+LEASE_TTL_MS_MIN = 500
+LEASE_TTL_MS_MAX = 10 * 60 * 1000
+ELECTIONS_MAX = 10_000
+"""Live elections of one partition."""
+
+ENTRY_BYTES_MAX = 2 * 1024 * 1024
+"""One entry of the log. A batch closes before it would grow beyond this."""
+BATCH_TXNS_MAX = 1024
+QUEUE_CALLS_MAX = 8192
+"""Calls that wait to be planned; beyond it the node answers Unavailable at once."""
+PLAN_ATTEMPTS_MAX = 5
+"""Times a call is planned again after a conflict before it is Contended."""
+
+QUOTA_BYTES = 2 * 1024 * 1024 * 1024
+"""Live bytes of a region's store at which ordinary writes are refused; stopping is still possible."""
+QUOTA_RESERVED_BYTES = 64 * 1024 * 1024
+"""Room above the quota for kill switches."""
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+"""Any message on the wire."""
+PAGE_MAX = 1000
+PAGE_DEFAULT = 100
+OPERATIONS_PER_SESSION_MAX = 4096
+"""Operations in flight on one session."""
+WATCHES_PER_NODE_MAX = 10_000
+SESSIONS_PER_NODE_MAX = 10_000
+
+CALL_TIMEOUT_S = 5.0
+"""How long a call may take if the caller did not say."""
+CALL_TIMEOUT_MAX_S = 60.0
+PROGRESS_MS = 1000
+PROGRESS_MS_MIN = 100
+MIRROR_AGE_MAX_MS = 5000
+"""Kill checks on a mirror older than this raise MirrorStale (production's default)."""

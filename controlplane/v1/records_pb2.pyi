@@ -1,0 +1,163 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Reach(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REACH_UNSPECIFIED: _ClassVar[Reach]
+    HOME_ONLY: _ClassVar[Reach]
+    JURISDICTION: _ClassVar[Reach]
+    GLOBAL: _ClassVar[Reach]
+
+class FlagType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FLAG_TYPE_UNSPECIFIED: _ClassVar[FlagType]
+    BOOL: _ClassVar[FlagType]
+    STRING: _ClassVar[FlagType]
+    INT: _ClassVar[FlagType]
+    NUMBER: _ClassVar[FlagType]
+    JSON: _ClassVar[FlagType]
+
+class ScopeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCOPE_KIND_UNSPECIFIED: _ClassVar[ScopeKind]
+    SCOPE_REGION: _ClassVar[ScopeKind]
+    SCOPE_ENVIRONMENT: _ClassVar[ScopeKind]
+    SCOPE_TENANT: _ClassVar[ScopeKind]
+    SCOPE_AGENT_TYPE: _ClassVar[ScopeKind]
+    SCOPE_TOOL: _ClassVar[ScopeKind]
+    SCOPE_WORKFLOW: _ClassVar[ScopeKind]
+REACH_UNSPECIFIED: Reach
+HOME_ONLY: Reach
+JURISDICTION: Reach
+GLOBAL: Reach
+FLAG_TYPE_UNSPECIFIED: FlagType
+BOOL: FlagType
+STRING: FlagType
+INT: FlagType
+NUMBER: FlagType
+JSON: FlagType
+SCOPE_KIND_UNSPECIFIED: ScopeKind
+SCOPE_REGION: ScopeKind
+SCOPE_ENVIRONMENT: ScopeKind
+SCOPE_TENANT: ScopeKind
+SCOPE_AGENT_TYPE: ScopeKind
+SCOPE_TOOL: ScopeKind
+SCOPE_WORKFLOW: ScopeKind
+
+class Partition(_message.Message):
+    __slots__ = ("id", "home", "epoch", "reach", "environment", "default_for")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FOR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    home: str
+    epoch: int
+    reach: Reach
+    environment: str
+    default_for: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., home: _Optional[str] = ..., epoch: _Optional[int] = ..., reach: _Optional[_Union[Reach, str]] = ..., environment: _Optional[str] = ..., default_for: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Retention(_message.Message):
+    __slots__ = ("event_floor",)
+    EVENT_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    event_floor: int
+    def __init__(self, event_floor: _Optional[int] = ...) -> None: ...
+
+class FlagValue(_message.Message):
+    __slots__ = ("bool_value", "string_value", "int_value", "number_value", "json_value")
+    BOOL_VALUE_FIELD_NUMBER: _ClassVar[int]
+    STRING_VALUE_FIELD_NUMBER: _ClassVar[int]
+    INT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_VALUE_FIELD_NUMBER: _ClassVar[int]
+    JSON_VALUE_FIELD_NUMBER: _ClassVar[int]
+    bool_value: bool
+    string_value: str
+    int_value: int
+    number_value: str
+    json_value: str
+    def __init__(self, bool_value: _Optional[bool] = ..., string_value: _Optional[str] = ..., int_value: _Optional[int] = ..., number_value: _Optional[str] = ..., json_value: _Optional[str] = ...) -> None: ...
+
+class Variant(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: FlagValue
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[_Union[FlagValue, _Mapping]] = ...) -> None: ...
+
+class Flag(_message.Message):
+    __slots__ = ("name", "type", "enabled", "variants", "default_variant", "targeting", "metadata", "bucketing", "description")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_VARIANT_FIELD_NUMBER: _ClassVar[int]
+    TARGETING_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    BUCKETING_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    type: FlagType
+    enabled: bool
+    variants: _containers.RepeatedCompositeFieldContainer[Variant]
+    default_variant: str
+    targeting: str
+    metadata: str
+    bucketing: int
+    description: str
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[FlagType, str]] = ..., enabled: _Optional[bool] = ..., variants: _Optional[_Iterable[_Union[Variant, _Mapping]]] = ..., default_variant: _Optional[str] = ..., targeting: _Optional[str] = ..., metadata: _Optional[str] = ..., bucketing: _Optional[int] = ..., description: _Optional[str] = ...) -> None: ...
+
+class Workflow(_message.Message):
+    __slots__ = ("id", "state", "schema_version", "code_version")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CODE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    state: bytes
+    schema_version: int
+    code_version: str
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[bytes] = ..., schema_version: _Optional[int] = ..., code_version: _Optional[str] = ...) -> None: ...
+
+class Scope(_message.Message):
+    __slots__ = ("kind", "name")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    kind: ScopeKind
+    name: str
+    def __init__(self, kind: _Optional[_Union[ScopeKind, str]] = ..., name: _Optional[str] = ...) -> None: ...
+
+class Switch(_message.Message):
+    __slots__ = ("scope", "engaged", "engaged_by", "engaged_reason")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    ENGAGED_FIELD_NUMBER: _ClassVar[int]
+    ENGAGED_BY_FIELD_NUMBER: _ClassVar[int]
+    ENGAGED_REASON_FIELD_NUMBER: _ClassVar[int]
+    scope: Scope
+    engaged: bool
+    engaged_by: str
+    engaged_reason: str
+    def __init__(self, scope: _Optional[_Union[Scope, _Mapping]] = ..., engaged: _Optional[bool] = ..., engaged_by: _Optional[str] = ..., engaged_reason: _Optional[str] = ...) -> None: ...
+
+class Election(_message.Message):
+    __slots__ = ("name", "holder", "process", "ttl_ms", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    holder: str
+    process: bytes
+    ttl_ms: int
+    value: bytes
+    def __init__(self, name: _Optional[str] = ..., holder: _Optional[str] = ..., process: _Optional[bytes] = ..., ttl_ms: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
