@@ -53,5 +53,5 @@ class OutcomeUnknown(ControlPlaneError):
     """The request may or may not have happened: ask again with the same request id."""
 
 
-class Fatal(Exception):  # noqa: N818 - it is not an error of a request; it ends the process.
+class Fatal(Exception):
     """An invariant of this node is broken. The process stops: going on could only make it worse."""

@@ -1,0 +1,119 @@
+"""Where things stand in the store: order-preserving encodings of keys, and the layout of the key space.
+
+A record's key is `home / reach / partition / epoch / kind / name`. Residency comes first, so that what an exporter may
+see is a range of keys and not a filter. Text parts end with a zero byte; a zero byte inside one is written as 00 FF,
+which sorts after every terminated part. Numbers are eight bytes, big-endian.
+
+The first byte of a store key says what the row is: see the constants below.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+RECORD = b"r"
+"""+ key → the newest `Event` of the key."""
+EVENT = b"e"
+"""+ domain + revision + n (2 bytes) → `Event`; domain is the encoded home and reach."""
+HISTORY = b"h"
+"""+ key + revision → `Event`."""
+OUTCOME = b"o"
+"""+ generation + nonce + identity → `Outcome`."""
+STATE = b"m/state"
+"""→ `State`."""
+
+_END = b"\0"
+_NUMBER_BYTES = 8
+
+
+class Key(NamedTuple):
+    """The parts of a record's key. `reach` is the name of a `Reach` value."""
+
+    home: str
+    reach: str
+    partition: str
+    epoch: int
+    kind: str
+    name: str
+
+
+def number(value: int) -> bytes:
+    """Eight bytes that sort like `value` (0 ≤ value < 2⁶³)."""
+    return value.to_bytes(_NUMBER_BYTES, "big")
+
+
+def text(value: str) -> bytes:
+    """A terminated part that sorts like the UTF-8 bytes of `value`."""
+    return value.encode().replace(_END, b"\0\xff") + _END
+
+
+def domain(home: str, reach: str) -> bytes:
+    """The prefix shared by everything of one home and reach."""
+    return text(home) + text(reach)
+
+
+def scope(home: str, reach: str, partition: str, epoch: int) -> bytes:
+    """The prefix shared by all records of one epoch of a partition."""
+    return domain(home, reach) + text(partition) + number(epoch)
+
+
+def within(scope_bytes: bytes, kind: str, name: str) -> bytes:
+    """The key of a record in a scope."""
+    return scope_bytes + text(kind) + text(name)
+
+
+def decode(key: bytes) -> Key:
+    """Take a record's key apart. Raises ValueError for anything `within` did not make."""
+    home, at = _text(key, 0)
+    reach, at = _text(key, at)
+    partition, at = _text(key, at)
+    epoch, at = int.from_bytes(key[at : at + _NUMBER_BYTES], "big"), at + _NUMBER_BYTES
+    kind, at = _text(key, at)
+    name, at = _text(key, at)
+    if at != len(key):
+        raise ValueError("bytes after the last part of a key")
+    return Key(home, reach, partition, epoch, kind, name)
+
+
+@lru_cache(maxsize=1024)
+def domain_of(scope_bytes: bytes) -> bytes:
+    """The domain that a scope or key lies in. Raises ValueError if it has no two text parts."""
+    _, at = _text(scope_bytes, 0)
+    _, at = _text(scope_bytes, at)
+    return scope_bytes[:at]
+
+
+def event(domain_bytes: bytes, revision: int, n: int) -> bytes:
+    """The store key of the n-th event of a revision."""
+    return EVENT + domain_bytes + number(revision) + n.to_bytes(2, "big")
+
+
+def events(domain_bytes: bytes, first: int, last: int) -> tuple[bytes, bytes]:
+    """The range of store keys of all events of revisions `first` … `last`."""
+    prefix = EVENT + domain_bytes
+    return prefix + number(first), prefix + number(last + 1)
+
+
+def history(key: bytes, revision: int) -> bytes:
+    """The store key of what `key` became at `revision`."""
+    return HISTORY + key + number(revision)
+
+
+def generation(number_of: int) -> bytes:
+    """The prefix of all outcomes of a generation."""
+    return OUTCOME + number(number_of)
+
+
+def children(prefix: bytes) -> tuple[bytes, bytes]:
+    """The range of keys that continue `prefix`, which must end a part or stand inside one."""
+    return prefix, prefix + b"\xff"
+
+
+def _text(key: bytes, start: int) -> tuple[str, int]:
+    at = start
+    while True:
+        at = key.index(_END, at)
+        if key[at + 1 : at + 2] != b"\xff":
+            return key[start:at].replace(b"\0\xff", _END).decode(), at + 1
+        at += 2

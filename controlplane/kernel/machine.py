@@ -1,0 +1,284 @@
+"""Apply one entry of the log to one store: the only code that changes replicated state.
+
+`Working` is an entry in the making. A leader plans with it (feature by feature, so that the requests of one batch see
+each other) and every replica applies with it, so the two cannot disagree about what a transaction does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from controlplane import limits
+from controlplane.errors import Fatal
+from controlplane.kernel import keys
+from controlplane.kernel.store import Overlay, Store, View
+from controlplane.v1.state_pb2 import Entry, Event, Outcome, Range, RequestId, State, Txn, Write
+
+_TRIMMABLE = (keys.EVENT, keys.HISTORY, keys.OUTCOME)
+_FORMAT = bytes([limits.ENTRY_FORMAT])
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One record as an entry left it: its store key, the event, and its encoding; quiet changes have no event row."""
+
+    key: bytes
+    event: Event
+    encoded: bytes
+    quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying an entry did. `outcomes` are in the order of its transactions."""
+
+    state: State
+    outcomes: list[Outcome]
+    changed: list[Changed]
+
+
+def state_of(view: View) -> State:
+    """Where `view` stands; the state of an empty store if nothing was ever applied."""
+    packed = view.get(keys.STATE)
+    if packed is None:
+        return State(format=limits.STATE_FORMAT, outcome_span=limits.OUTCOME_SPAN, hash=bytes(32))
+    state = State.FromString(packed)
+    if state.format != limits.STATE_FORMAT:
+        raise Fatal(
+            f"the store is of format {state.format}, this program knows {limits.STATE_FORMAT}:"
+            " run the release that wrote it"
+        )
+    return state
+
+
+def event_at(view: View, key: bytes) -> Event | None:
+    """The newest event of a record's key, or None if there is no such record."""
+    packed = view.get(keys.RECORD + key)
+    return None if packed is None else Event.FromString(packed)
+
+
+def outcome_of(view: View, request: RequestId, revision: int, span: int) -> Outcome | None:
+    """The kept outcome of a request, looked up in the generation of `revision` and the one before."""
+    suffix = request.nonce + request.identity.encode()
+    newest = revision // span
+    for generation in range(newest, max(newest - 2, -1), -1):
+        packed = view.get(keys.generation(generation) + suffix)
+        if packed is not None:
+            return Outcome.FromString(packed)
+    return None
+
+
+def outcome_floor(revision: int, span: int) -> int:
+    """Requests first made at or above this revision have their outcome kept, if they have one."""
+    return max(0, revision // span - 1) * span
+
+
+def pack(entry: Entry) -> bytes:
+    """The bytes of an entry, as they go into the log."""
+    return _FORMAT + entry.SerializeToString(deterministic=True)
+
+
+def apply(store: Store, index: int, term: int, entry: bytes) -> Applied:
+    """Apply the entry at `index`; once, however often it is handed in.
+
+    Total: bad content is an outcome. Raises `Fatal` only for an entry of a format this program does not know.
+    """
+    working = Working(store)
+    if index <= working.index:
+        return Applied(state_of(store), [], [])
+    if entry:
+        working.replay(entry)
+    return working.finish(store, index, term, entry)
+
+
+class Working:
+    """A store with an entry on top that is not finished yet."""
+
+    def __init__(self, base: View) -> None:
+        state = state_of(base)
+        self.view = Overlay(base)
+        self.index, self.revision, self.span = state.index, state.revision, state.outcome_span
+        self.base = state.revision
+        self.at_ms = state.at_ms
+        self.live_bytes, self.records = state.live_bytes, state.records
+        self._hash = state.hash
+        self._outcomes: list[Outcome] = []
+        self._changed: list[Changed] = []
+
+    def replay(self, entry: bytes) -> None:
+        """Run the transactions of a packed entry."""
+        if entry[:1] != _FORMAT:
+            raise Fatal(f"entry of format {entry[0]}, this program knows {limits.ENTRY_FORMAT}: upgrade this node")
+        try:
+            message = Entry.FromString(entry[1:])
+        except DecodeError:
+            return  # Every replica sees the same bytes, so every replica skips them.
+        stale = message.base != self.base
+        self.at_ms = max(self.at_ms, message.at_ms)
+        for txn in message.txns:
+            if stale:
+                self._conflict(f"planned over revision {message.base}")
+            else:
+                self.run(txn)
+
+    def run(self, txn: Txn) -> Outcome:
+        """Run one transaction and return what becomes of it."""
+        self.revision += 1
+        outcome = self._known(txn) or self._objection(txn) or self._effect(txn)
+        self._outcomes.append(outcome)
+        return outcome
+
+    def finish(self, store: Store, index: int, term: int, entry: bytes) -> Applied:
+        """Write everything to `store` as one batch. `store` must be what this was begun over, unchanged since."""
+        if entry:
+            self._hash = self._digest(entry)
+        state = State(
+            index=index,
+            term=term,
+            revision=self.revision,
+            hash=self._hash,
+            at_ms=self.at_ms,
+            records=self.records,
+            live_bytes=self.live_bytes,
+            outcome_span=self.span,
+            format=limits.STATE_FORMAT,
+        )
+        self.view.put(keys.STATE, state.SerializeToString(deterministic=True))
+        store.commit(self.view.take())
+        return Applied(state, self._outcomes, self._changed)
+
+    def _conflict(self, detail: str) -> Outcome:
+        self.revision += 1
+        outcome = Outcome(verdict=Outcome.CONFLICT, revision=self.revision, detail=detail)
+        self._outcomes.append(outcome)
+        return outcome
+
+    def _known(self, txn: Txn) -> Outcome | None:
+        """The answer to a request that was answered before, or whose answer is no longer kept."""
+        if not txn.HasField("request"):
+            return None
+        kept = outcome_of(self.view, txn.request, self.revision, self.span)
+        if kept is None:
+            if txn.request.since >= outcome_floor(self.revision, self.span):
+                return None
+            return Outcome(verdict=Outcome.FORGOTTEN, revision=self.revision)
+        if kept.digest != txn.request.digest:
+            return Outcome(verdict=Outcome.REUSED, revision=self.revision)
+        return kept
+
+    def _objection(self, txn: Txn) -> Outcome | None:
+        flaw = malformed(txn)
+        if flaw:
+            return Outcome(verdict=Outcome.MALFORMED, revision=self.revision, detail=flaw)
+        for guard in txn.guards:
+            found = event_at(self.view, guard.key)
+            if (found.revision if found else 0) != guard.revision:
+                return Outcome(verdict=Outcome.CONFLICT, revision=self.revision, detail="guard")
+        return None
+
+    def _effect(self, txn: Txn) -> Outcome:
+        outcome = Outcome(verdict=Outcome.COMMITTED, revision=self.revision, reply=txn.reply)
+        if txn.HasField("refusal"):
+            outcome.verdict = Outcome.REFUSED
+            outcome.refusal.CopyFrom(txn.refusal)
+        else:
+            for n, write in enumerate(txn.writes):
+                self._write(txn, n, write)
+        for trim in txn.trims:
+            self.view.drop(trim.start, trim.end)
+        if txn.HasField("request"):
+            outcome.digest = txn.request.digest
+            where = keys.generation(self.revision // self.span) + txn.request.nonce + txn.request.identity.encode()
+            self.view.put(where, outcome.SerializeToString(deterministic=True))
+        return outcome
+
+    def _write(self, txn: Txn, n: int, write: Write) -> None:
+        view, key = self.view, write.key
+        row, value = keys.RECORD + key, write.value if write.HasField("value") else None
+        packed = view.get(row)
+        if packed is None and value is None:
+            return
+        old = Event.FromString(packed) if packed is not None else None
+        event = Event(
+            revision=self.revision,
+            key=key,
+            value=value,
+            created=old.created if old else self.revision,
+            version=old.version + 1 if old else 1,
+            actor=txn.actor,
+            action=txn.action,
+            reason=txn.reason,
+            at_ms=self.at_ms,
+        )
+        encoded = event.SerializeToString(deterministic=True)
+        self._put(row, encoded, packed, deleted=value is None)
+        self._changed.append(Changed(key, event, encoded, write.quiet))
+        if write.quiet:
+            return
+        view.put(keys.event(keys.domain_of(txn.scope), self.revision, n), encoded)
+        if write.history:
+            view.put(keys.history(key, self.revision), encoded)
+
+    def _put(self, row: bytes, encoded: bytes, old: bytes | None, *, deleted: bool) -> None:
+        if old is not None:
+            self.records -= 1
+            self.live_bytes -= len(row) + len(old)
+        if deleted:
+            self.view.delete(row)
+            return
+        self.records += 1
+        self.live_bytes += len(row) + len(encoded)
+        self.view.put(row, encoded)
+
+    def _digest(self, entry: bytes) -> bytes:
+        parts = [self._hash, entry]
+        parts += [outcome.SerializeToString(deterministic=True) for outcome in self._outcomes]
+        for key, value in self.view.changes().items():
+            parts += (key, b"\1" + value) if value is not None else (key, b"\0")
+        for start, end in self.view.ranges():
+            parts += (start, end)
+        sizes = struct.pack(f">{len(parts)}I", *map(len, parts))
+        return hashlib.sha256(sizes + b"".join(parts)).digest()
+
+
+def malformed(txn: Txn) -> str:
+    """Why `txn` may not be applied, or an empty text."""
+    if len(txn.writes) > limits.WRITES_PER_TXN_MAX:
+        return "too many writes"
+    if txn.writes and not _is_scope(txn.scope):
+        return "scope"
+    scope = txn.scope
+    seen = set()
+    for write in txn.writes:
+        if not write.key.startswith(scope) or write.key in seen:
+            return "key outside of the scope, or written twice"
+        if len(write.value) > limits.VALUE_BYTES_MAX:
+            return "value too large"
+        seen.add(write.key)
+    return next((flaw for trim in txn.trims if (flaw := _bad_trim(trim))), "")
+
+
+def _is_scope(scope: bytes) -> bool:
+    try:
+        keys.domain_of(scope)
+    except (ValueError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _bad_trim(trim: Range) -> str:
+    # A trim may remove what is past its retention, and never a record or the state itself.
+    good = trim.start < trim.end and trim.start[:1] == trim.end[:1] and trim.start.startswith(_TRIMMABLE)
+    return "" if good else "trim outside of events, history and outcomes"
+
+
+def events(view: View, domain: bytes, after: int, last: int) -> Iterator[Event]:
+    """Events of a domain at revisions `after` + 1 … `last`, in order."""
+    start, end = keys.events(domain, after + 1, last)
+    for _, packed in view.scan(start, end):
+        yield Event.FromString(packed)
