@@ -1,0 +1,214 @@
+"""A development authority, and certificates from it for nodes, agents and people.
+
+For trying things out and for tests: its key lies in a folder in the clear. A fleet that matters brings
+certificates from its own authority; what they need is listed in `regions/README.md`.
+
+Keys are ECDSA P-256, readable by their owner only. Nothing is overwritten unless asked. Only a node's
+certificate may serve, and only under the hosts it names; every other one is good for calling alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from controlplane.identity import Identity
+
+AUTHORITY: Final = "authority"
+AUTHORITY_DAYS: Final = 3650
+CERTIFICATE_DAYS: Final = 365
+
+_COMMON_NAME_MAX = 64
+
+
+class CertsError(Exception):
+    """A certificate cannot be made or read; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """Where one certificate, its key and the certificate of its authority are."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A certificate and its key, not yet in files."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def save(self, certificate_file: Path, key_file: Path, *, force: bool = False) -> None:
+        """Write both; raises `CertsError`, also if one exists and `force` was not said."""
+        for existing in (certificate_file, key_file):
+            if existing.exists() and not force:
+                raise CertsError(f"{existing} exists; pass --force to replace it")
+        encoded = self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        _create(key_file, encoded, 0o600)
+        _create(certificate_file, self.certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """When a certificate is valid."""
+
+    start: datetime.datetime
+    end: datetime.datetime
+
+    @classmethod
+    def from_now(cls, days: int) -> Life:
+        """From a little ago, because clocks differ, until `days` from now."""
+        now = datetime.datetime.now(datetime.UTC)
+        return cls(now - datetime.timedelta(minutes=5), now + datetime.timedelta(days=days))
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A certificate authority and the file that others trust it by."""
+
+    file: Path
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def sign(self, identity: Identity, hosts: Iterable[str] = (), life: Life | None = None) -> Signed:
+        """Return a new certificate for `identity`; it ends with its authority at the latest.
+
+        `hosts` are the DNS names and IP addresses under which a node serves; callers have none.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        life = life or Life.from_now(CERTIFICATE_DAYS)
+        life = Life(life.start, min(life.end, self.certificate.not_valid_after_utc))
+        subject = _name(identity.name[:_COMMON_NAME_MAX])
+        builder = _builder(subject, self.certificate.subject, key, life)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = _extended(builder, identity, hosts).add_extension(issuer, critical=False)
+        return Signed(builder.sign(self.key, hashes.SHA256()), key)
+
+
+def create_authority(fleet: str, folder: Path, *, force: bool = False) -> Authority:
+    """Make the authority of `fleet` as authority.crt and authority.key in `folder`; raises `CertsError`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name(f"{fleet} development authority")
+    builder = (
+        _builder(name, name, key, Life.from_now(AUTHORITY_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+    )
+    signed = Signed(builder.sign(key, hashes.SHA256()), key)
+    file = folder / f"{AUTHORITY}.crt"
+    signed.save(file, folder / f"{AUTHORITY}.key", force=force)
+    return Authority(file, signed.certificate, key)
+
+
+def load_authority(folder: Path) -> Authority:
+    """Read the authority that `create_authority` left in `folder`; raises `CertsError`."""
+    file, key_file = folder / f"{AUTHORITY}.crt", folder / f"{AUTHORITY}.key"
+    try:
+        certificate = x509.load_pem_x509_certificate(file.read_bytes())
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+    except OSError as error:
+        raise CertsError(
+            f"{error.filename}: {error.strerror}; make an authority first: controlplane certs init"
+        ) from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CertsError(f"{folder}: the authority cannot be read ({error}); make a new one") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertsError(f"{key_file}: not an elliptic curve key; make a new authority")
+    return Authority(file, certificate, key)
+
+
+def issue(
+    authority: Authority,
+    identity: Identity,
+    folder: Path,
+    hosts: Iterable[str] = (),
+    *,
+    force: bool = False,
+) -> Issued:
+    """Make a certificate for `identity` as <name>.crt and <name>.key in `folder`; raises `CertsError`."""
+    files = Issued(folder / f"{identity.name}.crt", folder / f"{identity.name}.key", authority.file)
+    authority.sign(identity, hosts).save(files.certificate, files.key, force=force)
+    return files
+
+
+def _extended(
+    builder: x509.CertificateBuilder, identity: Identity, hosts: Iterable[str]
+) -> x509.CertificateBuilder:
+    uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
+    if identity.role == "peer":
+        uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        names += [_host(host) for host in hosts]
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, life: Life
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(life.start)
+        .not_valid_after(life.end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _create(file: Path, content: bytes, mode: int) -> None:
+    # Created anew with its mode, so that a key is never readable by others, not even for a moment.
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
+            opened.write(content)
+    except OSError as error:
+        raise CertsError(f"{file}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,213 @@
+"""Region files: what is accepted, and that every mistake is named with its remedy."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane import config
+from controlplane.v1 import records_pb2
+
+DEMO = Path(__file__).parent.parent / "regions" / "demo.toml"
+FILE = Path("/somewhere/region.toml")
+
+HEAD = """
+format = 1
+fleet = "acme"
+region = "eu-west"
+jurisdiction = "eu"
+authority = "certs/ca.crt"
+"""
+NODE = """
+[[node]]
+name = "{0}"
+address = "127.0.0.1:710{1}"
+peer_address = "127.0.0.1:720{1}"
+certificate = "certs/{0}.crt"
+key = "certs/{0}.key"
+"""
+PARTITION = """
+[[partition]]
+id = "eu-west.prod.state"
+environment = "prod"
+reach = "home-only"
+default_for = ["workflow"]
+"""
+
+
+def nodes(count):
+    return "".join(NODE.format(f"n{number}", number) for number in range(1, count + 1))
+
+
+GOOD = HEAD + nodes(3) + PARTITION
+
+
+def problems(text):
+    with pytest.raises(config.ConfigError) as raised:
+        config.parse(text, FILE)
+    assert all(problem.startswith(str(FILE)) for problem in raised.value.problems)
+    return raised.value.problems
+
+
+def test_a_minimal_file_and_its_defaults():
+    region = config.parse(GOOD, FILE)
+    assert (region.fleet, region.name, region.jurisdiction) == ("acme", "eu-west", "eu")
+    assert region.timing == config.Timing(150, 300, 30)
+    assert region.authority == Path("/somewhere/certs/ca.crt")
+    node = region.node("n2")
+    assert node.address == "127.0.0.1:7102"
+    assert node.metrics_address.startswith("127.0.0.1:")
+    assert node.key == Path("/somewhere/certs/n2.key")
+    assert node.hosts == ("127.0.0.1",)
+
+
+def test_partitions_become_records():
+    (partition,) = config.parse(GOOD, FILE).partitions
+    assert partition == records_pb2.Partition(
+        id="eu-west.prod.state",
+        home="eu-west",
+        epoch=1,
+        reach=records_pb2.HOME_ONLY,
+        environment="prod",
+        default_for=["workflow"],
+    )
+
+
+def test_the_demo_file_is_good():
+    region = config.load(DEMO)
+    assert [node.name for node in region.nodes] == ["n1", "n2", "n3"]
+    for environment in ("prod", "staging"):
+        kinds = [kind for each in region.partitions if each.environment == environment for kind in each.default_for]
+        assert sorted(kinds) == sorted(config.KINDS)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4, 6])
+def test_membership_is_one_three_or_five(count):
+    (problem, *_) = problems(HEAD + nodes(count) + PARTITION)
+    assert "1, 3 or 5" in problem
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_sizes_that_are_possible(count):
+    assert len(config.parse(HEAD + nodes(count) + PARTITION, FILE).nodes) == count
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "says"),
+    [
+        ("format = 1", "format = 2", "format", "from 1 to 1"),
+        ("format = 1", "", "format", "is missing"),
+        ("format = 1", "format = true", "format", "True"),
+        ('fleet = "acme"', 'fleet = "Acme Inc"', "fleet", "lower-case"),
+        ('fleet = "acme"', "fleet = 7", "fleet", "lower-case"),
+        ('region = "eu-west"', "", "region", "is missing"),
+        ('jurisdiction = "eu"', "", "jurisdiction", "is missing"),
+        ('authority = "certs/ca.crt"', "", "authority", "is missing"),
+        ('authority = "certs/ca.crt"', 'authority = "a\\u0000b"', "authority", "path"),
+        ('fleet = "acme"', 'fleet = "acme"\nfleat = "x"', "fleat", "is not known"),
+        ('fleet = "acme"', 'fleet = "acme"\nquota_bytes = 1', "quota_bytes", "whole number from"),
+        ('fleet = "acme"', 'fleet = "acme"\nquota_bytes = 1e9', "quota_bytes", "whole number from"),
+        ('fleet = "acme"', 'fleet = "acme"\nballast_bytes = -1', "ballast_bytes", "whole number from"),
+        ('fleet = "acme"', 'fleet = "acme"\ntiming = 3', "timing", "as a table"),
+        ('fleet = "acme"', 'fleet = "acme"\ntiming.beat_ms = 100', "timing.beat_ms", "a third"),
+        ('fleet = "acme"', 'fleet = "acme"\ntiming.beat = 10', "timing.beat", "is not known"),
+        ('fleet = "acme"', 'fleet = "acme"\ntiming.election_max_ms = 150', "timing.election_max_ms", "1.5 times"),
+        ('name = "n2"', 'name = "n1"', "node", "used twice"),
+        ('name = "n2"', 'name = "n 2"', "node[2].name", "letters"),
+        ('"127.0.0.1:7102"', '"127.0.0.1:7101"', "node", "used twice"),
+        ('"127.0.0.1:7102"', '"127.0.0.1:7203"', "node", "used twice"),
+        ('"127.0.0.1:7102"', '"127.0.0.1"', "node[2].address", "host and a port"),
+        ('"127.0.0.1:7102"', '"127.0.0.1:99999"', "node[2].address", "host and a port"),
+        ('key = "certs/n3.key"', "", "node[3].key", "is missing"),
+        ('key = "certs/n3.key"', 'key = "k"\nextra = 1', "node[3].extra", "is not known"),
+        ('id = "eu-west.prod.state"', 'id = "us-east.prod.state"', "partition[1].id", "begin with the region"),
+        ('id = "eu-west.prod.state"', 'id = "eu-west."', "partition[1].id", "begin with the region"),
+        ('id = "eu-west.prod.state"', 'id = "eu-west.a\\u0007"', "partition[1].id", "begin with the region"),
+        ('environment = "prod"', 'environment = "production"', "partition[1].environment", '"staging"'),
+        ('reach = "home-only"', "", "partition[1].reach", '"jurisdiction"'),
+        ('reach = "home-only"', 'reach = "everywhere"', "partition[1].reach", '"global"'),
+        ('["workflow"]', '["workflows"]', "partition[1].default_for", '"workflow"'),
+        ('["workflow"]', '"workflow"', "partition[1].default_for", "a list"),
+        ('["workflow"]', "[7]", "partition[1].default_for", "holds 7"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(old, new, key, says):
+    assert old in GOOD
+    found = problems(GOOD.replace(old, new, 1))
+    assert any(problem.startswith(f"{FILE}: {key}: ") and says in problem for problem in found), found
+
+
+def test_all_mistakes_are_reported_at_once():
+    text = GOOD.replace("format = 1", "format = 9").replace('reach = "home-only"', "").replace("7102", "x")
+    assert len(problems(text)) == 3
+
+
+def test_one_default_per_environment_and_kind():
+    twice = PARTITION + PARTITION.replace("prod.state", "prod.more")
+    assert "used twice" in problems(HEAD + nodes(1) + twice)[0]
+    other = PARTITION.replace("prod.state", "test.state").replace('"prod"', '"test"')
+    assert len(config.parse(HEAD + nodes(1) + PARTITION + other, FILE).partitions) == 2
+
+
+def test_a_region_needs_a_partition():
+    assert "[[partition]]" in problems(HEAD + nodes(3))[0]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "maria",
+        "controlplane://acme/prod/eu-west/agent/maria",
+        "controlplane://other/prod/eu-west/operator/maria",
+        "controlplane://acme/prod/us-east/operator/maria",
+    ],
+)
+def test_administrators_are_operators_of_this_region(uri):
+    (problem,) = problems(f'administrators = ["{uri}"]' + GOOD)
+    assert "identities of operators" in problem
+
+
+def test_administrators_are_read():
+    uri = "controlplane://acme/prod/eu-west/operator/maria"
+    region = config.parse(f'administrators = ["{uri}"]' + GOOD, FILE)
+    assert [each.uri for each in region.administrators] == [uri]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"= 3", b"#" * (1 << 20) + b"\n"])
+def test_files_that_are_no_region_files(tmp_path, content):
+    file = tmp_path / "region.toml"
+    file.write_bytes(content)
+    with pytest.raises(config.ConfigError, match=r"region\.toml"):
+        config.load(file)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(config.ConfigError, match="cannot be read"):
+            config.load(path)
+
+
+def test_an_unknown_node_names_the_known_ones():
+    with pytest.raises(config.ConfigError, match="n1, n2, n3"):
+        config.parse(GOOD, FILE).node("n4")
+
+
+def test_ipv6_addresses():
+    assert config.split_address("[::1]:7001") == ("::1", 7001)
+    with pytest.raises(ValueError, match="host:port"):
+        config.split_address("::1:7001")
+
+
+LINES = GOOD.splitlines()
+
+
+@given(st.integers(0, len(LINES) - 1), st.text(max_size=20), st.integers(0, 30))
+def test_any_damage_is_a_config_error_or_harmless(line, inserted, column):
+    lines = list(LINES)
+    lines[line] = lines[line][:column] + inserted + lines[line][column:]
+    try:
+        region = config.parse("\n".join(lines), FILE)
+    except config.ConfigError:
+        return
+    assert len(region.nodes) == 3
