@@ -1,0 +1,285 @@
+"""The data folder of a node: whose it is, that only one process has it, and room kept for the worst day.
+
+A folder that is lost, swapped, copied from another node or quietly emptied is more dangerous to a majority
+protocol than a node that is down: such a node forgets votes and acknowledgements that others count on. So:
+
+1. **Identity.** `IDENTITY` names fleet, region, node and *incarnation*, a random number that is new at every
+   `--bootstrap` and `--replace`. It goes into every handshake; peers remember each other's (`MEMBERS`), and
+   one whose incarnation changed without `--replace` is refused.
+2. **An empty folder never starts by itself.** The operator says which of the two reasons it has to be empty:
+   `--bootstrap` (a new region: every member is empty) or `--replace` (this disk was lost, the others have the
+   data).
+3. **Standing.** `BOOTSTRAPPING` and `REPLACING` last until the node has met its peers, or caught up; they
+   survive a crash, so a node that stops half-way goes on where it was, with or without the flag.
+4. **One process.** `LOCK` is held with flock for as long as the folder is open; the kernel drops it with the
+   process.
+5. **Ballast.** A file of real bytes, given up when the disk runs short, so that stopping things and recording
+   why still works on a disk that someone else filled.
+6. **Durable** means: written to a new file, synced, renamed, folder synced. A crash leaves the old or the
+   new.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import BinaryIO
+
+from controlplane.errors import Fatal
+
+FORMAT = 1
+BALLAST_BYTES = 64 << 20
+_BALLAST_STEP_BYTES = 1 << 20
+
+
+class Start(Enum):
+    """Why the operator says this node is starting."""
+
+    NORMAL = "normal"
+    BOOTSTRAP = "bootstrap"
+    REPLACE = "replace"
+
+
+class Standing(Enum):
+    """How far this node is on its way to being a full member of its region."""
+
+    BOOTSTRAPPING = "bootstrapping"
+    REPLACING = "replacing"
+    MEMBER = "member"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose folder it is. `vote_above` is the highest term any peer reported when a replaced disk joined."""
+
+    fleet: str
+    region: str
+    node: str
+    incarnation: str
+    standing: Standing
+    vote_above: int = 0
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: after a crash they are there, or gone, as now."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace the file at `path` so that a crash at any moment leaves the old content or the new, whole."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync_folder(path.parent)
+
+
+class DataFolder:
+    """An open data folder. Create it with `open_folder`; it is this process's alone until `close`."""
+
+    def __init__(self, path: Path, lock: BinaryIO, identity: Identity) -> None:
+        self.path = path
+        self.identity = identity
+        self.members = _read_members(path)
+        self._lock = lock
+
+    @property
+    def journal(self) -> Path:
+        """Where the log's entries, term and vote live."""
+        return self.path / "journal"
+
+    @property
+    def store(self) -> Path:
+        """Where the replicated state lives."""
+        return self.path / "store"
+
+    @property
+    def snapshots(self) -> Path:
+        """Where snapshots are made and received; nothing in it outlives a start."""
+        return self.path / "snapshots"
+
+    def stand(self, standing: Standing, *, vote_above: int = 0) -> None:
+        """Record durably that this node has come to `standing`."""
+        self.identity = replace(self.identity, standing=standing, vote_above=vote_above)
+        _write_checked(self.path / "IDENTITY", _identity_fields(self.identity))
+
+    def remember(self, members: Mapping[str, str]) -> None:
+        """Record durably which incarnation each peer has (name → incarnation)."""
+        self.members = {**self.members, **members}
+        _write_checked(self.path / "MEMBERS", self.members)
+
+    def free_bytes(self) -> int:
+        """Bytes this process may still write to the folder's disk, the ballast not counted."""
+        return shutil.disk_usage(self.path).free
+
+    @property
+    def ballast_bytes(self) -> int:
+        """Size of the ballast at this moment; 0 once it was given up."""
+        path = self.path / "BALLAST"
+        return path.stat().st_size if path.exists() else 0
+
+    def lay_ballast(self, size_bytes: int = BALLAST_BYTES) -> bool:
+        """Fill the ballast with real bytes unless that would leave less than its size free; tell whether it is whole.
+
+        Blocks for as long as the disk takes: not for the event loop's thread.
+        """
+        path = self.path / "BALLAST"
+        if self.ballast_bytes == size_bytes:
+            return True
+        path.unlink(missing_ok=True)
+        if self.free_bytes() < 2 * size_bytes:
+            return False
+        return _fill(path, size_bytes)
+
+    def drop_ballast(self) -> int:
+        """Give the ballast's bytes back to the disk; return how many they were."""
+        freed = self.ballast_bytes
+        (self.path / "BALLAST").unlink(missing_ok=True)
+        return freed
+
+    def close(self) -> None:
+        """Let another process open the folder."""
+        self._lock.close()
+
+
+def open_folder(path: Path, *, fleet: str, region: str, node: str, start: Start) -> DataFolder:
+    """Lock the folder and check that it is this node's, creating it where `start` allows that.
+
+    Raises `Fatal` with the next step when another process holds it, it is another node's, it is damaged or of
+    an unknown format, it is empty without a reason, or it holds data that `start` would contradict.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = _lock(path)
+    try:
+        identity = _admit(path, (fleet, region, node), start)
+        for folder in (path / "journal", path / "store", path / "snapshots"):
+            folder.mkdir(exist_ok=True)
+        sync_folder(path)
+        return DataFolder(path, lock, identity)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _admit(path: Path, owner: tuple[str, str, str], start: Start) -> Identity:
+    if not (path / "IDENTITY").exists():
+        return _create(path, owner, start)
+    identity = _read_identity(path)
+    _check_owner(path, identity, owner)
+    _check_start(path, identity, start)
+    return identity
+
+
+def _create(path: Path, owner: tuple[str, str, str], start: Start) -> Identity:
+    if any((path / name).exists() for name in ("journal", "store", "MEMBERS")):
+        raise Fatal(
+            f"{path}: IDENTITY is missing but data is there. Put the file back from a copy of this folder, "
+            f"or empty the folder and start with --replace to fetch the data from the peers."
+        )
+    if start is Start.NORMAL:
+        raise Fatal(
+            f"{path} is empty. Start with --bootstrap if the whole region is new, or with --replace if this "
+            f"node's disk was lost and the other nodes still have the data."
+        )
+    standing = Standing.BOOTSTRAPPING if start is Start.BOOTSTRAP else Standing.REPLACING
+    identity = Identity(*owner, incarnation=secrets.token_hex(16), standing=standing)
+    _write_checked(path / "IDENTITY", _identity_fields(identity))
+    return identity
+
+
+def _check_owner(path: Path, identity: Identity, owner: tuple[str, str, str]) -> None:
+    for what, found, wanted in zip(
+        ("fleet", "region", "node"), (identity.fleet, identity.region, identity.node), owner, strict=True
+    ):
+        if found != wanted:
+            raise Fatal(
+                f"{path} belongs to {what} {found!r}, not to {wanted!r}. Point --data at this node's own "
+                f"folder, or at an empty one and start with --replace."
+            )
+
+
+def _check_start(path: Path, identity: Identity, start: Start) -> None:
+    allowed = {
+        Start.NORMAL: set(Standing),
+        Start.BOOTSTRAP: {Standing.BOOTSTRAPPING},
+        Start.REPLACE: {Standing.REPLACING},
+    }
+    if identity.standing not in allowed[start]:
+        raise Fatal(
+            f"{path} already holds data (standing: {identity.standing.value}). Start without --{start.value}; "
+            f"to begin anew from the peers' data, move the folder away and start with --replace."
+        )
+
+
+def _lock(path: Path) -> BinaryIO:
+    file = (path / "LOCK").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise Fatal(f"{path} is in use by another process. Stop that one first.") from error
+    return file
+
+
+def _fill(path: Path, size_bytes: int) -> bool:
+    """Incompressible bytes, so that no file system can store them in less."""
+    try:
+        with path.open("wb") as file:
+            for _ in range(0, size_bytes, _BALLAST_STEP_BYTES):
+                file.write(os.urandom(min(_BALLAST_STEP_BYTES, size_bytes - file.tell())))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        return False
+    sync_folder(path.parent)
+    return True
+
+
+def _identity_fields(identity: Identity) -> dict[str, str | int]:
+    return {**asdict(identity), "standing": identity.standing.value, "format": FORMAT}
+
+
+def _read_identity(path: Path) -> Identity:
+    fields = _read_checked(path / "IDENTITY")
+    if fields.pop("format", None) != FORMAT:
+        raise Fatal(f"{path / 'IDENTITY'} has a format this version does not know. Start the version that wrote it.")
+    return Identity(**{**fields, "standing": Standing(fields["standing"])})  # type: ignore[arg-type]
+
+
+def _read_members(path: Path) -> dict[str, str]:
+    if not (path / "MEMBERS").exists():
+        return {}
+    return {name: str(incarnation) for name, incarnation in _read_checked(path / "MEMBERS").items()}
+
+
+def _write_checked(path: Path, fields: Mapping[str, str | int]) -> None:
+    body = json.dumps(dict(fields), sort_keys=True)
+    write_durably(path, f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
+
+
+def _read_checked(path: Path) -> dict[str, str | int]:
+    checksum, _, body = path.read_text("utf-8", "replace").strip().partition(" ")
+    if checksum != f"{zlib.crc32(body.encode()):08x}":
+        raise Fatal(
+            f"{path} is damaged. Restore the node from its peers: move the data folder away and start with --replace."
+        )
+    fields: dict[str, str | int] = json.loads(body)
+    return fields

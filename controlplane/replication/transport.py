@@ -1,0 +1,518 @@
+"""Links between the nodes of a region: gRPC streams over mutual TLS that carry `RaftMessage`s, and nothing else.
+
+Theory of operation. Two nodes keep two streams, one each way; a stream carries messages from the node that dialled to the
+node that answered. Only the answering side can read the other's certificate, so everything that is *received* comes
+from a caller whose certificate was checked. A link is *up* while both of its streams are.
+
+1. **Identity.** The caller's certificate must say role peer, this fleet, this region and the node that its hello claims.
+   The hello must also name us, this wire version, and the incarnation of its data folder; the owner decides on that.
+   Refusals carry a stable reason. The dialling side relies on the fleet's CA and on the address in the certificate.
+2. **Order.** One stream per direction and peer. A newer one (by generation) replaces the older, whose messages are dropped
+   from then on; a stream of a process that was already succeeded is refused.
+3. **A broken link is news.** The end of either stream is reported at once; silence is found by keepalive within about two
+   seconds and, earlier, by the owner's own timers.
+4. **Bounded.** What waits for a peer is bounded in bytes and count; when full it is dropped and the link starts again:
+   the protocol above tolerates loss. Whatever waits while a write is under way leaves as one frame.
+5. **Nothing received is trusted further than its type.** Garbage ends the stream, is counted and harms nobody else.
+6. **Warm.** Every peer is dialled from the start and again within half a second after a break; a peer that dials us is
+   dialled back at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Protocol
+
+import grpc
+
+from controlplane import status
+from controlplane.errors import ControlPlaneError, Denied, Invalid, Refused, Unavailable
+from controlplane.identity import Identity
+from controlplane.replication.guard import Malformed
+from controlplane.v1.peer_pb2 import Goodbye, PeerFrame, PeerHello, RaftBatch
+from controlplane.v1.peer_pb2_grpc import PeerServicer, PeerStub, add_PeerServicer_to_server
+from controlplane.v1.raft_pb2 import RaftMessage
+
+WIRE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """This node's certificate and key, and the fleet's CA; all PEM."""
+
+    ca: bytes
+    certificate: bytes
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkBounds:
+    """Bounds and times of a link; seconds and bytes."""
+
+    waiting_bytes_max: int = 16 << 20
+    waiting_count_max: int = 8192
+    frame_bytes: int = 1 << 20
+    message_bytes_max: int = 4 << 20
+    text_bytes_max: int = 256
+    hello_timeout_s: float = 1.0
+    redial_min_s: float = 0.01
+    redial_max_s: float = 0.5
+    keepalive_s: float = 1.0
+    keepalive_timeout_s: float = 0.6
+    streams_max: int = 64
+
+
+@dataclass(slots=True)
+class LinkCounters:
+    """What happened on all links since the start; only ever grows."""
+
+    frames_sent: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    messages_dropped: int = 0
+    links_broken: int = 0
+    streams_refused: int = 0
+    frames_malformed: int = 0
+
+
+class Owner(Protocol):
+    """Who the links serve. Called on the loop; must not block, and raises only what is named."""
+
+    def hello(self, peer: str) -> PeerHello:
+        """Return what to tell `peer` of this node: incarnation, known, standing, log_empty, term."""
+
+    def meet(self, peer: str, hello: PeerHello) -> None:
+        """Judge what `peer` says of itself; raise a `ControlPlaneError` to refuse the link."""
+
+    def refused(self, peer: str, error: ControlPlaneError) -> None:
+        """Hear that `peer` refused us."""
+
+    def up(self, peer: str) -> None:
+        """Hear that messages go both ways from now on."""
+
+    def down(self, peer: str) -> None:
+        """Hear that they no longer do."""
+
+    def received(self, peer: str, messages: Sequence[RaftMessage]) -> None:
+        """Take messages, in the order sent. Raises `Malformed` to have the link closed."""
+
+
+@dataclass(slots=True)
+class _Inbound:
+    """The stream we listen to."""
+
+    process: bytes
+    generation: int
+    task: asyncio.Task[Any] | None
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """All there is for one peer."""
+
+    peer: str
+    address: str
+    waiting: deque[RaftMessage] = field(default_factory=deque)
+    waiting_bytes: int = 0
+    work: asyncio.Event = field(default_factory=asyncio.Event)
+    redial: asyncio.Event = field(default_factory=asyncio.Event)
+    outbound: bool = False
+    inbound: _Inbound | None = None
+    succeeded: deque[bytes] = field(default_factory=lambda: deque(maxlen=8))
+    up: bool = False
+    overflowed: bool = False
+
+
+class Transport:
+    """The links of one node. `start` opens the port and dials every peer; `stop` closes all, saying goodbye."""
+
+    def __init__(
+        self,
+        me: Identity,
+        peers: Mapping[str, str],
+        listen: str,
+        credentials: Credentials | None,
+        owner: Owner,
+        *,
+        random: Random,
+        bounds: LinkBounds | None = None,
+    ) -> None:
+        """`peers` maps names to host:port. Without credentials, every address must be a loopback one (ValueError)."""
+        self._me = me
+        self._listen = listen
+        self._credentials = credentials
+        self._owner = owner
+        self._random = random
+        self._bounds = bounds or LinkBounds()
+        self._process = secrets.token_bytes(16)
+        self._generation = 0
+        self._links = {peer: _Link(peer, address) for peer, address in peers.items() if peer != me.name}
+        self._server: grpc.aio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.counters = LinkCounters()
+        self.port = 0
+        if credentials is None:
+            _require_loopback([listen, *peers.values()])
+
+    async def start(self) -> None:
+        """Open the port (`port` tells which, when 0 was asked for). Raises `Unavailable` when it is taken."""
+        server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=self._bounds.streams_max)
+        add_PeerServicer_to_server(_Service(self), server)
+        try:
+            self.port = self._bind(server)
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {self._listen}: {error}", reason="PORT_TAKEN") from error
+        await server.start()
+        self._server = server
+
+    def dial(self, peers: Mapping[str, str] | None = None) -> None:
+        """Begin to dial every peer, at other addresses than first given if `peers` names them."""
+        for link in self._links.values():
+            link.address = (peers or {}).get(link.peer, link.address)
+            self._tasks.append(asyncio.create_task(self._keep(link), name=f"link to {link.peer}"))
+
+    async def stop(self) -> None:
+        """Say goodbye on every link and close."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    def send(self, peer: str, message: RaftMessage) -> None:
+        """Queue `message`, or drop it: when the link is down, or when the peer reads too slowly."""
+        link = self._links[peer]
+        if not link.outbound:
+            self.counters.messages_dropped += 1
+            return
+        link.waiting.append(message)
+        link.waiting_bytes += message.ByteSize()
+        bounds = self._bounds
+        if link.waiting_bytes > bounds.waiting_bytes_max or len(link.waiting) > bounds.waiting_count_max:
+            self._drop(link)
+            link.overflowed = True
+        link.work.set()
+
+    def is_up(self, peer: str) -> bool:
+        """Whether messages go both ways."""
+        return self._links[peer].up
+
+    def _drop(self, link: _Link) -> None:
+        self.counters.messages_dropped += len(link.waiting)
+        link.waiting.clear()
+        link.waiting_bytes = 0
+
+    def _changed(self, link: _Link) -> None:
+        up = link.outbound and link.inbound is not None
+        if up == link.up:
+            return
+        link.up = up
+        if up:
+            self._owner.up(link.peer)
+        else:
+            self.counters.links_broken += 1
+            self._owner.down(link.peer)
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        if self._credentials is None:
+            return server.add_insecure_port(self._listen)
+        given = self._credentials
+        pair = [(given.key, given.certificate)]
+        return server.add_secure_port(self._listen, grpc.ssl_server_credentials(pair, given.ca, True))
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=self._options())
+        given = self._credentials
+        secure = grpc.ssl_channel_credentials(given.ca, given.key, given.certificate)
+        return grpc.aio.secure_channel(address, secure, options=self._options())
+
+    def _options(self) -> list[tuple[str, int]]:
+        bounds = self._bounds
+        return [
+            ("grpc.max_receive_message_length", bounds.message_bytes_max),
+            ("grpc.max_send_message_length", bounds.message_bytes_max),
+            ("grpc.keepalive_time_ms", round(bounds.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", round(bounds.keepalive_timeout_s * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 100),
+            ("grpc.max_concurrent_streams", 4),
+            ("grpc.server_handshake_timeout_ms", 5000),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+            ("grpc.so_reuseport", 0),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.enable_retries", 0),
+        ]
+
+    def _hello(self, peer: str) -> PeerHello:
+        hello = self._owner.hello(peer)
+        hello.wire = WIRE_VERSION
+        hello.fleet, hello.region, hello.node, hello.to = self._me.fleet, self._me.region, self._me.name, peer
+        hello.process = self._process
+        return hello
+
+    # Dialling.
+
+    async def _keep(self, link: _Link) -> None:
+        """Keep one stream to the peer, for ever: the pause between attempts grows, and ends when the peer dials us."""
+        pause = self._bounds.redial_min_s
+        while True:
+            if await self._dialled(link):
+                pause = self._bounds.redial_min_s
+            link.redial.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(link.redial.wait(), pause * self._random.uniform(0.5, 1.0))
+            pause = min(2 * pause, self._bounds.redial_max_s)
+
+    async def _dialled(self, link: _Link) -> bool:
+        """Run one stream to its end; tell whether it had come up."""
+        channel = self._channel(link.address)
+        try:
+            call = PeerStub(channel).Stream()
+            try:
+                await asyncio.wait_for(self._greet(link, call), self._bounds.hello_timeout_s)
+                await self._run(link, call)
+            finally:
+                call.cancel()
+        except grpc.aio.AioRpcError as error:
+            self._heard_refusal(link, error)
+        except ControlPlaneError as error:
+            self.counters.streams_refused += 1
+            self._owner.refused(link.peer, error)
+        except (TimeoutError, asyncio.InvalidStateError):
+            pass
+        finally:
+            came_up, link.outbound = link.outbound, False
+            self._drop(link)
+            self._changed(link)
+            await channel.close()
+        return came_up
+
+    async def _greet(self, link: _Link, call: _Call) -> None:
+        self._generation += 1
+        hello = self._hello(link.peer)
+        hello.generation = self._generation
+        await call.write(PeerFrame(hello=hello))
+        frame = await call.read()
+        if not isinstance(frame, PeerFrame):
+            await _raise_status(call)
+            raise Invalid("the stream ended without a hello", reason="HELLO_MISSING")
+        _check_hello(frame, self._me, link.peer, self._bounds)
+        self._owner.meet(link.peer, frame.hello)
+
+    async def _run(self, link: _Link, call: _Call) -> None:
+        """Write until either side ends the stream."""
+        link.outbound = True
+        link.overflowed = False
+        self._changed(link)
+        writer = asyncio.create_task(self._write(link, call))
+        reader = asyncio.create_task(_until_end(call))
+        try:
+            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            writer.cancel()
+            await _say_goodbye(call)
+            raise
+        finally:
+            writer.cancel()
+            reader.cancel()
+            await asyncio.gather(writer, reader, return_exceptions=True)
+
+    async def _write(self, link: _Link, call: _Call) -> None:
+        while not link.overflowed:
+            await link.work.wait()
+            link.work.clear()
+            while link.waiting:
+                await call.write(PeerFrame(batch=RaftBatch(messages=self._take(link))))
+
+    def _take(self, link: _Link) -> list[RaftMessage]:
+        """What waits, up to one frame; one message at least."""
+        taken: list[RaftMessage] = []
+        size = 0
+        while link.waiting:
+            next_bytes = link.waiting[0].ByteSize()
+            if taken and size + next_bytes > self._bounds.frame_bytes:
+                break
+            size += next_bytes
+            taken.append(link.waiting.popleft())
+        link.waiting_bytes -= size
+        self.counters.frames_sent += 1
+        self.counters.messages_sent += len(taken)
+        return taken
+
+    def _heard_refusal(self, link: _Link, error: grpc.aio.AioRpcError) -> None:
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            return
+        self._owner.refused(link.peer, status.from_call(error.code(), error.details(), _trailers(error)))
+
+    # Answering.
+
+    async def serve(self, frames: AsyncIterator[PeerFrame], context: _Context) -> AsyncIterator[PeerFrame]:
+        """Answer one stream: greet, then hand what it brings to the owner until it ends or a newer one replaces it."""
+        first = await asyncio.wait_for(anext(aiter(frames)), self._bounds.hello_timeout_s)
+        link = self._admit(first, context)
+        mine = _Inbound(first.hello.process, first.hello.generation, asyncio.current_task())
+        yield PeerFrame(hello=self._hello(link.peer))
+        self._replace(link, mine)
+        try:
+            async for frame in frames:
+                if link.inbound is not mine or not self._take_in(link, frame):
+                    return
+        finally:
+            if link.inbound is mine:
+                link.inbound = None
+                self._changed(link)
+
+    def _admit(self, frame: PeerFrame, context: _Context) -> _Link:
+        peer = frame.hello.node
+        if self._credentials is not None:
+            peer = _certified(context, self._me)
+        _check_hello(frame, self._me, peer, self._bounds)
+        link = self._links.get(peer)
+        if link is None:
+            raise Denied(f"{peer} is not a node of this region", reason="PEER_UNKNOWN")
+        hello = frame.hello
+        newest = link.inbound
+        stale = newest and newest.process == hello.process and newest.generation >= hello.generation
+        if stale or hello.process in link.succeeded:
+            raise Refused("a newer stream is open", reason="STREAM_STALE")
+        self._owner.meet(peer, hello)
+        return link
+
+    def _replace(self, link: _Link, mine: _Inbound) -> None:
+        """From here on only this stream is listened to; the peer is dialled back if we have no stream to it."""
+        old, link.inbound = link.inbound, mine
+        if old is not None:
+            if old.process != mine.process:
+                link.succeeded.append(old.process)
+            if old.task is not None:
+                old.task.cancel()
+            link.inbound = None
+            self._changed(link)
+            link.inbound = mine
+        link.redial.set()
+        self._changed(link)
+
+    def _take_in(self, link: _Link, frame: PeerFrame) -> bool:
+        """Hand one frame on; False ends the stream."""
+        if frame.WhichOneof("frame") != "batch":
+            if not frame.HasField("goodbye"):
+                self.counters.frames_malformed += 1
+            return False
+        self.counters.messages_received += len(frame.batch.messages)
+        try:
+            self._owner.received(link.peer, frame.batch.messages)
+        except Malformed:
+            self.counters.frames_malformed += 1
+            return False
+        return True
+
+
+_Call = Any  # grpc.aio.StreamStreamCall and
+_Context = Any  # grpc.aio.ServicerContext, as their stubs type neither reads nor trailers precisely.
+
+
+class _Service(PeerServicer):
+    """The gRPC face of `Transport.serve`: errors become statuses here."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def Stream(self, frames: AsyncIterator[PeerFrame], context: _Context) -> AsyncIterator[PeerFrame]:  # noqa: N802
+        """See peer.proto."""
+        try:
+            async for frame in self._transport.serve(frames, context):
+                yield frame
+        except ControlPlaneError as error:
+            self._transport.counters.streams_refused += 1
+            trailers = ((status.TRAILER, status.encode(error)),)
+            await context.abort(status.code_of(error), str(error), trailers)
+        except (TimeoutError, StopAsyncIteration):
+            self._transport.counters.streams_refused += 1
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no hello arrived")
+
+
+def _check_hello(frame: PeerFrame, me: Identity, peer: str, bounds: LinkBounds) -> None:
+    if not frame.HasField("hello"):
+        raise Invalid("the first frame is not a hello", reason="HELLO_MISSING")
+    hello = frame.hello
+    texts = (hello.fleet, hello.region, hello.node, hello.to, hello.incarnation, hello.known)
+    if len(hello.process) != 16 or any(len(text) > bounds.text_bytes_max for text in texts):
+        raise Invalid("the hello is malformed", reason="HELLO_MALFORMED")
+    if hello.wire != WIRE_VERSION:
+        raise Refused(f"wire version {hello.wire} is not known here", reason="WIRE_VERSION_UNKNOWN")
+    if (hello.fleet, hello.region) != (me.fleet, me.region):
+        raise Denied("the hello is of another fleet or region", reason="PEER_OF_ANOTHER_REGION")
+    if hello.node != peer or hello.to != me.name:
+        raise Denied("the hello names another node than the one here", reason="PEER_NAME_MISMATCH")
+
+
+def _certified(context: _Context, me: Identity) -> str:
+    """Return the node that the caller's certificate names; `Denied` unless it is a peer of this region."""
+    uris = context.auth_context().get("peer_uri", [])
+    if len(uris) != 1:
+        raise Denied("the certificate carries no identity", reason="IDENTITY_MISSING")
+    try:
+        caller = Identity.parse(uris[0].decode())
+    except (Invalid, UnicodeDecodeError) as error:
+        raise Denied("the certificate's identity cannot be read", reason="IDENTITY_MALFORMED") from error
+    if caller.role != "peer":
+        raise Denied(f"role {caller.role} may not open peer streams", reason="PEER_ROLE_REQUIRED")
+    if (caller.fleet, caller.region) != (me.fleet, me.region):
+        raise Denied("the certificate is of another fleet or region", reason="PEER_OF_ANOTHER_REGION")
+    return caller.name
+
+
+async def _until_end(call: _Call) -> None:
+    """Read the answering side's frames, which say nothing further; return when the stream ends."""
+    while isinstance(await call.read(), PeerFrame):
+        pass
+
+
+async def _say_goodbye(call: _Call) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+        await asyncio.wait_for(call.write(PeerFrame(goodbye=Goodbye())), 0.1)
+
+
+async def _raise_status(call: _Call) -> None:
+    """Raise the status that a stream ended with, if it is an error."""
+    code = await call.code()
+    if code is not grpc.StatusCode.OK:
+        raise status.from_call(code, await call.details(), _pairs(await call.trailing_metadata()))
+
+
+def _trailers(error: grpc.aio.AioRpcError) -> list[tuple[str, str | bytes]]:
+    return _pairs(error.trailing_metadata())
+
+
+def _pairs(metadata: Any) -> list[tuple[str, str | bytes]]:
+    return [(str(name), value) for name, value in metadata or ()]
+
+
+def _require_loopback(addresses: Sequence[str]) -> None:
+    for address in addresses:
+        host = address.rpartition(":")[0].strip("[]")
+        if host != "localhost" and not _is_loopback(host):
+            raise ValueError(f"{address}: without certificates only loopback addresses are allowed")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+

@@ -1,0 +1,549 @@
+"""The replicated state on disk: an ordered map in RocksDB, and its snapshots as portable files.
+
+Theory of operation. The log is the truth; the store is what applying it has come to so far. Each commit is
+one atomic write that carries the applied index with its effects, so whatever a crash leaves is a state that
+once was, and the journal holds what is newer. Hence:
+
+1. **Commits are written, not synced.** `sync` makes everything committed so far durable; the log calls it
+   before it trims the journal, and never trims beyond what was synced.
+2. **A folder holds generations.** `CURRENT` names the one in use; installing a snapshot builds the next
+   generation beside it, syncs it, and only then renames `CURRENT`. A crash leaves the old state or the new,
+   never a mixture; other generations are leftovers and are removed at open.
+3. **A view is an iterator.** The iterators of rocksdict's own `Snapshot` show writes made after it (seen in
+   0.3.29), while a plain iterator keeps the moment of its creation. `snapshot()` therefore holds one iterator
+   and seeks with it.
+4. **Open iterators keep a RocksDB open.** `close` closes the views; a scan that was not exhausted must be
+   dropped by its owner, else the folder cannot be opened again in this process.
+5. **Damage is never repaired here.** An unreadable block, row or snapshot raises `Fatal` with the file and
+   the next step.
+6. **Snapshot files** are a header and checksummed blocks of rows in key order, ended by a count and a digest
+   of all: independent of RocksDB's format. They are written and read by a thread in slices so short that the
+   event loop, which shares the interpreter lock with it, is not held up.
+
+rocksdict reports every failure as a bare `Exception`; the places below that catch it are that boundary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from google.protobuf.message import DecodeError
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    RdictIter,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
+
+from controlplane.datadir import sync_folder, write_durably
+from controlplane.errors import Fatal
+from controlplane.kernel.store import Batch, Row, StoreSnapshot
+from controlplane.v1.peer_pb2 import SnapshotHeader
+
+STORE_FORMAT = 1
+SNAPSHOT_FORMAT = 1
+
+_MAGIC = b"CPSNAP\r\n"
+_BLOCK = struct.Struct(">II")  # Bytes of the block, CRC-32 of them.
+_ROW = struct.Struct(">II")  # Bytes of the key, bytes of the value.
+_END = struct.Struct(">Q32s")  # Rows in all, SHA-256 of everything before.
+_HEADER_BYTES_MAX = 4096
+_BLOCK_BYTES = 32 * 1024
+_BLOCK_BYTES_MAX = 8 * 1024 * 1024
+_REST_S = 0.001
+_RESTORE = "Restore this node from its peers: move the data folder away and start with --replace."
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How much memory one RocksDB may take:
+
+    `cache_bytes` of blocks, two write buffers of `write_buffer_bytes`.
+    """
+
+    cache_bytes: int = 16 << 20
+    write_buffer_bytes: int = 8 << 20
+
+
+def rocks_options(tuning: Tuning, recovery: DBRecoveryMode) -> Options:
+    """Options common to the store and the journal: byte keys, no hidden growth of logs, checks always on."""
+    blocks = BlockBasedOptions()
+    blocks.set_block_cache(Cache(tuning.cache_bytes))
+    blocks.set_cache_index_and_filter_blocks(True)
+    blocks.set_bloom_filter(10, False)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_paranoid_checks(True)
+    options.set_wal_recovery_mode(recovery)
+    options.set_block_based_table_factory(blocks)
+    options.set_write_buffer_size(tuning.write_buffer_bytes)
+    options.set_max_write_buffer_number(2)
+    options.set_max_total_wal_size(4 * tuning.write_buffer_bytes)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(256)
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1 << 20)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    return options
+
+
+class RocksStore:
+    """A `Store` (see controlplane.kernel.store) kept in `folder`.
+
+    One thread commits; others use `snapshot` views.
+    """
+
+    def __init__(self, folder: Path, tuning: Tuning | None = None) -> None:
+        self._folder = folder
+        self._tuning = tuning or Tuning()
+        self._generation = _settle(folder)
+        self._db = self._open(self._generation)
+        self._views: weakref.WeakSet[RocksSnapshot] = weakref.WeakSet()
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value under `key`, or None."""
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise _damaged(self._path, error) from error
+        return value
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Row]:
+        """Rows of [start, end) in order, or from the top down, as they are at this call."""
+        if start >= end:
+            return iter(())
+        bounds = ReadOptions()
+        bounds.set_iterate_upper_bound(end)
+        bounds.set_iterate_lower_bound(start)
+        cursor = self._db.iter(bounds)
+        return _down(cursor, self._path) if reverse else _up(cursor, start, self._path)
+
+    def commit(self, batch: Batch) -> None:
+        """Write `batch` as one:
+
+        Its range deletes, then deletes, then puts. Survives the process, not yet a power cut.
+        """
+        writes = WriteBatch(raw_mode=True)
+        for start, end in batch.ranges:
+            writes.delete_range(start, end)
+        for key in batch.deletes:
+            writes.delete(key)
+        for key, value in batch.puts.items():
+            writes.put(key, value)
+        try:
+            self._db.write(writes)
+        except Exception as error:
+            raise Fatal(f"{self._path}: cannot write: {error}. Check the disk, then start again.") from error
+
+    def snapshot(self) -> StoreSnapshot:
+        """The store as it is now, for reading from any one thread at a time.
+
+        Close it: it holds disk and memory.
+        """
+        view = RocksSnapshot(self._db.iter(), self._path)
+        self._views.add(view)
+        return view
+
+    def sync(self) -> None:
+        """Make everything committed before this call durable. Any thread; blocks for the disk."""
+        try:
+            self._db.flush_wal(True)
+        except Exception as error:
+            raise Fatal(f"{self._path}: cannot sync: {error}. Check the disk, then start again.") from error
+
+    def size_bytes(self) -> int:
+        """Bytes the store takes on disk. Reads the folder: not for hot paths."""
+        return folder_bytes(self._folder)
+
+    def stage(self, snapshot: Path, expected: SnapshotHeader) -> Staged:
+        """Build and sync the next generation from the file `snapshot`, checking all of it; nothing is in use yet.
+
+        Runs in a thread and yields often. Raises `Fatal` if the file is damaged or is not what `expected`
+        says.
+        """
+        generation = self._generation + 1
+        folder = _generation_folder(self._folder, generation)
+        shutil.rmtree(folder, ignore_errors=True)
+        database = self._open(generation)
+        _load(database, read_snapshot(snapshot, expected), folder)
+        sync_folder(folder)
+        sync_folder(self._folder)
+        return Staged(generation, database)
+
+    def adopt(self, staged: Staged) -> None:
+        """Switch to what `stage` built, durably:
+
+        Two small syncs on the calling thread. Older views stay readable.
+        """
+        _write_current(self._folder, staged.generation)
+        old, self._db, self._generation = self._db, staged.database, staged.generation
+        old.close()
+        _sweep(self._folder, self._generation)
+
+    def close(self) -> None:
+        """Sync, and close with all views."""
+        for view in list(self._views):
+            view.close()
+        self.sync()
+        self._db.close()
+
+    @property
+    def _path(self) -> Path:
+        return _generation_folder(self._folder, self._generation)
+
+    def _open(self, generation: int) -> Rdict:
+        """A power cut may tear unsynced writes:
+
+        What follows the tear is dropped, and the log brings it again.
+        """
+        path = _generation_folder(self._folder, generation)
+        try:
+            return Rdict(str(path), rocks_options(self._tuning, DBRecoveryMode.point_in_time()))
+        except Exception as error:
+            raise _damaged(path, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A generation that is complete and durable, waiting to be adopted or discarded."""
+
+    generation: int
+    database: Rdict
+
+    def discard(self) -> None:
+        """Give it up; its folder is removed at the next open or adoption."""
+        self.database.close()
+
+
+class RocksSnapshot:
+    """One moment of a store. Its scans may interleave; they share one iterator, which moves under a lock."""
+
+    def __init__(self, cursor: RdictIter, path: Path) -> None:
+        self._cursor: RdictIter | None = cursor
+        self._path = path
+        self._lock = threading.Lock()
+        self._holder: object = None
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value under `key` at this moment, or None."""
+        with self._lock:
+            cursor, self._holder = self._live(), None
+            cursor.seek(key)
+            if not cursor.valid() or cursor.key() != key:
+                return None
+            value: bytes = cursor.value()
+            return value
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Row]:
+        """Rows of [start, end) at this moment, in order or from the top down."""
+        step = self._below if reverse else self._above
+        me = object()
+        row = step(me, end if reverse else start, first=True)
+        while row is not None and start <= row[0] < end:
+            yield row
+            row = step(me, row[0], first=False)
+
+    def close(self) -> None:
+        """Release what the view holds; using it afterwards is a defect."""
+        with self._lock:
+            self._cursor = None
+
+    def _above(self, me: object, key: bytes, *, first: bool) -> Row | None:
+        with self._lock:
+            cursor = self._live()
+            if self._holder is not me:
+                cursor.seek(key)
+                self._holder = me
+            if not first and cursor.valid() and cursor.key() == key:
+                cursor.next()
+            return _row(cursor, self._path)
+
+    def _below(self, me: object, key: bytes, *, first: bool) -> Row | None:
+        with self._lock:
+            cursor = self._live()
+            if self._holder is not me:
+                cursor.seek_for_prev(key)
+                self._holder = me
+            if cursor.valid() and cursor.key() == key:
+                cursor.prev()
+            return _row(cursor, self._path)
+
+    def _live(self) -> RdictIter:
+        if self._cursor is None:
+            raise Fatal("a closed view of the store was read")
+        return self._cursor
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below `folder`; files that vanish meanwhile count nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(parent) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def write_snapshot(view: StoreSnapshot, path: Path, header: SnapshotHeader) -> bytes:
+    """Write all rows of `view` to `path`, synced;
+
+    Return the SHA-256 of the file. For a thread: it yields often.
+    """
+    with path.open("wb") as file:
+        sink = _Digesting(file)
+        _write_header(sink, header)
+        rows = 0
+        for block, count in _blocks(view):
+            sink.write(_BLOCK.pack(len(block), zlib.crc32(block)) + block)
+            rows += count
+            time.sleep(_REST_S)
+        sink.write(_BLOCK.pack(0, 0))
+        sink.write(_END.pack(rows, sink.digest.digest()))
+        file.flush()
+        os.fsync(file.fileno())
+    return sink.digest.digest()
+
+
+def read_snapshot(path: Path, expected: SnapshotHeader) -> Iterator[list[Row]]:
+    """The rows of the snapshot file at `path`, block by block, in key order.
+
+    Raises `Fatal`, naming the file, at the first byte that is not as written; the last check is after the
+    last row, so nothing read may be used before the iterator ends.
+    """
+    with path.open("rb") as file:
+        source = _Checked(file, path)
+        if source.header() != expected:
+            raise source.damage("it is not the snapshot it should be (fleet, region, index or format differ)")
+        rows, last = 0, None
+        for block in source.blocks():
+            last = _check_order(source, block, last)
+            rows += len(block)
+            yield block
+        source.check_end(rows)
+
+
+def _blocks(view: StoreSnapshot) -> Iterator[tuple[bytes, int]]:
+    parts: list[bytes] = []
+    size = count = 0
+    for key, value in _everything(view):
+        parts += (_ROW.pack(len(key), len(value)), key, value)
+        size += _ROW.size + len(key) + len(value)
+        count += 1
+        if size >= _BLOCK_BYTES:
+            yield b"".join(parts), count
+            parts, size, count = [], 0, 0
+    if parts:
+        yield b"".join(parts), count
+
+
+def _everything(view: StoreSnapshot) -> Iterator[Row]:
+    """No key of the store is empty, and none begins with 64 bytes of 0xff."""
+    return view.scan(b"", b"\xff" * 64)
+
+
+class _Digesting:
+    """A file that is written once, and the digest of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self._file = file
+
+    def write(self, content: bytes) -> None:
+        self.digest.update(content)
+        self._file.write(content)
+
+
+def _write_header(sink: _Digesting, header: SnapshotHeader) -> None:
+    body = header.SerializeToString(deterministic=True)
+    sink.write(_MAGIC + _BLOCK.pack(len(body), zlib.crc32(body)) + body)
+
+
+class _Checked:
+    """A snapshot file being read, every byte of it through the digest."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._digest = hashlib.sha256()
+
+    def header(self) -> SnapshotHeader:
+        if self._take(len(_MAGIC)) != _MAGIC:
+            raise self.damage("it is not a snapshot file")
+        body = self._block(_HEADER_BYTES_MAX)
+        try:
+            return SnapshotHeader.FromString(body)
+        except DecodeError as error:
+            raise self.damage("its header cannot be read") from error
+
+    def blocks(self) -> Iterator[list[Row]]:
+        while block := self._block(_BLOCK_BYTES_MAX):
+            yield self._rows(block)
+
+    def check_end(self, rows: int) -> None:
+        digest = self._digest.digest()
+        if _END.unpack(self._take(_END.size)) != (rows, digest) or self._file.read(1):
+            raise self.damage("its end does not match its content")
+
+    def damage(self, what: str) -> Fatal:
+        return Fatal(f"snapshot {self._path}: {what}. Remove the file; it is made or fetched again.")
+
+    def _block(self, bytes_max: int) -> bytes:
+        size, checksum = _BLOCK.unpack(self._take(_BLOCK.size))
+        if size > bytes_max:
+            raise self.damage("a block is larger than any that is written")
+        block = self._take(size)
+        if zlib.crc32(block) != checksum:
+            raise self.damage("a checksum does not match")
+        return block
+
+    def _take(self, size: int) -> bytes:
+        content = self._file.read(size)
+        if len(content) != size:
+            raise self.damage("it ends too early")
+        self._digest.update(content)
+        return content
+
+    def _rows(self, block: bytes) -> list[Row]:
+        rows, at = [], 0
+        while at < len(block):
+            if at + _ROW.size > len(block):
+                raise self.damage("a row is cut short")
+            key_bytes, value_bytes = _ROW.unpack_from(block, at)
+            middle = at + _ROW.size + key_bytes
+            at = middle + value_bytes
+            if at > len(block):
+                raise self.damage("a row is cut short")
+            rows.append((block[middle - key_bytes : middle], block[middle:at]))
+        return rows
+
+
+def _check_order(source: _Checked, block: list[Row], last: bytes | None) -> bytes | None:
+    for key, _ in block:
+        if last is not None and key <= last:
+            raise source.damage("its rows are out of order")
+        last = key
+    return last
+
+
+def _load(database: Rdict, blocks: Iterator[list[Row]], folder: Path) -> None:
+    unlogged = WriteOptions()
+    unlogged.disable_wal(True)
+    try:
+        for block in blocks:
+            writes = WriteBatch(raw_mode=True)
+            for key, value in block:
+                writes.put(key, value)
+            database.write(writes, unlogged)
+            time.sleep(_REST_S)
+        database.flush(True)
+    except Fatal:
+        database.close()
+        raise
+    except Exception as error:
+        database.close()
+        raise Fatal(f"{folder}: cannot install the snapshot: {error}. Check the disk, then start again.") from error
+
+
+def _settle(folder: Path) -> int:
+    """The generation in use, after leftovers of a crash are gone.
+
+    Generation 0 is one whose creation was not finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pointer = folder / "CURRENT"
+    if not pointer.exists():
+        if any(folder.glob("[0-9]*")):
+            raise Fatal(f"{pointer} is missing. {_RESTORE}")
+        _write_current(folder, 0)
+    generation = _read_current(pointer)
+    _sweep(folder, generation)
+    if generation == 0:
+        _generation_folder(folder, 1).mkdir()
+        _write_current(folder, 1)
+        return 1
+    if not _generation_folder(folder, generation).is_dir():
+        raise Fatal(f"{_generation_folder(folder, generation)} is missing. {_RESTORE}")
+    return generation
+
+
+def _read_current(pointer: Path) -> int:
+    words = pointer.read_text("utf-8", "replace").split()
+    if len(words) != 4 or words[0] != "store" or words[3] != _pointer_checksum(words[1], words[2]):
+        raise Fatal(f"{pointer} is damaged. {_RESTORE}")
+    if words[1] != str(STORE_FORMAT):
+        raise Fatal(
+            f"{pointer}: store format {words[1]} is not known to this version. Start the version that wrote it."
+        )
+    return int(words[2])
+
+
+def _write_current(folder: Path, generation: int) -> None:
+    form, number = str(STORE_FORMAT), str(generation)
+    write_durably(folder / "CURRENT", f"store {form} {number} {_pointer_checksum(form, number)}\n".encode())
+
+
+def _pointer_checksum(form: str, generation: str) -> str:
+    return f"{zlib.crc32(f'store {form} {generation}'.encode()):08x}"
+
+
+def _sweep(folder: Path, generation: int) -> None:
+    """Remove every other generation, and a half-written pointer."""
+    for path in folder.glob("[0-9]*"):
+        if path != _generation_folder(folder, generation):
+            shutil.rmtree(path, ignore_errors=True)
+    (folder / "CURRENT.new").unlink(missing_ok=True)
+
+
+def _generation_folder(folder: Path, generation: int) -> Path:
+    return folder / f"{generation:06d}"
+
+
+def _up(cursor: RdictIter, start: bytes, path: Path) -> Iterator[Row]:
+    cursor.seek(start)
+    return _walk(cursor, cursor.next, path)
+
+
+def _down(cursor: RdictIter, path: Path) -> Iterator[Row]:
+    cursor.seek_to_last()
+    return _walk(cursor, cursor.prev, path)
+
+
+def _walk(cursor: RdictIter, step: Callable[[], None], path: Path) -> Iterator[Row]:
+    while (row := _row(cursor, path)) is not None:
+        yield row
+        step()
+
+
+def _row(cursor: RdictIter, path: Path) -> Row | None:
+    if cursor.valid():
+        return cursor.key(), cursor.value()
+    try:
+        cursor.status()
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return None
+
+
+def _damaged(path: Path, error: Exception) -> Fatal:
+    return Fatal(f"store {path} cannot be read: {error}. {_RESTORE}")
