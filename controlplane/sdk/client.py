@@ -1,0 +1,280 @@
+"""The control plane as an agent sees it.
+
+    async with ControlPlane.connect("127.0.0.1:7000", insecure=True) as cp:
+        cp.ensure_alive(agent_type="planner", tools=("search",))
+        config = cp.config(user="u-17", tenant="acme")
+        await cp.update_state_with_retry("order-4711", lambda state: {**state, "step": "paid"})
+
+What the caller may rely on:
+
+1. A change of leader, a broken connection or a restarted node goes unnoticed while the region has a majority again
+   before a call's deadline: calls are asked again, under the same request id, and apply once.
+2. `config`, `stopped` and `ensure_alive` make no call. They ask the mirror (see `mirror`), which is complete as soon as
+   the `async with` has been entered.
+3. Watches are ordered, whole transactions, without gaps across reconnects; or they raise Compacted.
+4. One client belongs to one event loop and one process. For threads, notebooks and forked workers there is
+   `controlplane.sdk.sync`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from controlplane.errors import Invalid, Refused
+from controlplane.limits import MIRROR_AGE_MAX_MS
+from controlplane.sdk.calls import Calls, WriteOptions
+from controlplane.sdk.channel import Channel, Credentials, credentials
+from controlplane.sdk.codec import JSON, Codec
+from controlplane.sdk.election import Election
+from controlplane.sdk.exceptions import ConflictError, Stopped
+from controlplane.sdk.mirror import AgentConfig, Mirror
+from controlplane.sdk.watching import MirrorFeed, Watch
+from controlplane.v1 import api_pb2 as api
+
+CALL_TIMEOUT_S = 10.0
+"""How long a call may take if the caller did not say: long enough for a region to lose its leader and elect another."""
+CONNECT_TIMEOUT_S = 10.0
+VERSION_MISMATCH = "VERSION_MISMATCH"
+
+S = TypeVar("S")
+
+
+class ControlPlane(Calls):
+    """A connection to one region. Made by `connect`, used with `async with`."""
+
+    def __init__(
+        self, channel: Channel, *, timeout_s: float, mirror_age_max_s: float, with_mirror: bool
+    ) -> None:
+        super().__init__(channel, timeout_s)
+        self._mirror = Mirror(mirror_age_max_s)
+        self._feed = MirrorFeed(self._mirror, channel) if with_mirror else None
+
+    @classmethod
+    def connect(
+        cls,
+        addresses: str | Sequence[str],
+        *,
+        ca: Credentials | None = None,
+        cert: Credentials | None = None,
+        key: Credentials | None = None,
+        insecure: bool = False,
+        server_name: str | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+        mirror: bool = True,
+        mirror_age_max_ms: int = MIRROR_AGE_MAX_MS,
+        follow_leader: bool = True,
+    ) -> Self:
+        """Prepare a client of the region whose nodes answer at `addresses` ("host:port", one or several).
+
+        `ca`, `cert`, `key`: files (or their contents as bytes) of the fleet's authority and of this agent's own
+        certificate, which says who the agent is and in which environment. `insecure` is for `controlplane dev`.
+        `server_name`: what the nodes' certificates are issued for, if not the host that is dialled. `mirror=False`
+        spares a program that only calls the upkeep of the mirror. `follow_leader=False` keeps to `addresses`.
+
+        Entering raises Unavailable if no node answers, Denied if the region does not accept the certificate.
+        """
+        given = [addresses] if isinstance(addresses, str) else list(addresses)
+        if not given:
+            raise Invalid("no address to connect to", reason="ADDRESS_MISSING")
+        channel = Channel(
+            given,
+            credentials(ca, cert, key, insecure=insecure),
+            server_name=server_name,
+            follow_leader=follow_leader,
+            probe_s=mirror_age_max_ms / 4000 if mirror else None,
+        )
+        return cls(
+            channel, timeout_s=timeout_s, mirror_age_max_s=mirror_age_max_ms / 1000, with_mirror=mirror
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._channel.open(timeout_s=CONNECT_TIMEOUT_S)
+            if self._feed is not None:
+                self._feed.start()
+                await self.mirror_synced(timeout_s=CONNECT_TIMEOUT_S)
+        except BaseException:
+            await self._channel.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection: calls in flight fail as OutcomeUnknown or Unavailable, watches end. Idempotent."""
+        await self._channel.close()
+
+    # Configuration and permission, without a call
+
+    def config(self, user: str = "", tenant: str = "") -> AgentConfig:
+        """Return how to run for a user of a tenant: the last known good, marked `stale` beyond the mirror's bound.
+
+        Raises MirrorStale only if there never was anything: the client was not entered, or has no mirror.
+        """
+        return self._mirror.config(monotonic(), user, tenant)
+
+    def stopped(
+        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
+    ) -> tuple[api.SwitchView, ...]:
+        """Return the engaged kill switches that cover the subject; empty: it may act.
+
+        Raises MirrorStale when the mirror is older than `mirror_age_max_ms`: permission fails closed.
+        """
+        return self._mirror.stopped(monotonic(), tenant, agent_type, workflow, tools)
+
+    def check(self, subject: api.Subject) -> tuple[api.SwitchView, ...]:
+        """Do the same as `stopped`, for a subject in one piece."""
+        return self._mirror.stopped(
+            monotonic(), subject.tenant, subject.agent_type, subject.workflow, tuple(subject.tools)
+        )
+
+    def ensure_alive(
+        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
+    ) -> None:
+        """Raise Stopped if kill switches cover the subject, MirrorStale if that cannot be known."""
+        stopped_by = self._mirror.stopped(monotonic(), tenant, agent_type, workflow, tools)
+        if stopped_by:
+            raise Stopped(stopped_by)
+
+    @property
+    def mirror(self) -> Mirror:
+        """The mirror itself: `revision`, `flag(name)`, `engaged()`, `age_s(time.monotonic())`."""
+        return self._mirror
+
+    async def mirror_synced(self, revision: int = 0, *, timeout_s: float | None = None) -> None:
+        """Wait until the mirror is fresh and holds everything up to `revision`, such as that of a write's reply.
+
+        Raises Unavailable (MIRROR_BEHIND) after the time allowed.
+        """
+        if self._feed is None:
+            raise Invalid("this client has no mirror", reason="MIRROR_ABSENT", hint="connect with mirror=True")
+        await self._feed.synced(revision, self._timeout_s if timeout_s is None else timeout_s)
+
+    def on_kill_change(self, listener: Callable[[api.SwitchView], None]) -> Callable[[], None]:
+        """Call `listener` in the event loop for every switch that was engaged or released; returns how to stop it.
+
+        The listener must not block; what it raises goes to the loop's exception handler.
+        """
+        if self._feed is None:
+            raise Invalid("this client has no mirror", reason="MIRROR_ABSENT", hint="connect with mirror=True")
+        return self._feed.listen(listener)
+
+    # Workflows
+
+    async def update_state_with_retry(
+        self,
+        workflow_id: str,
+        mutator: Callable[[S], S | Awaitable[S]],
+        max_retries: int = 5,
+        *,
+        codec: Codec[S] = JSON,
+        schema_range: tuple[int, int] = (0, 0),
+        schema_version: int | None = None,
+        code_version: str | None = None,
+        **options: Unpack[WriteOptions],
+    ) -> S:
+        """Change a workflow's state by compare-and-swap; return the new state, once it is committed.
+
+        `mutator` gets the present state and returns the new one. It may be a coroutine function, may run several
+        times, and must have no other effect. The state is JSON unless `codec` says otherwise (`RAW`: bytes).
+        Schema and code version stay what they were unless given. Raises ConflictError when others were first
+        `max_retries` times, NotFound if there is no such workflow.
+        """
+        if "request_id" in options:
+            raise Invalid("one request id cannot name several attempts", reason="REQUEST_ID_SHARED")
+        for _ in range(max_retries):
+            found = await self._get_for_update(workflow_id, schema_range, options)
+            old = found.workflow
+            changed: Any = mutator(codec.decode(old.state))
+            new: S = await changed if inspect.isawaitable(changed) else changed
+            try:
+                await self.compare_and_swap(
+                    workflow_id,
+                    found.version,
+                    codec.encode(new),
+                    schema_version=old.schema_version if schema_version is None else schema_version,
+                    code_version=old.code_version if code_version is None else code_version,
+                    **options,
+                )
+            except Refused as error:
+                if error.reason != VERSION_MISMATCH:
+                    raise
+                continue
+            return new
+        raise ConflictError(workflow_id, max_retries)
+
+    async def _get_for_update(
+        self, workflow_id: str, schema_range: tuple[int, int], options: WriteOptions
+    ) -> api.WorkflowView:
+        reply = await self.get_workflow(
+            workflow_id,
+            schema_range=schema_range,
+            partition=options.get("partition", ""),
+            timeout_s=options.get("timeout_s", self._timeout_s),
+        )
+        return reply.workflow
+
+    # Elections and watches
+
+    def election(
+        self, name: str, *, ttl_s: float = 10.0, value: bytes = b"", partition: str = ""
+    ) -> Election:
+        """Return the election for `name`: `async with election.campaign() as lease`, `holder()`, `observe()`.
+
+        `value`: what observers are to know of the holder, such as its address.
+        """
+        return Election(self, name, ttl_s, value, partition)
+
+    async def watch(
+        self,
+        *,
+        kinds: Sequence[str] = (),
+        prefix: str = "",
+        after_revision: int | None = None,
+        snapshot: bool = False,
+        partition: str = "",
+    ) -> AsyncIterator[api.Change]:
+        """Yield every change of records of these kinds ("flag", "switch", "workflow", "election"), in order.
+
+        Begins after `after_revision`, or now, or with `snapshot` at all present records. A change without a value is
+        a deletion. Raises Compacted if what comes next is no longer kept: list again and watch from there.
+        """
+        transactions = self.watch_transactions(
+            kinds=kinds, prefix=prefix, after_revision=after_revision, snapshot=snapshot, partition=partition
+        )
+        async for transaction in transactions:
+            for change in transaction.changes:
+                yield change
+
+    async def watch_transactions(
+        self,
+        *,
+        kinds: Sequence[str] = (),
+        prefix: str = "",
+        after_revision: int | None = None,
+        snapshot: bool = False,
+        partition: str = "",
+        progress: bool = False,
+    ) -> AsyncIterator[api.WatchReply]:
+        """Yield whole transactions, for callers that need the revision each message stands for.
+
+        With `progress`, messages without changes come too: they say up to which revision nothing happened.
+        """
+        request = api.WatchRequest(
+            header=api.RequestHeader(partition=partition), kinds=kinds, prefix=prefix, snapshot=snapshot
+        )
+        if after_revision is not None:
+            request.after_revision = after_revision
+        async with Watch(self._channel, request) as watch:
+            async for reply in watch:
+                if reply.changes or progress:
+                    yield reply
+
+

@@ -1,0 +1,234 @@
+"""Being the one: campaign for a name, hold its lease while it is sure, and never a moment longer.
+
+1. A lease of `ttl` is counted by the server from when it *applied* a campaign or a renewal; by the holder from
+   *before it asked*. The holder also stops a margin early. So it gives up before anyone else can be elected, however
+   slow the network is and without comparing clocks (they only have to run at about the same rate).
+2. Being sure is a question of time, not of messages: `lease.valid` compares with the clock each time it is asked, so
+   a process that was paused knows at once that it may have lost the lease.
+3. What a holder writes should carry `fence=lease.fence`: the server refuses it once someone else was elected, even
+   if the holder was paused between looking at the clock and writing.
+4. Renewal starts a third of the way through. One that gets no answer is asked again, counted anew; one that is
+   refused ends the lease at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from controlplane.errors import NotFound, OutcomeUnknown, Refused, Unavailable
+from controlplane.sdk.exceptions import LeaseLost, NotElected
+from controlplane.sdk.nonce import nonce
+from controlplane.v1 import api_pb2 as api
+
+if TYPE_CHECKING:
+    from controlplane.sdk.client import ControlPlane
+
+MARGIN_SHARE = 0.1
+"""The part of its time-to-live by which a holder stops early."""
+RESIGN_TIMEOUT_S = 1.0
+ASK_AGAIN_S = 1.0
+"""A candidate that waits asks again after this long at most, even if the watch shows no change."""
+
+
+@dataclass(slots=True)
+class Term:
+    """PURE. How long a holder may be sure; all times on one monotonic clock."""
+
+    ttl_s: float
+    asked_s: float
+
+    @property
+    def ends_s(self) -> float:
+        """From here on the holder is no longer sure."""
+        return self.asked_s + self.ttl_s * (1 - MARGIN_SHARE)
+
+    @property
+    def renew_s(self) -> float:
+        """When to ask for more."""
+        return self.asked_s + self.ttl_s / 3
+
+    def renewed(self, asked_s: float) -> None:
+        """Count from a renewal that was granted, asked at `asked_s`."""
+        self.asked_s = max(self.asked_s, asked_s)
+
+
+class Lease:
+    """The right to act for a name, while `valid`."""
+
+    def __init__(self, election: str, fence: api.Fence, term: Term) -> None:
+        self.election = election
+        self.fence = fence
+        self.lost = asyncio.Event()
+        self._term = term
+        self._over = False
+
+    @property
+    def valid(self) -> bool:
+        """Whether the lease can be relied on now."""
+        return not self._over and monotonic() < self._term.ends_s
+
+    @property
+    def remaining_s(self) -> float:
+        """How long it can be relied on without another renewal; 0 when lost."""
+        return 0.0 if self._over else max(0.0, self._term.ends_s - monotonic())
+
+    def ensure(self) -> None:
+        """Raise LeaseLost unless the lease is valid."""
+        if not self.valid:
+            raise LeaseLost(self.election)
+
+    def _end(self) -> None:
+        self._over = True
+        self.lost.set()
+
+
+class Election:
+    """One name of which there is at most one holder. Made by `ControlPlane.election`."""
+
+    def __init__(self, plane: ControlPlane, name: str, ttl_s: float, value: bytes, partition: str) -> None:
+        self._plane = plane
+        self._name = name
+        self._ttl_ms = round(ttl_s * 1000)
+        self._value = value
+        self._partition = partition
+
+    @asynccontextmanager
+    async def campaign(self, *, timeout_s: float | None = None) -> AsyncIterator[Lease]:
+        """Wait to be elected, hold the lease for the body, renew it meanwhile and resign afterwards.
+
+        When the lease is lost the body is cancelled and LeaseLost raised in its place. Raises NotElected if the
+        campaign is not won within `timeout_s` (absent: waits for as long as it takes).
+        """
+        process = nonce()
+        lease, term = await self._win(process, timeout_s)
+        timeout = asyncio.timeout_at(_on_loop(term.ends_s))
+        try:
+            async with timeout:
+                renewal = asyncio.create_task(self._keep(lease, term, process, timeout))
+                try:
+                    yield lease
+                finally:
+                    renewal.cancel()
+                    await asyncio.gather(renewal, return_exceptions=True)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise LeaseLost(self._name) from None
+        finally:
+            lease._end()
+            await self._resign(lease, process)
+
+    async def holder(self) -> api.ElectionView | None:
+        """Return who holds the name, by a linearizable read."""
+        reply = await self._plane.get_election(self._name, partition=self._partition)
+        return reply.holder if reply.HasField("holder") else None
+
+    async def observe(self) -> AsyncIterator[api.ElectionView | None]:
+        """Yield the holder now and after every change; None: nobody."""
+        reply = await self._plane.get_election(self._name, partition=self._partition)
+        yield reply.holder if reply.HasField("holder") else None
+        async for change in self._changes(reply.header.revision):
+            yield _view(change, reply.header.epoch)
+
+    async def _changes(self, after_revision: int) -> AsyncIterator[api.Change]:
+        changes = self._plane.watch(
+            kinds=("election",), prefix=self._name, after_revision=after_revision, partition=self._partition
+        )
+        async for change in changes:
+            if change.name == self._name:
+                yield change
+
+    async def _win(self, process: bytes, timeout_s: float | None) -> tuple[Lease, Term]:
+        give_up = None if timeout_s is None else monotonic() + timeout_s
+        while True:
+            asked_s, seen = monotonic(), self._plane.revision
+            reply = await self._ask(process)
+            if reply is not None and reply.elected:
+                term = Term(self._ttl_ms / 1000, asked_s)
+                lease = Lease(self._name, reply.holder.fence, term)
+                if reply.holder.fence.revision > seen or await self._renew(lease, term, process):
+                    return lease, term
+            elif give_up is not None and monotonic() >= give_up:
+                raise NotElected(self._name, timeout_s or 0.0)
+            elif reply is not None:
+                await self._vacancy(reply.header.revision, give_up)
+
+    async def _ask(self, process: bytes) -> api.CampaignReply | None:
+        """Campaign once; None: no answer, ask again under the same process name."""
+        try:
+            return await self._plane.campaign(
+                self._name,
+                process,
+                self._ttl_ms,
+                self._value,
+                partition=self._partition,
+                timeout_s=self._ttl_ms / 1000,
+            )
+        except (Unavailable, OutcomeUnknown):
+            return None
+
+    async def _vacancy(self, after_revision: int, give_up: float | None) -> None:
+        """Wait until the name's record changes, or it is time to ask again anyway."""
+        patience = ASK_AGAIN_S if give_up is None else min(ASK_AGAIN_S, max(0.0, give_up - monotonic()))
+        changes = self._changes(after_revision)
+        try:
+            async with asyncio.timeout(patience):
+                async for change in changes:
+                    if not change.HasField("election"):
+                        return
+        except TimeoutError:
+            return
+        finally:
+            await changes.aclose()  # type: ignore[attr-defined]
+
+    async def _keep(self, lease: Lease, term: Term, process: bytes, timeout: asyncio.Timeout) -> None:
+        while True:
+            await asyncio.sleep(max(0.0, term.renew_s - monotonic()))
+            if not await self._renew(lease, term, process):
+                lease._end()
+                timeout.reschedule(asyncio.get_running_loop().time())
+                return
+            timeout.reschedule(_on_loop(term.ends_s))
+
+    async def _renew(self, lease: Lease, term: Term, process: bytes) -> bool:
+        """Renew once; False: the lease is gone. No answer changes nothing: the clock decides."""
+        asked_s = monotonic()
+        try:
+            await self._plane.renew(
+                self._name,
+                process,
+                lease.fence,
+                partition=self._partition,
+                timeout_s=max(0.05, min(term.ttl_s / 3, term.ends_s - asked_s)),
+            )
+        except (Refused, NotFound):
+            return False
+        except (Unavailable, OutcomeUnknown):
+            return asked_s < term.ends_s
+        term.renewed(asked_s)
+        return True
+
+    async def _resign(self, lease: Lease, process: bytes) -> None:
+        """Give the lease up early, as a courtesy: without it the next holder waits for the time-to-live."""
+        try:
+            await self._plane.resign(
+                self._name, process, lease.fence, partition=self._partition, timeout_s=RESIGN_TIMEOUT_S
+            )
+        except (Unavailable, OutcomeUnknown, Refused, NotFound):
+            return
+
+
+def _on_loop(when_s: float) -> float:
+    return asyncio.get_running_loop().time() + when_s - monotonic()
+
+
+def _view(change: api.Change, epoch: int) -> api.ElectionView | None:
+    if not change.HasField("election"):
+        return None
+    fence = api.Fence(election=change.name, epoch=epoch, revision=change.meta.created)
+    return api.ElectionView(election=change.election, fence=fence, meta=change.meta)
