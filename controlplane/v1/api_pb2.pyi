@@ -701,20 +701,18 @@ class CheckSwitchesReply(_message.Message):
     def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., stopped_by: _Optional[_Iterable[_Union[SwitchView, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("header", "kinds", "prefix", "after_revision", "snapshot", "progress_ms")
+    __slots__ = ("header", "kinds", "prefix", "after_revision", "snapshot")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     AFTER_REVISION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
-    PROGRESS_MS_FIELD_NUMBER: _ClassVar[int]
     header: RequestHeader
     kinds: _containers.RepeatedScalarFieldContainer[str]
     prefix: str
     after_revision: int
     snapshot: bool
-    progress_ms: int
-    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., kinds: _Optional[_Iterable[str]] = ..., prefix: _Optional[str] = ..., after_revision: _Optional[int] = ..., snapshot: _Optional[bool] = ..., progress_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., kinds: _Optional[_Iterable[str]] = ..., prefix: _Optional[str] = ..., after_revision: _Optional[int] = ..., snapshot: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("kind", "name", "meta", "flag", "switch", "workflow", "election")

@@ -1,0 +1,174 @@
+"""What the leader does on its own account: declare the region's partitions, expire leases, drop what is past keeping.
+
+All of it goes through the log as ordinary transactions, guarded by what was seen, so it is harmless if two nodes
+believe that they lead, or if one does it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from controlplane import limits
+from controlplane.errors import ControlPlaneError
+from controlplane.features import leases, partitions
+from controlplane.kernel import keys
+from controlplane.kernel.machine import Applied
+from controlplane.kernel.transaction import Tx, scope_of
+from controlplane.node import Node
+from controlplane.v1.api_pb2 import RequestHeader
+from controlplane.v1.records_pb2 import Election, Partition, Retention
+from controlplane.v1.state_pb2 import Event
+
+_LOG = logging.getLogger(__name__)
+
+TICK_S = 0.05
+STALL_S = 0.5
+"""A pause of the loop longer than this says nothing about holders: every lease starts again at full length."""
+_TIMEOUT_S = 5.0
+
+
+class Reaper:
+    """Knows how long each lease has stood still, on this node's clock. Pure: times and changes are inputs."""
+
+    def __init__(self) -> None:
+        self._due: dict[bytes, tuple[int, float, float]] = {}
+        self._last_tick: float | None = None
+
+    def arm(self, key: bytes, revision: int, ttl_s: float, now: float) -> None:
+        """The lease stands at `revision` since now."""
+        self._due[key] = (revision, now + ttl_s, ttl_s)
+
+    def forget(self, key: bytes) -> None:
+        """The lease is gone."""
+        self._due.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget all leases."""
+        self._due.clear()
+        self._last_tick = None
+
+    def expired(self, now: float) -> list[tuple[bytes, int]]:
+        """Leases that stood still for their whole time, with the revision they stand at."""
+        stalled = self._last_tick is not None and now - self._last_tick > STALL_S
+        self._last_tick = now
+        if stalled:
+            self._due = {key: (revision, now + ttl_s, ttl_s) for key, (revision, _, ttl_s) in self._due.items()}
+        return [(key, revision) for key, (revision, due, _) in self._due.items() if due <= now]
+
+
+class Controllers:
+    """The leader-only loops of one node."""
+
+    def __init__(self, node: Node, on_error: Callable[[ControlPlaneError], None] | None = None) -> None:
+        self._node = node
+        self._on_error = on_error or (lambda error: _LOG.warning("a controller's transaction failed: %s", error))
+        self._reaper = Reaper()
+        self._term: int | None = None
+        self._partitions_of = {scope_of(p): p for p in node.partitions.values()}
+        self._task: asyncio.Task[None] | None = None
+        self._event_floor = 0
+
+    def start(self) -> None:
+        """Begin; idle unless this node leads."""
+        self._node.on_applied(self._took)
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Stop at once."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            status = self._node.log.status()
+            if not status.ready:
+                self._term = None
+            elif self._term != status.term:
+                await self._begin(status.term)
+            else:
+                await self._tick()
+            await asyncio.sleep(TICK_S)
+
+    async def _begin(self, term: int) -> None:
+        """Take over: every lease starts again at full length."""
+        self._reaper.clear()
+        node, now = self._node, self._node.clock()
+        for scope in self._partitions_of:
+            start, end = keys.children(keys.RECORD + scope + keys.text(leases.ELECTION.name))
+            for row_key, packed in node.store.scan(start, end):
+                self._arm(row_key[len(keys.RECORD) :], packed, now)
+        if await self._attempt("DeclarePartitions", partitions.system(node.region), self._declare):
+            self._term = term
+
+    def _arm(self, key: bytes, packed: bytes, now: float) -> None:
+        event = Event.FromString(packed)
+        self._reaper.arm(key, event.revision, Election.FromString(event.value).ttl_ms / 1000, now)
+
+    def _declare(self, tx: Tx) -> RequestHeader | None:
+        declared = [partitions.declare(tx, partition) for partition in self._node.partitions.values()]
+        return RequestHeader() if any(declared) else None
+
+    async def _tick(self) -> None:
+        for key, revision in self._reaper.expired(self._node.clock()):
+            await self._expire(key, revision)
+        floor = self._node.revision - limits.EVENTS_KEPT
+        if floor - self._event_floor >= limits.EVENTS_TRIM_EVERY:
+            await self._attempt("TrimEvents", partitions.system(self._node.region), lambda tx: self._trim(tx, floor))
+
+    async def _expire(self, key: bytes, revision: int) -> None:
+        partition = next((p for scope, p in self._partitions_of.items() if key.startswith(scope)), None)
+        name = keys.decode(key).name
+        if partition is None:
+            self._reaper.forget(key)
+            return
+
+        def expire(tx: Tx) -> RequestHeader | None:
+            return RequestHeader() if leases.expire(tx, name, revision) else None
+
+        if await self._attempt("ExpireElection", partition, expire):
+            self._reaper.forget(key) if self._node.store.get(keys.RECORD + key) is None else None
+
+    def _trim(self, tx: Tx, floor: int) -> RequestHeader | None:
+        """Drop events up to `floor` and outcomes of generations that can no longer be asked for."""
+        row = tx.get(partitions.RETENTION, partitions.RETENTION_NAME)
+        kept = row.value.event_floor if row else 0
+        self._event_floor = kept
+        if floor <= kept:
+            return None
+        tx.put(partitions.RETENTION, partitions.RETENTION_NAME, Retention(event_floor=floor), quiet=True)
+        for domain in {keys.domain_of(scope_of(p)) for p in self._all_partitions()}:
+            tx.trim(*keys.events(domain, 0, floor))
+        generation = tx.revision // limits.OUTCOME_SPAN
+        if generation >= 2:
+            tx.trim(keys.generation(0), keys.generation(generation - 1))
+        return RequestHeader()
+
+    def _all_partitions(self) -> list[Partition]:
+        return [partitions.system(self._node.region), *self._node.partitions.values()]
+
+    async def _attempt(self, action: str, partition: Partition, feature: Callable[[Tx], RequestHeader | None]) -> bool:
+        try:
+            await self._node.transact(partition, action, feature, timeout_s=_TIMEOUT_S)
+        except ControlPlaneError as error:
+            self._on_error(error)
+            return False
+        return True
+
+    def _took(self, applied: Applied) -> None:
+        # On every node: between a new leader's listing and its first tick nothing may be missed.
+        now = self._node.clock()
+        for changed in applied.changed:
+            if keys.decode(changed.key).kind != leases.ELECTION.name:
+                continue
+            if changed.event.HasField("value"):
+                self._arm(changed.key, changed.encoded, now)
+            else:
+                self._reaper.forget(changed.key)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None and not self._node.failed.done():
+            self._node.failed.set_exception(task.exception() or RuntimeError("controllers ended"))

@@ -1,0 +1,733 @@
+"""A replica: joins a log, a store, and the calls waiting on them. Hides planning, batching, waiting and barriers.
+
+Theory of operation. The leader *plans*: it drains the calls that wait, runs the feature of each over one
+`machine.Working` (so that they see each other), packs the transactions into one entry and appends it. When the entry
+comes back through `apply`, its outcomes answer the calls. One entry is in flight; calls that arrive meanwhile make the
+next batch.
+
+1. A call is answered only from what was applied, that is from what a majority has on disk.
+2. What was planned may be applied as it stands only if the store is where it was when planning began; anything else
+   runs through `machine.apply`, as on every other replica, and what conflicts is planned again, at most
+   `PLAN_ATTEMPTS_MAX` times.
+3. A refusal (`Refused`, `NotFound`) is an answer: it is replicated. What is wrong whatever the state (`Invalid`,
+   `Denied`) and what has no room (`STORE_FULL`) is answered at once and leaves no trace.
+4. A linearizable read waits for a barrier that began after it arrived. All reads that wait share one.
+5. Time is `clock` (seconds, monotonic) for deadlines and `wall_ms` for the record; neither decides what is applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from google.protobuf.message import DecodeError, Message
+
+from controlplane import errors, features, limits
+from controlplane.errors import (
+    Contended,
+    ControlPlaneError,
+    Denied,
+    Fatal,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
+from controlplane.features import checks, leases
+from controlplane.kernel import keys, machine
+from controlplane.kernel.machine import Applied, Working
+from controlplane.kernel.store import Store
+from controlplane.kernel.transaction import Reader, Tx, scope_of
+from controlplane.replication import Log, LogStatus
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1.records_pb2 import Partition
+from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
+from controlplane.watch import Tail, Watches
+
+AGE_UNKNOWN_MS = (1 << 32) - 1
+"""Age of a state that was never proven current."""
+
+_DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew"})
+_MARKS_KEPT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One authorized request, ready to run.
+
+    `request` is the encoded message exactly as it arrived: its digest names the request. `deadline` is on the node's
+    clock, in seconds.
+    """
+
+    method: str
+    request: bytes
+    actor: str
+    environment: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node as it sees itself."""
+
+    log: LogStatus
+    revision: int
+    hash: bytes
+    records: int
+    live_bytes: int
+    quota_bytes: int
+    queued: int
+    watchers: int
+    conflicts: int
+
+
+Feature = Callable[[Tx], Message | None]
+"""What is planned: returns the reply message, or None to leave no trace (nothing to do)."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A write between arrival and answer."""
+
+    feature: Feature
+    partition: Partition
+    actor: str
+    action: str
+    reason: str
+    request: RequestId | None
+    deadline: float
+    size: int
+    reserved: bool
+    done: asyncio.Future[bytes]
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    entry: bytes
+    working: Working
+
+
+class Node:
+    """One node's replicated state, and the way to it. Every method runs on the event loop's thread."""
+
+    def __init__(  # noqa: PLR0913 - the root of the object graph of one node.
+        self,
+        *,
+        fleet: str,
+        region: str,
+        name: str,
+        partitions: Sequence[Partition],
+        store: Store,
+        log: Log,
+        clock: Callable[[], float],
+        wall_ms: Callable[[], int],
+        entropy: Callable[[int], bytes],
+        quota_bytes: int = limits.QUOTA_BYTES,
+    ) -> None:
+        self.fleet, self.region, self.name = fleet, region, name
+        self.store, self.log = store, log
+        self.actor = f"controlplane://{fleet}/-/{region}/peer/{name}"
+        self.partitions: Mapping[str, Partition] = {partition.id: partition for partition in partitions}
+        self.clock, self._wall_ms, self._entropy = clock, wall_ms, entropy
+        self._defaults = {(p.environment, kind): p for p in partitions for kind in p.default_for}
+        self._elections_at = {p.environment: p for p in partitions if leases.ELECTION.name in p.default_for}
+        self._quota_bytes = quota_bytes
+        self._state = machine.state_of(store)
+        self._marks: dict[int, bytes] = {}
+        self._queue: deque[_Waiting] = deque()
+        self._reads: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]] = []
+        self._work, self._read_work = asyncio.Event(), asyncio.Event()
+        self._planned: _Planned | None = None
+        self._answers: list[Outcome] | None = None
+        self._applied_listeners: list[Callable[[Applied], None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._conflicts = 0
+        self._watches = Watches(Tail(self._state.revision))
+        self.failed: asyncio.Future[None] = asyncio.get_event_loop().create_future()
+
+    # -- life
+
+    async def start(self) -> None:
+        """Bring up the log and begin to answer. Raises `Fatal`."""
+        self.log.on_change(self._role_changed)
+        await self.log.start(self)
+        self._tasks = [
+            self._own(self._plan_forever()),
+            self._own(self._read_forever()),
+            self._own(self._tick_forever()),
+        ]
+
+    async def stop(self) -> None:
+        """Answer what waits with `Unavailable`, hand leadership over, and close the log."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail_waiting(_not_leader(self.log.status()))
+        self._watches.close()
+        await self.log.stop()
+
+    def on_applied(self, listener: Callable[[Applied], None]) -> None:
+        """Call `listener` (which must not raise or block) after each applied entry."""
+        self._applied_listeners.append(listener)
+
+    # -- the log's machine
+
+    @property
+    def applied(self) -> tuple[int, int]:
+        """Index and term of the last applied entry."""
+        return self._state.index, self._state.term
+
+    def apply(self, index: int, term: int, entry: bytes) -> None:
+        """See `replication.Machine`."""
+        planned, self._planned = self._planned, None
+        if planned and planned.entry == entry and planned.working.base == self._state.revision:
+            applied = planned.working.finish(self.store, index, term, entry)
+        else:
+            applied = machine.apply(self.store, index, term, entry)
+            if planned and planned.entry != entry:
+                self._planned = planned
+        if planned and planned.entry == entry:
+            self._answers = applied.outcomes
+        self._took(applied)
+
+    def mark(self) -> bytes:
+        """Revision and running hash, for peers to compare with theirs."""
+        return keys.number(self._state.revision) + self._state.hash
+
+    def marked(self, peer: str, mark: bytes) -> None:
+        """Compare a peer's mark with what this node had at the same revision. Raises `Fatal` if they differ."""
+        revision, theirs = int.from_bytes(mark[:8], "big"), mark[8:]
+        ours = self._state.hash if revision == self._state.revision else self._marks.get(revision)
+        if ours is not None and ours != theirs:
+            raise Fatal(
+                f"this node and {peer} differ at revision {revision}: stop both, keep their data folders,"
+                " and compare; then restart the odd one out with --replace and an empty folder"
+            )
+
+    def reloaded(self) -> None:
+        """The store was replaced by a snapshot: forget everything derived from the old one."""
+        self._state = machine.state_of(self.store)
+        self._marks.clear()
+        self._watches.reset(self._state.revision)
+
+    # -- what callers want
+
+    @property
+    def revision(self) -> int:
+        """The newest revision applied here."""
+        return self._state.revision
+
+    @property
+    def state(self) -> State:
+        """Where this replica stands; treat it as immutable."""
+        return self._state
+
+    def fresh_ms(self) -> int:
+        """Upper bound on the age of this node's state."""
+        fresh_s = self.log.status().fresh_s
+        return min(int(fresh_s * 1000), AGE_UNKNOWN_MS) if fresh_s != float("inf") else AGE_UNKNOWN_MS
+
+    def status(self) -> NodeStatus:
+        """The present moment."""
+        state = self._state
+        return NodeStatus(
+            log=self.log.status(),
+            revision=state.revision,
+            hash=state.hash,
+            records=state.records,
+            live_bytes=state.live_bytes,
+            quota_bytes=self._quota_bytes,
+            queued=len(self._queue),
+            watchers=self._watches.count,
+            conflicts=self._conflicts,
+        )
+
+    async def write(self, call: Call) -> bytes:
+        """Run a writing method; see `submit`."""
+        return await self.submit(call)
+
+    async def read(self, call: Call) -> bytes:
+        """Run a reading method; see `submit`."""
+        return await self.submit(call)
+
+    def submit(self, call: Call) -> asyncio.Future[bytes]:
+        """Start a writing or reading method; the future holds the encoded reply, header in place, or one of the errors.
+
+        Writes are for the leader (`Unavailable` with reason NOT_LEADER elsewhere), reads for any node. Writes handed in
+        one after the other are planned in that order.
+        """
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        try:
+            if call.method in features.WRITES:
+                self._submit_write(call, done)
+            else:
+                self._submit_read(call, done)
+        except ControlPlaneError as error:
+            done.set_exception(error)
+        return done
+
+    def transact(
+        self, partition: Partition, action: str, feature: Feature, *, timeout_s: float
+    ) -> asyncio.Future[bytes]:
+        """Run `feature` on the region's own account: no request id, so it must be safe to run twice."""
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(
+            feature, partition, self.actor, action, "", None, self.clock() + timeout_s, 0, reserved=True, done=done
+        )
+        try:
+            self._enqueue(waiting)
+        except ControlPlaneError as error:
+            done.set_exception(error)
+        return done
+
+    async def watch(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """Follow changes of one partition: encoded `WatchReply` messages, one whole transaction each, in order.
+
+        Raises `Invalid`, `Denied`, `NotFound`, `Compacted` or `Unavailable` before the first message, and `Compacted`
+        later if the caller reads so slowly that its place is no longer kept.
+        """
+        request = _parse(api.WatchRequest, call.request)
+        partition = self._partition_of_kinds(request.header, request.kinds, call.environment)
+        await self._consistent(request.header, call.deadline)
+        async for message in self._watches.follow(self.store, partition, request, self._age_and_revision):
+            yield message
+
+    def partition(self, header: api.RequestHeader, kind: str, environment: str) -> Partition:
+        """The partition that a request means. Raises `NotFound`, `Denied` or `Invalid`."""
+        if not header.partition:
+            found = self._defaults.get((environment, kind))
+            if found is None:
+                raise Invalid(
+                    f"environment {environment} has no default partition for {kind}",
+                    reason="PARTITION_MISSING",
+                    hint="name a partition in the header",
+                )
+            return found
+        checks.name(header.partition, "header.partition")
+        found = self.partitions.get(header.partition)
+        if found is None:
+            raise NotFound("there is no such partition", reason="PARTITION_UNKNOWN")
+        if found.environment != environment:
+            raise Denied("the partition belongs to another environment", reason="ENVIRONMENT_MISMATCH")
+        return found
+
+    def _partition_of_kinds(self, header: api.RequestHeader, kinds: Sequence[str], environment: str) -> Partition:
+        """The one partition that holds all `kinds`: a watcher must not believe that it sees what lies in another."""
+        for kind in kinds:
+            if kind not in features.KINDS:
+                raise Invalid(f"unknown kind {kind[:64]!r}", reason="KIND_UNKNOWN", field="kinds")
+        wanted = kinds or [kind for of, kind in self._defaults if of == environment] or ["workflow"]
+        found = {p.id: p for p in (self.partition(header, kind, environment) for kind in wanted)}
+        if len(found) > 1:
+            raise Invalid(
+                f"these kinds lie in several partitions: {', '.join(sorted(found))}",
+                reason="PARTITION_AMBIGUOUS",
+                hint="name one of them in the header, or ask for kinds of one partition",
+            )
+        return next(iter(found.values()))
+
+    # -- writes
+
+    def _submit_write(self, call: Call, done: asyncio.Future[bytes]) -> None:
+        method = features.WRITES[call.method]
+        request: Any = _parse(method.request, call.request)
+        header: api.RequestHeader = request.header
+        partition = self.partition(header, method.kind.name, call.environment)
+        checks.free_text(header.reason, "header.reason")
+        rid = self._request_id(call, header, partition)
+        kept = machine.outcome_of(self.store, rid, self._state.revision, self._state.outcome_span)
+        if kept is not None and kept.digest == rid.digest:
+            _settle(done, kept, partition, self)
+            return
+        fence = header.fence if header.HasField("fence") else None
+        elections = self._elections_at.get(call.environment)
+
+        def feature(tx: Tx) -> Message:
+            if fence is not None:
+                _require(tx, elections, fence)
+            return method.run(tx, request)
+
+        self._enqueue(
+            _Waiting(
+                feature,
+                partition,
+                call.actor,
+                call.method,
+                header.reason,
+                rid,
+                call.deadline,
+                len(call.request),
+                reserved=method.kind.reserved or call.method in _DUE_WITH_FULL_STORE,
+                done=done,
+            )
+        )
+
+    def _request_id(self, call: Call, header: api.RequestHeader, partition: Partition) -> RequestId:
+        if len(header.request_id) != limits.REQUEST_ID_BYTES:
+            raise Invalid(
+                f"header.request_id must be {limits.REQUEST_ID_BYTES} random bytes, the same for every attempt",
+                reason="REQUEST_ID_BAD",
+                field="header.request_id",
+            )
+        since = header.since if header.HasField("since") else self._state.revision
+        if header.epoch not in (0, partition.epoch):
+            raise OutcomeUnknown(
+                "the partition has begun a new epoch since this request was first made",
+                reason="EPOCH_CHANGED",
+                hint="read the present state, and decide again",
+            )
+        return RequestId(
+            identity=call.actor,
+            nonce=header.request_id,
+            epoch=partition.epoch,
+            since=since,
+            digest=hashlib.sha256(call.method.encode() + b"\0" + call.request).digest()[:16],
+        )
+
+    def _enqueue(self, waiting: _Waiting) -> None:
+        status = self.log.status()
+        if not status.ready:
+            raise _not_leader(status)
+        if waiting.request and waiting.request.since > self._state.revision:
+            raise Invalid(
+                f"header.since is {waiting.request.since}; the region is at revision {self._state.revision}",
+                reason="SINCE_IN_FUTURE",
+                field="header.since",
+            )
+        if len(self._queue) >= limits.QUEUE_CALLS_MAX:
+            raise Unavailable("too many calls wait already", reason="OVERLOADED", hint="back off, then ask again")
+        self._queue.append(waiting)
+        self._work.set()
+
+    async def _plan_forever(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._queue:
+                await self._plan_round()
+
+    async def _plan_round(self) -> None:
+        batch, working, entry = self._plan()
+        if not batch:
+            return
+        packed = machine.pack(entry)
+        self._planned, self._answers = _Planned(packed, working), None
+        try:
+            await self.log.append(packed, timeout_s=limits.CALL_TIMEOUT_S)
+        except ControlPlaneError as error:
+            for waiting in batch:
+                _fail(waiting.done, error)
+            return
+        finally:
+            self._planned = None
+        answers: list[Outcome] = self._answers or []
+        for waiting, outcome in zip(batch, answers, strict=True):
+            self._answer(waiting, outcome)
+
+    def _plan(self) -> tuple[list[_Waiting], Working, Entry]:
+        """Turn what waits into one entry; what needs no entry is answered on the way."""
+        working = Working(self.store)
+        working.at_ms = max(working.at_ms, self._wall_ms())
+        entry = Entry(base=working.base, at_ms=working.at_ms, salt=self._entropy(16))
+        batch: list[_Waiting] = []
+        size, now = 0, self.clock()
+        while self._queue and len(batch) < limits.BATCH_TXNS_MAX:
+            size += self._queue[0].size
+            if batch and size > limits.ENTRY_BYTES_MAX // 2:
+                break
+            waiting = self._queue.popleft()
+            if waiting.done.done():
+                continue
+            try:
+                txn = self._plan_one(working, waiting, now)
+            except ControlPlaneError as error:
+                _fail(waiting.done, error)
+                continue
+            if txn is None:
+                waiting.done.set_result(b"")
+                continue
+            working.run(txn)
+            entry.txns.append(txn)
+            batch.append(waiting)
+        return batch, working, entry
+
+    def _plan_one(self, working: Working, waiting: _Waiting, now: float) -> Txn | None:
+        if now >= waiting.deadline:
+            raise Unavailable("the deadline passed before the call was planned", reason="DEADLINE")
+        self._room(working, waiting)
+        tx = Tx(
+            working.view,
+            waiting.partition,
+            working.revision + 1,
+            actor=waiting.actor,
+            action=waiting.action,
+            reason=waiting.reason,
+            at_ms=working.at_ms,
+        )
+        try:
+            reply = waiting.feature(tx)
+        except (Refused, NotFound, errors.Compacted) as refusal:
+            return tx.seal(waiting.request, refusal=refusal)
+        return None if reply is None else tx.seal(waiting.request, reply.SerializeToString(deterministic=True))
+
+    def _room(self, working: Working, waiting: _Waiting) -> None:
+        room = self._quota_bytes + (limits.QUOTA_RESERVED_BYTES if waiting.reserved else 0)
+        if working.live_bytes > room:
+            raise Refused(
+                f"the region holds {working.live_bytes} bytes, its quota is {self._quota_bytes}",
+                reason="STORE_FULL",
+                hint="remove what is not needed, or raise quota_bytes; kill switches still work",
+            )
+
+    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
+        if outcome.verdict == Outcome.CONFLICT:
+            self._conflicts += 1
+            waiting.attempts += 1
+            if waiting.attempts < limits.PLAN_ATTEMPTS_MAX:
+                self._queue.append(waiting)
+                self._work.set()
+                return
+        _settle(waiting.done, outcome, waiting.partition, self)
+
+    def _took(self, applied: Applied) -> None:
+        self._state = applied.state
+        self._marks[applied.state.revision] = applied.state.hash
+        if len(self._marks) > _MARKS_KEPT:
+            del self._marks[next(iter(self._marks))]
+        if applied.changed:
+            self._watches.took(applied)
+        for listener in self._applied_listeners:
+            listener(applied)
+
+    # -- reads
+
+    def _submit_read(self, call: Call, done: asyncio.Future[bytes]) -> None:
+        run, header = self._reading(call)
+        if header.consistency == api.LINEARIZABLE:
+            self._reads.append((call.deadline, _into(done, run, age_ms=0), done))
+            self._read_work.set()
+        elif header.consistency == api.LOCAL or header.revision <= self._state.revision:
+            _into(done, run, age_ms=self.fresh_ms())()
+        else:
+            self._own(self._read_later(call, header, done, run))
+
+    def _reading(self, call: Call) -> tuple[Callable[[int], bytes], api.RequestHeader]:
+        """What answers a read, given the age of the state it reads."""
+        method = features.READS.get(call.method)
+        if method is None:
+            return self._reading_of_node(call)
+        request: Any = _parse(method.request, call.request)
+        partition = self.partition(request.header, method.kind.name, call.environment)
+
+        def run(age_ms: int) -> bytes:
+            reply = method.run(Reader(self.store, partition, self._state.revision), request)
+            return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
+
+        return run, request.header
+
+    def _reading_of_node(self, call: Call) -> tuple[Callable[[int], bytes], api.RequestHeader]:
+        request: Any
+        if call.method == "GetOutcome":
+            request = _parse(api.GetOutcomeRequest, call.request)
+            partition = self.partition(request.header, "workflow", call.environment)
+            return lambda age_ms: self._get_outcome(call, request.header, partition, age_ms), request.header
+        if call.method == "ListEvents":
+            request = _parse(api.ListEventsRequest, call.request)
+            partition = self._partition_of_kinds(request.header, request.kinds, call.environment)
+
+            def run(age_ms: int) -> bytes:
+                reply = self._watches.list_events(self.store, partition, request, self._state.revision)
+                return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
+
+            return run, request.header
+        raise Invalid(f"unknown method {call.method[:64]!r}", reason="METHOD_UNKNOWN")
+
+    def _get_outcome(self, call: Call, header: api.RequestHeader, partition: Partition, age_ms: int) -> bytes:
+        rid = self._request_id(call, header, partition)
+        revision, span = self._state.revision, self._state.outcome_span
+        kept = machine.outcome_of(self.store, rid, revision, span)
+        if kept is not None:
+            known = api.GetOutcomeReply.COMMITTED if kept.verdict == Outcome.COMMITTED else api.GetOutcomeReply.REFUSED
+            reply = api.GetOutcomeReply(known=known, revision=kept.revision, reason=kept.refusal.reason)
+        elif rid.since < machine.outcome_floor(revision, span):
+            reply = api.GetOutcomeReply(known=api.GetOutcomeReply.FORGOTTEN)
+        else:
+            reply = api.GetOutcomeReply(known=api.GetOutcomeReply.NOT_APPLIED)
+        return self.header(revision, partition.epoch, age_ms) + reply.SerializeToString()
+
+    async def _read_later(
+        self, call: Call, header: api.RequestHeader, done: asyncio.Future[bytes], run: Callable[[int], bytes]
+    ) -> None:
+        try:
+            await self._consistent(header, call.deadline)
+        except ControlPlaneError as error:
+            _fail(done, error)
+            return
+        _into(done, run, age_ms=self.fresh_ms())()
+
+    async def _consistent(self, header: api.RequestHeader, deadline: float) -> None:
+        """Wait until this node's state is as new as `header` asks for."""
+        if header.consistency == api.LINEARIZABLE:
+            await self.log.barrier(timeout_s=max(0.0, deadline - self.clock()))
+        elif header.consistency == api.AT_LEAST:
+            try:
+                async with asyncio.timeout(max(0.0, deadline - self.clock())):
+                    await self._watches.reached(header.revision)
+            except TimeoutError:
+                raise Unavailable(
+                    f"this node has not reached revision {header.revision}", reason="REVISION_NOT_REACHED"
+                ) from None
+
+    async def _read_forever(self) -> None:
+        while True:
+            await self._read_work.wait()
+            self._read_work.clear()
+            waiting, self._reads = self._reads, []
+            self._own(self._read_round(waiting))
+            # The next round starts when this turn of the loop is over: reads that arrive together share one.
+            await asyncio.sleep(0)
+
+    async def _read_round(self, waiting: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]]) -> None:
+        patience_s = max(deadline for deadline, _, _ in waiting) - self.clock()
+        try:
+            await self.log.barrier(timeout_s=max(0.0, patience_s))
+        except ControlPlaneError as error:
+            for _, _, done in waiting:
+                _fail(done, error)
+            return
+        for _, run, _ in waiting:
+            run()
+
+    # -- odds and ends
+
+    def header(self, revision: int, epoch: int, age_ms: int) -> bytes:
+        """An encoded reply with nothing but its header; what follows it on the wire merges into the same message."""
+        header = api.ReplyHeader(revision=revision, region=self.region, age_ms=age_ms, epoch=epoch, node=self.name)
+        packed = header.SerializeToString()
+        return b"\x0a" + _varint(len(packed)) + packed
+
+    def _age_and_revision(self) -> tuple[int, int]:
+        return self.fresh_ms(), self._state.revision
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(limits.PROGRESS_MS_MIN / 1000)
+            self._watches.tick(self.clock())
+
+    def _role_changed(self) -> None:
+        status = self.log.status()
+        if not status.ready and self._queue:
+            self._fail_waiting(_not_leader(status))
+
+    def _fail_waiting(self, error: ControlPlaneError) -> None:
+        queue, self._queue = self._queue, deque()
+        for waiting in queue:
+            _fail(waiting.done, error)
+        for _, _, done in self._reads:
+            _fail(done, Unavailable("the node is stopping", reason="STOPPING"))
+        self._reads = []
+
+    def _own(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        _RUNNING.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        _RUNNING.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self.failed.done():
+            # Nothing below may raise but the eight errors, and those were answered: an invariant is broken.
+            self.failed.set_exception(task.exception() or Fatal("a task of the node ended"))
+
+
+_RUNNING: set[asyncio.Task[None]] = set()
+"""Keeps running tasks referenced: the loop itself holds them weakly."""
+
+
+def _parse(message: type[Message], packed: bytes) -> Any:
+    try:
+        return message.FromString(packed)
+    except DecodeError:
+        raise Invalid("the request is not a valid message of its type", reason="REQUEST_MALFORMED") from None
+
+
+def _require(tx: Tx, elections: Partition | None, fence: api.Fence) -> None:
+    if elections is None:
+        raise Invalid("the environment has no partition for elections", reason="PARTITION_MISSING")
+    leases.require(tx, scope_of(elections), elections.epoch, fence)
+
+
+def _into(done: asyncio.Future[bytes], run: Callable[[int], bytes], *, age_ms: int) -> Callable[[], None]:
+    def answer() -> None:
+        if done.done():
+            return
+        try:
+            done.set_result(run(age_ms))
+        except ControlPlaneError as error:
+            done.set_exception(error)
+
+    return answer
+
+
+def _settle(done: asyncio.Future[bytes], outcome: Outcome, partition: Partition, node: Node) -> None:
+    if done.done():
+        return
+    if outcome.verdict == Outcome.COMMITTED:
+        done.set_result(node.header(outcome.revision, partition.epoch, 0) + outcome.reply)
+        return
+    try:
+        _raise(outcome)
+    except ControlPlaneError as error:
+        done.set_exception(error)
+
+
+def _raise(outcome: Outcome) -> NoReturn:
+    if outcome.verdict == Outcome.REFUSED:
+        raise unpack_refusal(outcome.refusal, outcome.revision)
+    if outcome.verdict == Outcome.FORGOTTEN:
+        raise OutcomeUnknown(
+            "the outcome of this request is no longer kept",
+            reason="OUTCOME_FORGOTTEN",
+            hint="read the present state, and decide again; do not repeat the request",
+        )
+    if outcome.verdict == Outcome.REUSED:
+        raise Invalid("this request id was used for another request", reason="REQUEST_ID_REUSED")
+    if outcome.verdict == Outcome.MALFORMED:
+        raise Invalid(f"the transaction is malformed: {outcome.detail}", reason="TRANSACTION_MALFORMED")
+    raise Contended("others kept writing what this request read", reason="CONTENDED", hint="ask again")
+
+
+def unpack_refusal(refusal: Refusal, revision: int) -> ControlPlaneError:
+    """A replicated refusal as the error it was, as of a revision."""
+    kinds = {kind.__name__: kind for kind in (Refused, NotFound, errors.Compacted)}
+    details: dict[str, str | int] = {detail.name: detail.value for detail in refusal.details}
+    details["as_of"] = revision
+    return kinds.get(refusal.error, Refused)(refusal.message, reason=refusal.reason, hint=refusal.hint, **details)
+
+
+def _not_leader(status: LogStatus) -> Unavailable:
+    return Unavailable(
+        "this node does not lead the region",
+        reason="NOT_LEADER" if status.leader else "NO_LEADER",
+        leader=status.leader or "",
+    )
+
+
+def _fail(done: asyncio.Future[bytes], error: ControlPlaneError) -> None:
+    if not done.done():
+        done.set_exception(error)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,348 @@
+"""Watching: cursors over the events, never queues.
+
+A watcher is a revision. It reads what came after from the tail (recent transactions kept in memory, encoded once for
+all watchers of the same filter) or, if it has fallen behind the tail, from the store; it is woken when something that
+its filter matches was applied. A slow watcher reads later: nothing is queued for it and nothing is dropped, and when
+its place is no longer kept it is told `Compacted`.
+
+1. One message holds one whole transaction. Revisions only grow, and each is sent once.
+2. The first message says where the watch stands. While nothing changes, progress messages say how far it has seen.
+3. Quiet changes (lease renewals) are no events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+
+from controlplane import features, limits
+from controlplane.errors import Compacted, Unavailable
+from controlplane.features import checks, partitions
+from controlplane.kernel import keys, machine
+from controlplane.kernel.machine import Applied
+from controlplane.kernel.store import Store, View
+from controlplane.kernel.transaction import scope_of
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1.records_pb2 import Partition, Retention
+from controlplane.v1.state_pb2 import Event
+
+_TAIL_TXNS_MAX = 4096
+_TAIL_BYTES_MAX = 16 * 1024 * 1024
+_PAGE = 256
+
+AgeAndRevision = Callable[[], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a watcher wants to see: the keys that start with one of `prefixes`."""
+
+    domain: bytes
+    prefixes: tuple[bytes, ...]
+
+    def matches(self, key: bytes) -> bool:
+        """Whether a change of `key` is for this watcher."""
+        return key.startswith(self.prefixes)
+
+
+@dataclass(slots=True)
+class _Recent:
+    """One transaction's events, and its message per filter (None: nothing in it matches)."""
+
+    revision: int
+    events: list[Event]
+    size: int
+    encoded: dict[Filter, bytes | None] = field(default_factory=dict)
+
+    def message(self, wanted: Filter) -> bytes | None:
+        if wanted not in self.encoded:
+            self.encoded[wanted] = _encode(self.revision, [e for e in self.events if wanted.matches(e.key)])
+        return self.encoded[wanted]
+
+
+class Tail:
+    """The newest transactions, bounded by count and bytes. Complete for every revision above `floor`."""
+
+    def __init__(self, floor: int) -> None:
+        self.floor = floor
+        self._recent: deque[_Recent] = deque()
+        self._bytes = 0
+
+    def add(self, recent: _Recent) -> None:
+        """Append a transaction; the oldest make room."""
+        self._recent.append(recent)
+        self._bytes += recent.size
+        while len(self._recent) > _TAIL_TXNS_MAX or self._bytes > _TAIL_BYTES_MAX:
+            oldest = self._recent.popleft()
+            self._bytes -= oldest.size
+            self.floor = oldest.revision
+
+    def after(self, revision: int) -> list[_Recent]:
+        """Transactions above `revision`, which must not be below `floor`, in order."""
+        newer: list[_Recent] = []
+        for recent in reversed(self._recent):
+            if recent.revision <= revision:
+                break
+            newer.append(recent)
+        newer.reverse()
+        return newer
+
+
+class _Group:
+    """All watchers of one filter: they wake together."""
+
+    def __init__(self) -> None:
+        self.watchers = 0
+        self.pulse = asyncio.Event()
+
+    def wake(self) -> None:
+        """Wake everyone who waits now; who comes later waits for the next time."""
+        pulse, self.pulse = self.pulse, asyncio.Event()
+        pulse.set()
+
+
+class Watches:
+    """All watchers of a node."""
+
+    def __init__(self, tail: Tail) -> None:
+        self._tail = tail
+        self._groups: dict[Filter, _Group] = {}
+        self._revision = tail.floor
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._next_progress = 0.0
+        self._closed = False
+
+    @property
+    def count(self) -> int:
+        """Watchers now."""
+        return sum(group.watchers for group in self._groups.values())
+
+    def took(self, applied: Applied) -> None:
+        """Take in what an entry changed."""
+        loud = (changed for changed in applied.changed if not changed.quiet)
+        touched: list[Event] = []
+        for revision, changes in groupby(loud, key=lambda changed: changed.event.revision):
+            taken = list(changes)
+            events = [changed.event for changed in taken]
+            self._tail.add(_Recent(revision, events, sum(len(changed.encoded) for changed in taken)))
+            touched += events
+        self._reach(applied.state.revision)
+        for wanted, group in self._groups.items():
+            if any(wanted.matches(event.key) for event in touched):
+                group.wake()
+
+    def reset(self, revision: int) -> None:
+        """The store was replaced: start the tail anew and let everyone look again."""
+        self._tail = Tail(revision)
+        self._reach(revision)
+        self._wake_all()
+
+    def tick(self, now: float) -> None:
+        """Let idle watchers report progress when it is time."""
+        if now >= self._next_progress:
+            self._next_progress = now + limits.PROGRESS_MS / 1000
+            self._wake_all()
+
+    def close(self) -> None:
+        """End all watches; they raise `Unavailable`."""
+        self._closed = True
+        self._wake_all()
+
+    async def reached(self, revision: int) -> None:
+        """Return once `revision` is applied here. The caller sets the deadline."""
+        if revision > self._revision:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            bisect.insort(self._waiting, (revision, done), key=lambda waiting: waiting[0])
+            await done
+
+    def list_events(
+        self, store: Store, partition: Partition, request: api.ListEventsRequest, last: int
+    ) -> api.ListEventsReply:
+        """Events of a partition after a revision, oldest first. Raises `Compacted`."""
+        wanted = _filter(partition, request.kinds, "")
+        _check_floor(store, partition, request.after_revision)
+        matching = (
+            _change(event)
+            for event in machine.events(store, wanted.domain, request.after_revision, last)
+            if wanted.matches(event.key)
+        )
+        changes, more = checks.page(matching, request.limit)
+        return api.ListEventsReply(changes=changes, more=more)
+
+    async def follow(
+        self, store: Store, partition: Partition, request: api.WatchRequest, now: AgeAndRevision
+    ) -> AsyncGenerator[bytes, None]:
+        """The messages of one watch; see `Node.watch`."""
+        if self.count >= limits.WATCHES_PER_NODE_MAX:
+            raise Unavailable("too many watchers", reason="WATCHES_FULL", hint="watch at another node")
+        wanted = _filter(partition, request.kinds, request.prefix)
+        cursor = request.after_revision if request.HasField("after_revision") else self._revision
+        if not request.snapshot:
+            _check_floor(store, partition, cursor)
+        group = self._groups.setdefault(wanted, _Group())
+        group.watchers += 1
+        try:
+            stamp = _Stamp(partition, now)
+            if request.snapshot:
+                cursor = self._revision
+                yield stamp(api.WatchReply(kind=api.WatchReply.STARTED, revision=cursor))
+                for reply in _listing(store, wanted, cursor):
+                    yield stamp(reply)
+                yield stamp(api.WatchReply(kind=api.WatchReply.SYNCED, revision=cursor))
+            else:
+                yield stamp(api.WatchReply(kind=api.WatchReply.STARTED, revision=cursor))
+            async for message in self._changes(store, partition, wanted, group, cursor, stamp):
+                yield message
+        finally:
+            group.watchers -= 1
+            if not group.watchers:
+                self._groups.pop(wanted, None)
+
+    async def _changes(
+        self, store: Store, partition: Partition, wanted: Filter, group: _Group, cursor: int, stamp: _Stamp
+    ) -> AsyncGenerator[bytes, None]:
+        while not self._closed:
+            pulse, reached = group.pulse, self._revision
+            if cursor < self._tail.floor:
+                _check_floor(store, partition, cursor)
+                for revision, message in _stored(store, wanted, cursor, reached):
+                    cursor = revision
+                    yield message
+                # A full page may have ended early; only what was read to its end has been seen.
+                continue
+            sent = False
+            for recent in self._tail.after(cursor):
+                encoded = recent.message(wanted)
+                if encoded is not None:
+                    sent = True
+                    yield encoded
+            cursor = max(cursor, reached)
+            if not sent:
+                yield stamp(api.WatchReply(kind=api.WatchReply.PROGRESS, revision=cursor))
+            if pulse is group.pulse:
+                await pulse.wait()
+        raise Unavailable("the node is stopping", reason="STOPPING", hint="watch at another node")
+
+    def _reach(self, revision: int) -> None:
+        self._revision = revision
+        while self._waiting and self._waiting[0][0] <= revision:
+            _, done = self._waiting.pop(0)
+            if not done.done():
+                done.set_result(None)
+
+    def _wake_all(self) -> None:
+        for group in self._groups.values():
+            group.wake()
+
+
+class _Stamp:
+    """Adds to a message where and how fresh it is, and encodes it."""
+
+    def __init__(self, partition: Partition, now: AgeAndRevision) -> None:
+        self._partition, self._now = partition, now
+
+    def __call__(self, reply: api.WatchReply) -> bytes:
+        reply.age_ms, _ = self._now()
+        reply.region, reply.epoch = self._partition.home, self._partition.epoch
+        return reply.SerializeToString()
+
+
+def _filter(partition: Partition, kinds: Sequence[str], prefix: str) -> Filter:
+    scope = scope_of(partition)
+    names = sorted(set(kinds)) or sorted(features.KINDS)
+    return Filter(keys.domain_of(scope), tuple(scope + keys.text(kind) + prefix.encode() for kind in names))
+
+
+def _check_floor(view: View, partition: Partition, cursor: int) -> None:
+    system = scope_of(partitions.system(partition.home))
+    event = machine.event_at(view, keys.within(system, partitions.RETENTION.name, partitions.RETENTION_NAME))
+    floor = Retention.FromString(event.value).event_floor if event else 0
+    if cursor < floor:
+        raise Compacted(
+            f"events up to revision {floor} are no longer kept",
+            reason="EVENTS_COMPACTED",
+            hint="list the present records (snapshot), then watch from there",
+            oldest=floor + 1,
+        )
+
+
+def _listing(store: Store, wanted: Filter, revision: int) -> Iterator[api.WatchReply]:
+    """All present records that match, as of now, in messages of bounded size."""
+    snapshot = store.snapshot()
+    try:
+        for prefix in wanted.prefixes:
+            rows = snapshot.scan(*keys.children(keys.RECORD + prefix))
+            while page := [_change(Event.FromString(packed)) for _, packed in islice(rows, _PAGE)]:
+                for part in _bounded(page):
+                    yield api.WatchReply(kind=api.WatchReply.SNAPSHOT, revision=revision, changes=part)
+    finally:
+        snapshot.close()
+
+
+def _bounded(changes: list[api.Change]) -> Iterator[list[api.Change]]:
+    part: list[api.Change] = []
+    size = 0
+    for change in changes:
+        size += change.ByteSize()
+        if part and size > limits.MESSAGE_BYTES_MAX // 4:
+            yield part
+            part, size = [], change.ByteSize()
+        part.append(change)
+    if part:
+        yield part
+
+
+def _stored(store: Store, wanted: Filter, after: int, last: int) -> Iterator[tuple[int, bytes]]:
+    """Up to a page of transactions from the store: revision and message; ends with an empty progress at `last`."""
+    events = list(islice(machine.events(store, wanted.domain, after, last), _PAGE))
+    complete = len(events) < _PAGE
+    if not complete and len({event.revision for event in events}) > 1:
+        # The last transaction of a full page may be cut: leave it to the next page.
+        cut = events[-1].revision
+        events = [event for event in events if event.revision != cut]
+    elif not complete:
+        only = events[0].revision
+        events = list(machine.events(store, wanted.domain, only - 1, only))
+    for revision, group in groupby(events, key=lambda event: event.revision):
+        message = _encode(revision, [event for event in group if wanted.matches(event.key)])
+        yield revision, message or _progress(revision)
+    if complete:
+        yield last, _progress(last)
+
+
+def _progress(revision: int) -> bytes:
+    return api.WatchReply(kind=api.WatchReply.PROGRESS, revision=revision).SerializeToString()
+
+
+def _encode(revision: int, events: list[Event]) -> bytes | None:
+    if not events:
+        return None
+    changes = [_change(event) for event in events]
+    return api.WatchReply(kind=api.WatchReply.CHANGES, revision=revision, changes=changes).SerializeToString()
+
+
+def _change(event: Event) -> api.Change:
+    key = keys.decode(event.key)
+    change = api.Change(
+        kind=key.kind,
+        name=key.name,
+        meta=api.Meta(
+            revision=event.revision,
+            created=event.created,
+            version=event.version,
+            actor=event.actor,
+            action=event.action,
+            reason=event.reason,
+            at_ms=event.at_ms,
+        ),
+    )
+    if event.HasField("value") and key.kind in _SHOWN:
+        getattr(change, key.kind).MergeFromString(event.value)
+    return change
+
+
+_SHOWN = frozenset({"flag", "switch", "workflow", "election"})
