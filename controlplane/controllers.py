@@ -67,6 +67,7 @@ class Controllers:
         self._reaper = Reaper()
         self._term: int | None = None
         self._partitions_of = {scope_of(p): p for p in node.partitions.values()}
+        self._elections = tuple(scope + keys.text(leases.ELECTION.name) for scope in self._partitions_of)
         self._task: asyncio.Task[None] | None = None
         self._event_floor = 0
 
@@ -162,7 +163,7 @@ class Controllers:
         # On every node: between a new leader's listing and its first tick nothing may be missed.
         now = self._node.clock()
         for changed in applied.changed:
-            if keys.decode(changed.key).kind != leases.ELECTION.name:
+            if not changed.key.startswith(self._elections):
                 continue
             if changed.event.HasField("value"):
                 self._arm(changed.key, changed.encoded, now)
