@@ -26,7 +26,7 @@ ENTRY_OVERHEAD_BYTES = 160
 class Entry(NamedTuple):
     """One entry of the log; an empty payload is a leader's own first entry."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # Hides tuple.index, which nobody calls.
     term: int
     payload: bytes
 
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
 class Add(NamedTuple):
     """Append one entry after the last."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # Hides tuple.index, which nobody calls.
     term: int
     payload: bytes
 
@@ -55,7 +55,7 @@ class Meta(NamedTuple):
 class Commit(NamedTuple):
     """The commit index; advisory, it may reach the disk late."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # Hides tuple.index, which nobody calls.
 
 
 class Trim(NamedTuple):
@@ -68,7 +68,7 @@ class Trim(NamedTuple):
 class Reset(NamedTuple):
     """Forget every entry; the log begins again above (index, term)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # Hides tuple.index, which nobody calls.
     term: int
 
 
@@ -93,21 +93,27 @@ class Tail:
     def __init__(self, recovered: Recovered, sink: Sink, *, strict: bool = True) -> None:
         self.boundary_index = recovered.boundary_index
         self.boundary_term = recovered.boundary_term
-        self.term = recovered.term
         self.voted_for = recovered.voted_for
         self._entries = list(recovered.entries)
         self._check_contiguous()
+        self.term = max(recovered.term, self.last_term)
         self.payload_bytes = sum(len(entry.payload) for entry in self._entries)
         self.commit = max(min(recovered.commit, self.last_index), self.boundary_index)
         self.durable = self.last_index
         self.seq = 0
+        self.meta_seq = 0
         self.synced_seq = 0
         self._sink = sink
         self._strict = strict
-        self._unsynced: deque[tuple[int, int]] = deque()
+        self._unsynced: deque[tuple[int, int]] = deque()  # (sequence number, index) of entries added.
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def meta_synced(self) -> bool:
+        """Whether the present term and vote are on disk."""
+        return self.meta_seq <= self.synced_seq
 
     @property
     def last_index(self) -> int:
@@ -167,6 +173,7 @@ class Tail:
         start = from_index - self.boundary_index - 1
         self.payload_bytes -= sum(len(entry.payload) for entry in self._entries[start:])
         del self._entries[start:]
+        self.commit = min(self.commit, from_index - 1)
         self.durable = min(self.durable, from_index - 1)
         while self._unsynced and self._unsynced[-1][1] >= from_index:
             self._unsynced.pop()
@@ -177,6 +184,7 @@ class Tail:
         if (term, voted_for) != (self.term, self.voted_for):
             self.term, self.voted_for = term, voted_for
             self._emit(Meta(term, voted_for))
+            self.meta_seq = self.seq
 
     def set_commit(self, index: int) -> None:
         """Raise the commit index (it never falls)."""

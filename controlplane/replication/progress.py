@@ -1,0 +1,147 @@
+"""What a leader knows of one follower, and what it may send it next. Pure.
+
+Theory of operation. A follower is in one of three states, as in etcd:
+
+- PROBE: where its log agrees with ours is not known. One append at a time; `next_index` only moves down, never to or
+  below what is matched. A probe that got lost is repeated, empty, at the next beat.
+- STREAM: it agrees up to `next_index - 1` unless something was lost. Many appends in flight, within a window.
+- SNAPSHOT: what it needs next is below our boundary. Chunks of a snapshot, within a window; a gap or a silence makes
+  the sender go back to what is known to be written.
+
+1. Every return to PROBE begins a new `stream`; a refusal of an older stream is stale and ignored (B4).
+2. `match_index` only grows while this leadership lasts, but for a follower whose disk was replaced.
+3. Nothing is in flight beyond `appends_max`, `chunks_max`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
+    """Which state a snapshot holds, and how to know it whole."""
+
+    index: int
+    term: int
+    size: int
+    digest: bytes  # SHA-256 of all its bytes.
+
+
+class Snapshot(Protocol):
+    """A finished snapshot that the leader's host produced; immutable until closed."""
+
+    @property
+    def meta(self) -> SnapshotMeta:
+        """What it holds."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read exactly the bytes asked for (fewer only at the end), from cached pages: it is called on the loop."""
+
+    def close(self) -> None:
+        """Let the host delete it: nobody reads it any more."""
+
+
+class Mode(Enum):
+    """How a follower is fed."""
+
+    PROBE = "probe"
+    STREAM = "stream"
+    SNAPSHOT = "snapshot"
+
+
+class Progress:
+    """One follower, seen from the leader."""
+
+    __slots__ = (
+        "acked_offset",
+        "fed_index",
+        "flights",
+        "free_bytes",
+        "heard",
+        "learner",
+        "match_index",
+        "mode",
+        "moved",
+        "next_index",
+        "round",
+        "sent_offset",
+        "snapshot",
+        "stream",
+        "waiting",
+    )
+
+    def __init__(self, next_index: int, now: float) -> None:
+        self.mode = Mode.PROBE
+        self.next_index = next_index
+        self.match_index = 0
+        self.fed_index = 0  # What the core was told.
+        self.waiting = False  # PROBE: one append is in flight.
+        self.stream = 1
+        self.flights: deque[int] = deque()  # STREAM: last index of each append in flight.
+        self.heard = now
+        self.round = 0
+        self.learner = False
+        self.free_bytes = 0
+        self.snapshot: Snapshot | None = None
+        self.sent_offset = self.acked_offset = 0
+        self.moved = now  # SNAPSHOT: when it last got further, or was last asked how it stands.
+
+    def probe(self) -> None:
+        """Start anew from what is known: after a refusal, a broken link or a snapshot."""
+        self.mode = Mode.PROBE
+        self.stream += 1
+        self.next_index = self.match_index + 1 if self.match_index else self.next_index
+        self.waiting = False
+        self.snapshot = None
+        self.flights.clear()
+
+    def matched(self, match_index: int, equal_index: int) -> None:
+        """The follower's log equals ours up to `equal_index` and is on its disk up to `match_index`."""
+        self.match_index = max(self.match_index, match_index)
+        while self.flights and self.flights[0] <= self.match_index:
+            self.flights.popleft()
+        if self.mode is Mode.PROBE or (self.snapshot and self.match_index >= self.snapshot.meta.index):
+            self.mode = Mode.STREAM
+            self.next_index = equal_index + 1
+            self.waiting = False
+            self.snapshot = None
+            self.flights.clear()
+        self.next_index = max(self.next_index, self.match_index + 1)
+
+    def refused(self, prev_index: int, hint_index: int, stream: int) -> None:
+        """The follower lacks (prev_index, its term); `hint_index` is the highest that may agree."""
+        if stream != self.stream:
+            return
+        if self.mode is Mode.STREAM and prev_index > self.match_index:
+            self.probe()
+        elif self.mode is Mode.PROBE and prev_index == self.next_index - 1:
+            self.next_index = max(self.match_index + 1, min(prev_index, hint_index + 1))
+            self.waiting = False
+
+    def forget(self, next_index: int) -> None:
+        """The follower's disk was replaced: nothing known of it holds."""
+        self.match_index = 0
+        self.next_index = next_index
+        self.probe()
+
+    def send_snapshot(self, snapshot: Snapshot | None, now: float) -> None:
+        """Feed it `snapshot` from its beginning (None: one is being made)."""
+        self.mode = Mode.SNAPSHOT
+        self.snapshot = snapshot
+        self.sent_offset = self.acked_offset = 0
+        self.moved = now
+        self.waiting = False
+        self.flights.clear()
+
+    def chunk_written(self, offset: int, now: float) -> None:
+        """The follower has written everything below `offset` (0 when it lost or refused what it had)."""
+        if offset > self.acked_offset:
+            self.moved = now
+        elif offset < self.acked_offset:
+            self.sent_offset = offset
+        self.acked_offset = offset
+        self.sent_offset = max(self.sent_offset, offset)
