@@ -1,0 +1,70 @@
+"""`cpctl`: the region in the hands of the people who run it. It knows the SDK and nothing of the server."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from controlplane.cli import command
+from controlplane.cli.contexts import context
+from controlplane.cli.elections import election
+from controlplane.cli.events import log, outcome, watch
+from controlplane.cli.flags import config, flag
+from controlplane.cli.kill import kill
+from controlplane.cli.region import member, region, status
+from controlplane.cli.settings import Settings, config_file, load
+from controlplane.cli.workflows import workflow
+
+_CODES = (command.__doc__ or "").partition("Exit codes, for scripts:")[2]
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CONTROLPLANE"},
+    epilog=f"\b\nExit codes:{_CODES}",
+)
+@click.option("--context", "context_name", envvar="CONTROLPLANE_CONTEXT", help="A region of the configuration file.")
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    envvar="CONTROLPLANE_ADDRESSES",
+    help="host:port of a node, as often as there are nodes.",
+)
+@click.option("--authority", default="", help="The certificate authority's certificate.")
+@click.option("--certificate", default="", help="Your certificate.")
+@click.option("--key", default="", help="Its key.")
+@click.option("--insecure", is_flag=True, help="No TLS; for `controlplane dev` only.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0.1, 60), default=10.0, show_default=True, help="Seconds."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.version_option(package_name="controlplane", prog_name="cpctl")
+@click.pass_context
+def main(  # noqa: PLR0913 - the options of the command
+    click_context: click.Context,
+    *,
+    context_name: str | None,
+    addresses: tuple[str, ...],
+    authority: str,
+    certificate: str,
+    key: str,
+    insecure: bool,
+    timeout_s: float,
+    as_json: bool,
+) -> None:
+    """Look at a region and run it.
+
+    Each option can be an environment variable, CONTROLPLANE_ADDRESSES (with blanks between) or
+    CONTROLPLANE_CERTIFICATE for instance, or stand in a context of the configuration file (cpctl context set).
+    """
+
+    def settings() -> Settings:
+        given = Settings(addresses, authority, certificate, key, insecure)
+        return given.or_else(load(config_file(os.environ)).named(context_name)).checked()
+
+    click_context.obj = command.Cpctl(settings, as_json=as_json, timeout_s=timeout_s)
+
+
+for each in (status, region, member, flag, config, workflow, election, kill, watch, log, outcome, context):
+    main.add_command(each)

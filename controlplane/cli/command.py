@@ -1,0 +1,312 @@
+"""What all commands of cpctl share: connecting, options, output, errors, exit codes.
+
+Exit codes, for scripts:
+
+     0  done; or, for a check, it may act
+     1  a defect of cpctl or of the region
+     2  the command line or the request is wrong (Invalid)
+     3  not known, or not allowed (Denied)
+     4  no such thing (NotFound)
+     5  the rules said no (Refused)
+     6  others kept writing; nothing was written (Contended)
+     7  the history asked for is no longer kept (Compacted)
+     8  the region could not be reached; nothing was written (Unavailable)
+     9  it may or may not have happened: ask with `cpctl outcome` (OutcomeUnknown)
+    10  a check found that kill switches stop the subject
+    11  some members of the region are not healthy
+   130  interrupted
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import secrets
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from controlplane import limits, sdk
+from controlplane.cli import shapes, values
+from controlplane.cli.settings import Settings
+
+P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_DEFECT = 1
+EXIT_STOPPED = 10
+EXIT_UNHEALTHY = 11
+EXIT_INTERRUPTED = 130
+EXIT_CODES: dict[type[sdk.ControlPlaneError], int] = {
+    sdk.Invalid: 2,
+    sdk.Denied: 3,
+    sdk.NotFound: 4,
+    sdk.Refused: 5,
+    sdk.Contended: 6,
+    sdk.Compacted: 7,
+    sdk.Unavailable: 8,
+    sdk.OutcomeUnknown: 9,
+}
+_WIDTH_OF_PIPES = 200
+
+
+@dataclass(slots=True)
+class Cpctl:
+    """One run of cpctl: where to connect and how to show what comes back."""
+
+    settings: Callable[[], Settings]
+    as_json: bool = False
+    timeout_s: float = 10.0
+    watch_every_s: float | None = None
+    request_id: bytes | None = None
+    live: Live | None = None
+
+    @asynccontextmanager
+    async def connect(self, addresses: Sequence[str] = ()) -> AsyncIterator[sdk.ControlPlane]:
+        """A client of the region; with `addresses`, of these nodes and no others."""
+        settings = self.settings()
+        async with sdk.ControlPlane.connect(
+            list(addresses or settings.addresses),
+            ca=settings.authority or None,
+            cert=settings.certificate or None,
+            key=settings.key or None,
+            insecure=settings.insecure,
+            timeout_s=self.timeout_s,
+            mirror=False,
+            follow_leader=not addresses,
+        ) as plane:
+            yield plane
+
+    def show(self, document: Any, people: Callable[[Any], RenderableType]) -> None:
+        """Print a document: as one line of JSON for programs, as `people(document)` for people."""
+        if self.as_json:
+            click.echo(json.dumps(document, ensure_ascii=False))
+        elif self.live is not None:
+            self.live.update(people(document), refresh=True)
+        else:
+            console().print(people(document))
+
+    def done(self, document: Any, sentence: str) -> None:
+        """Say that a write is done."""
+        self.show(document, lambda _: Text(sentence, style="green"))
+
+
+pass_cpctl = click.make_pass_decorator(Cpctl)
+
+
+class Command(click.Command):
+    """A command that takes --json behind its name too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--json"], is_flag=True, expose_value=False, callback=_json_wanted, help="Print JSON, for programs."
+            )
+        )
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+    group_class = type
+
+
+def _json_wanted(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        cpctl = context.find_object(Cpctl)
+        assert cpctl is not None
+        cpctl.as_json = True
+
+
+def run(
+    body: Callable[Concatenate[Cpctl, sdk.ControlPlane, P], Awaitable[None]],
+) -> Callable[P, None]:
+    """Make a command of a coroutine function that wants a connection; errors become exit codes."""
+
+    @pass_cpctl
+    @functools.wraps(body)
+    def command(cpctl: Cpctl, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        async def once() -> None:
+            async with cpctl.connect() as plane:
+                await _repeat(cpctl, lambda: body(cpctl, plane, *args, **kwargs))
+
+        finish(cpctl, once())
+
+    return command
+
+
+def finish(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end; leave the process with the exit code of what it raised."""
+    try:
+        asyncio.run(work)
+    except sdk.ControlPlaneError as error:
+        _complain(cpctl, error)
+        sys.exit(EXIT_CODES.get(type(error), EXIT_DEFECT))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would complain when it flushes at exit.
+        sys.stdout = None
+
+
+async def _repeat(cpctl: Cpctl, once: Callable[[], Awaitable[None]]) -> None:
+    if cpctl.watch_every_s is None:
+        await once()
+        return
+    with Live(console=console(), auto_refresh=False) as live:
+        cpctl.live = live
+        while True:
+            await once()
+            await asyncio.sleep(cpctl.watch_every_s)
+
+
+def _complain(cpctl: Cpctl, error: sdk.ControlPlaneError) -> None:
+    if isinstance(error, sdk.OutcomeUnknown) and cpctl.request_id is not None:
+        error.hint = f"cpctl outcome {cpctl.request_id.hex()}"
+    if cpctl.as_json:
+        click.echo(json.dumps(shapes.error(error), ensure_ascii=False), err=True)
+        return
+    say = console(err=True)
+    say.print(Text.assemble(("error: ", "bold red"), str(error), (f"  {error.reason}", "dim")))
+    if hint := error.hint or _next_step(error):
+        say.print(Text.assemble(("next:  ", "bold"), hint))
+
+
+def _next_step(error: sdk.ControlPlaneError) -> str:
+    match error:
+        case sdk.Unavailable():
+            return "see which nodes answer: cpctl member health; for a region of your own: controlplane dev"
+        case sdk.Denied():
+            return "see who you are to the region in your certificate; choose another with --certificate and --key"
+        case sdk.Compacted():
+            return f"ask for revision {error.details['oldest']} or newer" if "oldest" in error.details else ""
+    return ""
+
+
+def console(*, err: bool = False) -> Console:
+    """A terminal; a pipe or a file gets wide lines without colour."""
+    plain = Console(stderr=err, highlight=False)
+    return plain if plain.is_terminal else Console(stderr=err, highlight=False, width=_WIDTH_OF_PIPES)
+
+
+def table(rows: Sequence[dict[str, Any]], **columns: Callable[[dict[str, Any]], Any]) -> RenderableType:
+    """Rows under headings; each column is a function of a row."""
+    if not rows:
+        return Text("none", style="dim")
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in columns:
+        made.add_column(heading.replace("_", " ").upper(), overflow="fold")
+    for row in rows:
+        made.add_row(*(_cell(column(row)) for column in columns.values()))
+    return made
+
+
+def card(**lines: Any) -> RenderableType:
+    """One thing: names and values below each other."""
+    made = Table.grid(padding=(0, 2))
+    for name, value in lines.items():
+        made.add_row(Text(name.replace("_", " "), style="bold"), _cell(value))
+    return made
+
+
+def _cell(value: Any) -> Text:
+    match value:
+        case Text():
+            return value
+        case None | "":
+            return Text("-", style="dim")
+        case bool():
+            return Text("yes" if value else "no")
+        case dict() | list():
+            return Text(json.dumps(value, ensure_ascii=False))
+    return Text(str(value))
+
+
+def reads(body: F) -> F:
+    """Give a reading command --local, --at-least, --partition and --watch; they arrive as `options`."""
+
+    @functools.wraps(body)
+    def wrapped(
+        *args: Any, local: bool, at_least: int | None, partition: str, watch: float | None, **kwargs: Any
+    ) -> Any:
+        if local and at_least is not None:
+            raise click.UsageError("--local and --at-least exclude each other")
+        cpctl = click.get_current_context().find_object(Cpctl)
+        assert cpctl is not None
+        cpctl.watch_every_s = watch
+        options: sdk.ReadOptions = {"partition": partition}
+        if local or at_least is not None:
+            options["consistency"] = sdk.LOCAL if at_least is None else sdk.at_least(at_least)
+        return body(*args, options=options, **kwargs)
+
+    for option in (
+        click.option("--local", is_flag=True, help="Whatever the node at hand has, without asking the others."),
+        click.option("--at-least", type=click.IntRange(0), metavar="REVISION", help="Everything up to a revision."),
+        click.option("--partition", default="", help="Another partition than the environment's own."),
+        click.option(
+            "--watch",
+            is_flag=False,
+            flag_value=1.0,
+            type=click.FloatRange(0.1, 3600),
+            metavar="SECONDS",
+            help="Show it again every so often (every second if nothing is said).",
+        ),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+def writes(body: F) -> F:
+    """Give a writing command --reason, --fence and --partition; they arrive as `options`."""
+
+    @functools.wraps(body)
+    def wrapped(*args: Any, reason: str, fence: str | None, partition: str, **kwargs: Any) -> Any:
+        cpctl = click.get_current_context().find_object(Cpctl)
+        assert cpctl is not None
+        # Chosen here, so that it can be named if the outcome stays unknown.
+        cpctl.request_id = secrets.token_bytes(limits.REQUEST_ID_BYTES)
+        options: sdk.WriteOptions = {"partition": partition, "reason": reason, "request_id": cpctl.request_id}
+        if fence is not None:
+            options["fence"] = values.fence(fence)
+        return body(*args, options=options, **kwargs)
+
+    for option in (
+        click.option("--reason", default="", help="Why, for the record."),
+        click.option("--fence", metavar="ELECTION:EPOCH:REVISION", help="Only while this lease is the live one."),
+        click.option("--partition", default="", help="Another partition than the environment's own."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+def paged(body: F) -> F:
+    """Give a listing command --limit and --all."""
+    return click.option(
+        "--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="Rows at most."
+    )(body)
+
+
+async def pages(
+    limit: int, page: Callable[[Any, int], Awaitable[tuple[Sequence[Any], Any, bool]]], start: Any
+) -> list[Any]:
+    """Rows from as many pages as `limit` needs.
+
+    `page(cursor, count)` returns rows, the cursor of the next page, and whether there is one.
+    """
+    rows: list[Any] = []
+    cursor, more = start, True
+    while more and len(rows) < limit:
+        got, cursor, more = await page(cursor, min(limits.PAGE_MAX, limit - len(rows)))
+        rows += got
+    return rows

@@ -1,0 +1,206 @@
+"""`cpctl status`, `cpctl region ...`, `cpctl member ...`: who leads, and how the nodes are."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.text import Text
+
+from controlplane import sdk
+from controlplane.cli import shapes
+from controlplane.cli.command import (
+    EXIT_UNHEALTHY,
+    Command,
+    Cpctl,
+    Group,
+    card,
+    finish,
+    pass_cpctl,
+    reads,
+    run,
+    table,
+    writes,
+)
+from controlplane.cli.shapes import Shape
+
+_MEMBER_TIMEOUT_S = 3.0
+
+
+@click.command("status", cls=Command)
+@reads
+@run
+async def status(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, options: sdk.ReadOptions) -> None:
+    """The region as the node at hand sees it."""
+    options.setdefault("consistency", sdk.LOCAL)
+    cpctl.show(shapes.status(await plane.get_status(**options)), _status)
+
+
+def _status(document: Shape) -> RenderableType:
+    used = f"{_mb(document['live_bytes'])} of {_mb(document['quota_bytes'])}"
+    about = card(
+        region=f"{document['fleet']} / {document['region']} ({document['jurisdiction']})",
+        leader=Text(document["leader"] or "none", style="green" if document["leader"] else "red"),
+        term=document["term"],
+        node=f"{document['node']} ({document['role']}), version {document['version']}",
+        revision=document["served"]["revision"],
+        commit=f"{document['commit']}, applied {document['applied']}, last {document['last']}",
+        records=f"{document['records']} ({used}, {_mb(document['disk_free_bytes'])} free on disk)",
+        watchers=document["watchers"],
+        hash=document["hash"],
+    )
+    members = table(
+        document["members"],
+        member=lambda each: each["name"],
+        address=lambda each: each["address"],
+        connected=lambda each: each["connected"],
+        match=lambda each: each["match"] or "",
+        heard_ms=lambda each: each["heard_ms"],
+        state=lambda each: each["state"],
+    )
+    return Stack(about, Text(), members)
+
+
+def _mb(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+@click.group("region", cls=Group)
+def region() -> None:
+    """Who leads; watch it; move it."""
+
+
+@region.command("leader")
+@reads
+@run
+async def leader(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, options: sdk.ReadOptions) -> None:
+    """Who leads the region, and in which term."""
+    options.setdefault("consistency", sdk.LOCAL)
+    cpctl.show(shapes.region((await plane.get_region(**options)).region), _leader)
+
+
+def _leader(document: Shape) -> RenderableType:
+    return card(
+        leader=Text(document["leader"] or "none", style="green" if document["leader"] else "red"),
+        address=document["leader_address"],
+        term=document["term"],
+        since=f"{document['leader_age_ms'] / 1000:.1f} s",
+    )
+
+
+@region.command("watch")
+@run
+async def watch(cpctl: Cpctl, plane: sdk.ControlPlane, /) -> None:
+    """Every change of leader, as it happens."""
+    async for change in plane.watch_region():
+        cpctl.show(
+            shapes.region(change),
+            lambda seen: (
+                f"{seen['region']}  leader {seen['leader'] or '-'}  term {seen['term']}  {seen['leader_address'] or ''}"
+            ),
+        )
+
+
+@region.command("transfer")
+@click.argument("node", default="")
+@writes
+@run
+async def transfer(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, node: str, options: sdk.WriteOptions) -> None:
+    """Move leadership to NODE, or to whoever is most advanced."""
+    reply = await plane.transfer_region(node, **options)
+    cpctl.done({"leader": reply.leader, "term": reply.term}, f"{reply.leader} leads in term {reply.term}")
+
+
+@click.group("member", cls=Group)
+def member() -> None:
+    """The nodes of the region."""
+
+
+@member.command("health")
+@click.option(
+    "--watch",
+    "watch_every_s",
+    is_flag=False,
+    flag_value=1.0,
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    help="Show it again every so often.",
+)
+@pass_cpctl
+def health(cpctl: Cpctl, watch_every_s: float | None) -> None:
+    """Ask every node how it is, each for itself; exit code 11 if one is not well."""
+    cpctl.watch_every_s = watch_every_s
+    finish(cpctl, _health(cpctl))
+
+
+async def _health(cpctl: Cpctl) -> None:
+    while True:
+        rows = await _everyone(cpctl)
+        cpctl.show({"members": rows}, lambda document: _health_table(document["members"]))
+        if cpctl.watch_every_s is None:
+            sys.exit(EXIT_UNHEALTHY if any(row["problem"] for row in rows) else 0)
+        await asyncio.sleep(cpctl.watch_every_s)
+
+
+async def _everyone(cpctl: Cpctl) -> list[Shape]:
+    known = list(cpctl.settings().addresses)
+    found = await asyncio.gather(*(_ask(cpctl, address) for address in known))
+    # What answers names the rest of the region; those are asked as well.
+    others = sorted({each["address"] for status in found if status for each in status["members"]} - set(known))
+    found += await asyncio.gather(*(_ask(cpctl, address) for address in others))
+    rows = [_row(address, status) for address, status in zip(known + others, found, strict=True)]
+    _compare(rows)
+    return sorted(rows, key=lambda row: (row["node"] or "~", row["address"]))
+
+
+async def _ask(cpctl: Cpctl, address: str) -> Shape | None:
+    try:
+        async with asyncio.timeout(_MEMBER_TIMEOUT_S), cpctl.connect([address]) as plane:
+            return shapes.status(await plane.get_status(consistency=sdk.LOCAL))
+    except (TimeoutError, sdk.Unavailable, sdk.OutcomeUnknown):
+        return None
+
+
+def _row(address: str, status: Shape | None) -> Shape:
+    names = ("node", "role", "leader", "term", "applied", "commit", "hash", "records", "disk_free_bytes")
+    row: Shape = {"address": address, **{name: status[name] if status else None for name in names}}
+    row["revision"] = status["served"]["revision"] if status else None
+    row["age_ms"] = status["served"]["age_ms"] if status else None
+    row["problem"] = None if status and status["leader"] else "knows no leader" if status else "does not answer"
+    return row
+
+
+def _compare(rows: Sequence[Shape]) -> None:
+    """Equal revision means equal hash; anything else is the worst that can be found."""
+    hashes: dict[int, set[str]] = {}
+    for row in rows:
+        if row["revision"] is not None:
+            hashes.setdefault(row["revision"], set()).add(row["hash"])
+    for row in rows:
+        if len(hashes.get(row["revision"], ())) > 1:
+            row["problem"] = "another state at the same revision: stop this region and keep its data"
+
+
+def _health_table(rows: list[Shape]) -> RenderableType:
+    return table(
+        rows,
+        node=lambda row: row["node"],
+        address=lambda row: row["address"],
+        role=lambda row: row["role"],
+        term=lambda row: row["term"],
+        revision=lambda row: row["revision"],
+        applied=lambda row: row["applied"],
+        age_ms=lambda row: row["age_ms"],
+        hash=lambda row: (row["hash"] or "")[:12],
+        records=lambda row: row["records"],
+        health=_health_cell,
+    )
+
+
+def _health_cell(row: dict[str, Any]) -> Text:
+    return Text(row["problem"], style="red") if row["problem"] else Text("well", style="green")
