@@ -10,6 +10,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -57,9 +58,38 @@ def state_of(view: View) -> State:
 
 
 def event_at(view: View, key: bytes) -> Event | None:
-    """The newest event of a record's key, or None if there is no such record."""
+    """The newest event of a record's key, or None if there is no such record. Treat it as immutable."""
+    if isinstance(view, Records):
+        return view.event(key)
     packed = view.get(keys.RECORD + key)
     return None if packed is None else Event.FromString(packed)
+
+
+class Records(Overlay):
+    """An overlay that takes each record apart once: planning and applying read the same few again and again."""
+
+    def __init__(self, base: View) -> None:
+        super().__init__(base)
+        self._events: dict[bytes, Event | None] = {}
+
+    def event(self, key: bytes) -> Event | None:
+        """See `event_at`."""
+        try:
+            return self._events[key]
+        except KeyError:
+            packed = self.get(keys.RECORD + key)
+            event = self._events[key] = None if packed is None else Event.FromString(packed)
+            return event
+
+    def write(self, key: bytes, event: Event, encoded: bytes) -> None:
+        """Set a record."""
+        self._events[key] = event
+        self.put(keys.RECORD + key, encoded)
+
+    def erase(self, key: bytes) -> None:
+        """Delete a record."""
+        self._events[key] = None
+        self.delete(keys.RECORD + key)
 
 
 def outcome_of(view: View, request: RequestId, revision: int, span: int) -> Outcome | None:
@@ -101,7 +131,7 @@ class Working:
 
     def __init__(self, base: View) -> None:
         state = state_of(base)
-        self.view = Overlay(base)
+        self.view = Records(base)
         self.index, self.revision, self.span = state.index, state.revision, state.outcome_span
         self.base = state.revision
         self.at_ms = state.at_ms
@@ -199,15 +229,10 @@ class Working:
 
     def _write(self, txn: Txn, n: int, write: Write) -> None:
         view, key = self.view, write.key
-        row, value = keys.RECORD + key, write.value if write.HasField("value") else None
-        packed = view.get(row)
-        if packed is None and value is None:
-            return
-        old = Event.FromString(packed) if packed is not None else None
+        old = view.event(key)
         event = Event(
             revision=self.revision,
             key=key,
-            value=value,
             created=old.created if old else self.revision,
             version=old.version + 1 if old else 1,
             actor=txn.actor,
@@ -215,8 +240,12 @@ class Working:
             reason=txn.reason,
             at_ms=self.at_ms,
         )
+        if write.HasField("value"):
+            event.value = write.value
+        elif old is None:
+            return
         encoded = event.SerializeToString(deterministic=True)
-        self._put(row, encoded, packed, deleted=value is None)
+        self._replace(key, old, event, encoded)
         self._changed.append(Changed(key, event, encoded, write.quiet))
         if write.quiet:
             return
@@ -224,16 +253,16 @@ class Working:
         if write.history:
             view.put(keys.history(key, self.revision), encoded)
 
-    def _put(self, row: bytes, encoded: bytes, old: bytes | None, *, deleted: bool) -> None:
+    def _replace(self, key: bytes, old: Event | None, event: Event, encoded: bytes) -> None:
         if old is not None:
             self.records -= 1
-            self.live_bytes -= len(row) + len(old)
-        if deleted:
-            self.view.delete(row)
+            self.live_bytes -= len(key) + old.ByteSize()
+        if not event.HasField("value"):
+            self.view.erase(key)
             return
         self.records += 1
-        self.live_bytes += len(row) + len(encoded)
-        self.view.put(row, encoded)
+        self.live_bytes += len(key) + len(encoded)
+        self.view.write(key, event, encoded)
 
     def _digest(self, entry: bytes) -> bytes:
         parts = [self._hash, entry]
@@ -248,21 +277,22 @@ class Working:
 
 def malformed(txn: Txn) -> str:
     """Why `txn` may not be applied, or an empty text."""
-    if len(txn.writes) > limits.WRITES_PER_TXN_MAX:
+    writes, scope = txn.writes, txn.scope
+    if len(writes) > limits.WRITES_PER_TXN_MAX:
         return "too many writes"
-    if txn.writes and not _is_scope(txn.scope):
+    if writes and not _is_scope(scope):
         return "scope"
-    scope = txn.scope
-    seen = set()
-    for write in txn.writes:
-        if not write.key.startswith(scope) or write.key in seen:
-            return "key outside of the scope, or written twice"
+    for write in writes:
+        if not write.key.startswith(scope):
+            return "key outside of the scope"
         if len(write.value) > limits.VALUE_BYTES_MAX:
             return "value too large"
-        seen.add(write.key)
-    return next((flaw for trim in txn.trims if (flaw := _bad_trim(trim))), "")
+    if len(writes) > 1 and len({write.key for write in writes}) < len(writes):
+        return "key written twice"
+    return next((flaw for trim in txn.trims if (flaw := _bad_trim(trim))), "") if txn.trims else ""
 
 
+@lru_cache(maxsize=1024)
 def _is_scope(scope: bytes) -> bool:
     try:
         keys.domain_of(scope)
