@@ -22,10 +22,13 @@ boundary.
 from __future__ import annotations
 
 import struct
+import threading
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from rocksdict import DBRecoveryMode, Rdict, ReadOptions, WriteBatch, WriteOptions
 
@@ -66,7 +69,9 @@ class _State:
     @classmethod
     def unpacked(cls, body: bytes) -> _State:
         *numbers, voted = _STATE.unpack_from(body)
-        return cls(*numbers, voted_for=body[_STATE.size :].decode() if voted else None)
+        state = cls(*numbers)
+        state.voted_for = body[_STATE.size :].decode() if voted else None
+        return state
 
 
 class Journal:
@@ -214,6 +219,44 @@ class Journal:
             f"journal {self._folder} is damaged: {what}. Restore this node from its peers: move the data "
             f"folder away and start with --replace."
         )
+
+
+class JournalThread:
+    """The one thread that writes a journal: batches in the order given, each reported when it is durable."""
+
+    def __init__(self, journal: Journal, done: Callable[[int, float, Fatal | None], None]) -> None:
+        """`done(seq, seconds, error)` is called from the thread after each batch;
+
+        After an error nothing is written.
+        """
+        self._journal = journal
+        self._done = done
+        self._batches: SimpleQueue[tuple[int, list[Op]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def write(self, seq: int, ops: list[Op]) -> None:
+        """Have `ops` written, of which the last has number `seq`.
+
+        The caller waits for `done` before the next.
+        """
+        self._batches.put((seq, ops))
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread after what was given to it; blocks for that long at most."""
+        self._batches.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            seq, ops = batch
+            began = time.perf_counter()
+            try:
+                self._journal.write(ops)
+            except Fatal as error:
+                self._done(seq, time.perf_counter() - began, error)
+                return
+            self._done(seq, time.perf_counter() - began, None)
 
 
 def _entry_key(index: int) -> bytes:
