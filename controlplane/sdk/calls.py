@@ -13,15 +13,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar, Unpack
+from typing import Protocol, TypedDict, TypeVar, Unpack
 
 from controlplane.errors import Unavailable
+from controlplane.sdk.channel import SINCE_TOO_OLD, Channel
 from controlplane.sdk.nonce import nonce
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2 as records
-
-if TYPE_CHECKING:
-    from controlplane.sdk.channel import Channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +172,7 @@ class Calls:
         request = api.GetWorkflowHistoryRequest(
             header=header, id=workflow_id, before_revision=before_revision, limit=limit
         )
-        return await self._read(
-            "GetWorkflowHistory", "workflow", request, api.GetWorkflowHistoryReply, options
-        )
+        return await self._read("GetWorkflowHistory", "workflow", request, api.GetWorkflowHistoryReply, options)
 
     # Flags
 
@@ -197,9 +193,7 @@ class Calls:
         )
         return await self._write("SetFlag", "flag", request, api.SetFlagReply, options)
 
-    async def get_flag(
-        self, name: str, *, at_revision: int = 0, **options: Unpack[ReadOptions]
-    ) -> api.GetFlagReply:
+    async def get_flag(self, name: str, *, at_revision: int = 0, **options: Unpack[ReadOptions]) -> api.GetFlagReply:
         """Read a flag, now or as it stood at a revision."""
         header = self._read_header("flag", options)
         request = api.GetFlagRequest(header=header, name=name, at_revision=at_revision)
@@ -218,22 +212,16 @@ class Calls:
     ) -> api.GetFlagHistoryReply:
         """Read one page of a flag's revisions, newest first."""
         header = self._read_header("flag", options)
-        request = api.GetFlagHistoryRequest(
-            header=header, name=name, before_revision=before_revision, limit=limit
-        )
+        request = api.GetFlagHistoryRequest(header=header, name=name, before_revision=before_revision, limit=limit)
         return await self._read("GetFlagHistory", "flag", request, api.GetFlagHistoryReply, options)
 
-    async def restore_flag(
-        self, name: str, revision: int, **options: Unpack[WriteOptions]
-    ) -> api.RestoreFlagReply:
+    async def restore_flag(self, name: str, revision: int, **options: Unpack[WriteOptions]) -> api.RestoreFlagReply:
         """Make a flag what it was at `revision`, as a new write."""
         header = self._write_header("flag", options)
         request = api.RestoreFlagRequest(header=header, name=name, revision=revision)
         return await self._write("RestoreFlag", "flag", request, api.RestoreFlagReply, options)
 
-    async def get_agent_config(
-        self, user: str, tenant: str, **options: Unpack[ReadOptions]
-    ) -> api.GetAgentConfigReply:
+    async def get_agent_config(self, user: str, tenant: str, **options: Unpack[ReadOptions]) -> api.GetAgentConfigReply:
         """Have the server evaluate an agent's configuration; `ControlPlane.config` does it without a call."""
         header = self._read_header("flag", options)
         request = api.GetAgentConfigRequest(header=header, user=user, tenant=tenant)
@@ -264,16 +252,14 @@ class Calls:
         request = api.ListSwitchesRequest(header=header, engaged_only=engaged_only, after=after, limit=limit)
         return await self._read("ListSwitches", "switch", request, api.ListSwitchesReply, options)
 
-    async def check_switches(
-        self, subject: api.Subject, **options: Unpack[ReadOptions]
-    ) -> api.CheckSwitchesReply:
+    async def check_switches(self, subject: api.Subject, **options: Unpack[ReadOptions]) -> api.CheckSwitchesReply:
         """Ask the server which switches stop `subject`; `ControlPlane.stopped` does it without a call."""
         request = api.CheckSwitchesRequest(header=self._read_header("switch", options), subject=subject)
         return await self._read("CheckSwitches", "switch", request, api.CheckSwitchesReply, options)
 
     # Elections; `ControlPlane.election` is the comfortable way.
 
-    async def campaign(  # noqa: PLR0913 - the request's own fields.
+    async def campaign(
         self,
         name: str,
         process: bytes,
@@ -287,19 +273,19 @@ class Calls:
         return await self._write("Campaign", "election", request, api.CampaignReply, options)
 
     async def renew(
-        self, name: str, process: bytes, fence: api.Fence, **options: Unpack[WriteOptions]
+        self, name: str, process: bytes, held: api.Fence, **options: Unpack[WriteOptions]
     ) -> api.RenewReply:
-        """Prolong the lease that `fence` names. Raises Refused if it is no longer the live one."""
+        """Prolong the lease that `held` names. Raises Refused if it is no longer the live one."""
         header = self._write_header("election", options)
-        request = api.RenewRequest(header=header, name=name, process=process, fence=fence)
+        request = api.RenewRequest(header=header, name=name, process=process, fence=held)
         return await self._write("Renew", "election", request, api.RenewReply, options)
 
     async def resign(
-        self, name: str, process: bytes, fence: api.Fence, **options: Unpack[WriteOptions]
+        self, name: str, process: bytes, held: api.Fence, **options: Unpack[WriteOptions]
     ) -> api.ResignReply:
         """Give the lease up; idempotent."""
         header = self._write_header("election", options)
-        request = api.ResignRequest(header=header, name=name, process=process, fence=fence)
+        request = api.ResignRequest(header=header, name=name, process=process, fence=held)
         return await self._write("Resign", "election", request, api.ResignReply, options)
 
     async def get_election(self, name: str, **options: Unpack[ReadOptions]) -> api.GetElectionReply:
@@ -332,9 +318,7 @@ class Calls:
         request = api.GetStatusRequest(header=self._read_header("", options))
         return await self._read("GetStatus", "", request, api.GetStatusReply, options)
 
-    async def transfer_region(
-        self, target: str = "", **options: Unpack[WriteOptions]
-    ) -> api.TransferRegionReply:
+    async def transfer_region(self, target: str = "", **options: Unpack[WriteOptions]) -> api.TransferRegionReply:
         """Move the region's leadership to `target`, or to whoever is most advanced. Operators only."""
         request = api.TransferRegionRequest(header=self._write_header("", options), target=target)
         return await self._write("TransferRegion", "", request, api.TransferRegionReply, options)
@@ -349,9 +333,7 @@ class Calls:
     ) -> api.ListEventsReply:
         """Read one page of the event log, oldest first. Raises Compacted below what is kept. Operators only."""
         header = self._read_header("", options)
-        request = api.ListEventsRequest(
-            header=header, after_revision=after_revision, kinds=kinds, limit=limit
-        )
+        request = api.ListEventsRequest(header=header, after_revision=after_revision, kinds=kinds, limit=limit)
         return await self._read("ListEvents", "", request, api.ListEventsReply, options)
 
     async def get_outcome(
@@ -408,9 +390,10 @@ class Calls:
         # This client was idle for so long that the region could not tell whether it had seen the request. The
         # channel knows that it had not: it was the only attempt ever made.
         request.header.since = self.revision
+        request.header.epoch = 0
         return await self._call(method, kind, request, reply_type, deadline, writes=True)
 
-    async def _call(  # noqa: PLR0913
+    async def _call(
         self,
         method: str,
         kind: str,
@@ -423,12 +406,7 @@ class Calls:
         body = await self._channel.call(method, request.SerializeToString(), deadline, writes=writes)
         reply: ReplyT = reply_type.FromString(body)  # type: ignore[attr-defined]
         header = reply.header
-        if header.revision > self._revision:
-            self._revision = header.revision
+        self._revision = max(self._revision, header.revision)
         if header.epoch and kind and not request.header.partition:
             self._epochs[kind] = header.epoch
         return reply
-
-
-SINCE_TOO_OLD = "SINCE_TOO_OLD"
-"""Reason of the Unavailable by which the channel says: never applied, and may be asked again with a newer `since`."""

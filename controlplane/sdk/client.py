@@ -27,11 +27,12 @@ from typing import Any, Self, TypeVar, Unpack
 from controlplane.errors import Invalid, Refused
 from controlplane.limits import MIRROR_AGE_MAX_MS
 from controlplane.sdk.calls import Calls, WriteOptions
-from controlplane.sdk.channel import Channel, Credentials, credentials
+from controlplane.sdk.channel import Channel
 from controlplane.sdk.codec import JSON, Codec
 from controlplane.sdk.election import Election
 from controlplane.sdk.exceptions import ConflictError, Stopped
 from controlplane.sdk.mirror import AgentConfig, Mirror
+from controlplane.sdk.session import Credentials, credentials
 from controlplane.sdk.watching import MirrorFeed, Watch
 from controlplane.v1 import api_pb2 as api
 
@@ -46,15 +47,13 @@ S = TypeVar("S")
 class ControlPlane(Calls):
     """A connection to one region. Made by `connect`, used with `async with`."""
 
-    def __init__(
-        self, channel: Channel, *, timeout_s: float, mirror_age_max_s: float, with_mirror: bool
-    ) -> None:
+    def __init__(self, channel: Channel, *, timeout_s: float, mirror_age_max_s: float, with_mirror: bool) -> None:
         super().__init__(channel, timeout_s)
         self._mirror = Mirror(mirror_age_max_s)
         self._feed = MirrorFeed(self._mirror, channel) if with_mirror else None
 
     @classmethod
-    def connect(
+    def connect(  # noqa: PLR0913 - each is a choice of the caller's.
         cls,
         addresses: str | Sequence[str],
         *,
@@ -87,9 +86,7 @@ class ControlPlane(Calls):
             follow_leader=follow_leader,
             probe_s=mirror_age_max_ms / 4000 if mirror else None,
         )
-        return cls(
-            channel, timeout_s=timeout_s, mirror_age_max_s=mirror_age_max_ms / 1000, with_mirror=mirror
-        )
+        return cls(channel, timeout_s=timeout_s, mirror_age_max_s=mirror_age_max_ms / 1000, with_mirror=mirror)
 
     async def __aenter__(self) -> Self:
         try:
@@ -223,9 +220,7 @@ class ControlPlane(Calls):
 
     # Elections and watches
 
-    def election(
-        self, name: str, *, ttl_s: float = 10.0, value: bytes = b"", partition: str = ""
-    ) -> Election:
+    def election(self, name: str, *, ttl_s: float = 10.0, value: bytes = b"", partition: str = "") -> Election:
         """Return the election for `name`: `async with election.campaign() as lease`, `holder()`, `observe()`.
 
         `value`: what observers are to know of the holder, such as its address.
@@ -276,5 +271,3 @@ class ControlPlane(Calls):
             async for reply in watch:
                 if reply.changes or progress:
                     yield reply
-
-

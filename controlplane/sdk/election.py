@@ -105,7 +105,8 @@ class Election:
         campaign is not won within `timeout_s` (absent: waits for as long as it takes).
         """
         process = nonce()
-        lease, term = await self._win(process, timeout_s)
+        lease = await self._win(process, timeout_s)
+        term = lease._term
         timeout = asyncio.timeout_at(_on_loop(term.ends_s))
         try:
             async with timeout:
@@ -143,16 +144,16 @@ class Election:
             if change.name == self._name:
                 yield change
 
-    async def _win(self, process: bytes, timeout_s: float | None) -> tuple[Lease, Term]:
+    async def _win(self, process: bytes, timeout_s: float | None) -> Lease:
         give_up = None if timeout_s is None else monotonic() + timeout_s
         while True:
-            asked_s, seen = monotonic(), self._plane.revision
+            asked_s = monotonic()
             reply = await self._ask(process)
             if reply is not None and reply.elected:
-                term = Term(self._ttl_ms / 1000, asked_s)
-                lease = Lease(self._name, reply.holder.fence, term)
-                if reply.holder.fence.revision > seen or await self._renew(lease, term, process):
-                    return lease, term
+                # Campaigning again under the same process name renews, so the time counts from this question.
+                lease = Lease(self._name, reply.holder.fence, Term(self._ttl_ms / 1000, asked_s))
+                if lease.valid:
+                    return lease
             elif give_up is not None and monotonic() >= give_up:
                 raise NotElected(self._name, timeout_s or 0.0)
             elif reply is not None:
@@ -186,14 +187,14 @@ class Election:
         finally:
             await changes.aclose()  # type: ignore[attr-defined]
 
-    async def _keep(self, lease: Lease, term: Term, process: bytes, timeout: asyncio.Timeout) -> None:
+    async def _keep(self, lease: Lease, term: Term, process: bytes, body: asyncio.Timeout) -> None:
         while True:
             await asyncio.sleep(max(0.0, term.renew_s - monotonic()))
             if not await self._renew(lease, term, process):
                 lease._end()
-                timeout.reschedule(asyncio.get_running_loop().time())
+                body.reschedule(asyncio.get_running_loop().time())
                 return
-            timeout.reschedule(_on_loop(term.ends_s))
+            body.reschedule(_on_loop(term.ends_s))
 
     async def _renew(self, lease: Lease, term: Term, process: bytes) -> bool:
         """Renew once; False: the lease is gone. No answer changes nothing: the clock decides."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controlplane.v1 import api_pb2 as api
+from controlplane.v1.records_pb2 import ScopeKind
 
 
 class SdkError(Exception):
@@ -18,7 +19,7 @@ class ConflictError(SdkError):
         self.tries = tries
 
 
-class MirrorStale(SdkError):  # noqa: N818 - named for what it says, as the eight errors are.
+class MirrorStale(SdkError):
     """The mirror is too old to give permission: treat the agent as stopped until it is fresh again."""
 
     def __init__(self, age_s: float, age_max_s: float) -> None:
@@ -27,7 +28,7 @@ class MirrorStale(SdkError):  # noqa: N818 - named for what it says, as the eigh
         self.age_max_s = age_max_s
 
 
-class Stopped(SdkError):  # noqa: N818
+class Stopped(SdkError):
     """Engaged kill switches cover the agent: it must not act."""
 
     def __init__(self, switches: tuple[api.SwitchView, ...]) -> None:
@@ -36,7 +37,7 @@ class Stopped(SdkError):  # noqa: N818
         self.switches = switches
 
 
-class NotElected(SdkError):  # noqa: N818
+class NotElected(SdkError):
     """The campaign was not won in the time allowed."""
 
     def __init__(self, election: str, waited_s: float) -> None:
@@ -44,7 +45,7 @@ class NotElected(SdkError):  # noqa: N818
         self.election = election
 
 
-class LeaseLost(SdkError):  # noqa: N818
+class LeaseLost(SdkError):
     """The lease can no longer be relied on: whatever it protected has to end."""
 
     def __init__(self, election: str) -> None:
@@ -55,6 +56,5 @@ class LeaseLost(SdkError):  # noqa: N818
 def describe(view: api.SwitchView) -> str:
     """Return what a switch stops, as "tool:search" or "region"."""
     scope = view.switch.scope
-    kind = scope.DESCRIPTOR.fields_by_name["kind"].enum_type.values_by_number[scope.kind].name
-    word = kind.removeprefix("SCOPE_").lower()
+    word = ScopeKind.Name(scope.kind).removeprefix("SCOPE_").lower()
     return f"{word}:{scope.name}" if scope.name else word

@@ -24,6 +24,7 @@ from math import inf
 from typing import TypeVar
 
 from controlplane.features import flags, switches
+from controlplane.kernel.transaction import Row
 from controlplane.sdk.exceptions import MirrorStale
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2 as records
@@ -63,16 +64,29 @@ _Asked = tuple[str, str, str, tuple[str, ...]]
 
 @dataclass(slots=True)
 class _View:
-    """One state of the records, never changed but for the answers remembered."""
+    """One state of the records by name, never changed but for the answers remembered."""
 
-    flags: dict[str, tuple[records.Flag, int]]
-    switches: dict[tuple[int, str], api.SwitchView]
-    engaged: dict[tuple[int, str], api.SwitchView] = field(init=False)
+    flags: dict[str, Row[records.Flag]]
+    switches: dict[str, api.SwitchView]
+    engaged: dict[str, api.SwitchView] = field(init=False)
     configs: dict[tuple[str, str], AgentConfig] = field(init=False, default_factory=dict)
     stops: dict[_Asked, tuple[api.SwitchView, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.engaged = {scope: view for scope, view in self.switches.items() if view.switch.engaged}
+        self.engaged = {name: view for name, view in self.switches.items() if view.switch.engaged}
+
+    def changed(self, changes: Iterable[api.Change]) -> _View:
+        """Return the view after a transaction."""
+        after = _View(dict(self.flags), dict(self.switches))
+        for change in changes:
+            if change.HasField("flag"):
+                after.flags[change.name] = _row(change)
+            elif change.HasField("switch"):
+                after.switches[change.name] = api.SwitchView(switch=change.switch, meta=change.meta)
+            elif change.kind == "flag":
+                after.flags.pop(change.name, None)
+        after.__post_init__()
+        return after
 
 
 class Mirror:
@@ -84,7 +98,7 @@ class Mirror:
         self.synced = False
         self._fresh_s = -inf
         self._view = _View({}, {})
-        self._listing: list[api.Change] | None = None
+        self._listing: list[api.Change] = []
         self._marks: deque[tuple[int, float]] = deque()
 
     # Asking
@@ -122,8 +136,8 @@ class Mirror:
 
     def flag(self, name: str) -> records.Flag | None:
         """Return a flag's record, if there is one."""
-        found = self._view.flags.get(name)
-        return found[0] if found else None
+        row = self._view.flags.get(name)
+        return row.value if row else None
 
     def engaged(self) -> tuple[api.SwitchView, ...]:
         """Return every engaged switch, whatever it covers and however old that knowledge is."""
@@ -137,18 +151,18 @@ class Mirror:
         A new listing replaces the content when it is complete, not before.
         """
         if reply.kind == api.WatchReply.SNAPSHOT:
-            self._listing = [*(self._listing or ()), *reply.changes]
+            self._listing.extend(reply.changes)
             return []
+        before = self._view
         if reply.kind == api.WatchReply.SYNCED:
-            return self._complete(reply.revision)
-        changed = self._change(reply.changes) if reply.revision > self.revision else []
-        if self.synced:
-            self._advance(reply.revision)
-        return changed
+            self._complete(reply.revision)
+        elif self.synced and reply.revision > self.revision:
+            self._proceed(reply)
+        return _differences(before, self._view)
 
-    def restart(self, *, listing: bool) -> None:
-        """Begin anew after the watch broke: with a listing, or from `revision` on. The content stays meanwhile."""
-        self._listing = [] if listing else None
+    def restart(self) -> None:
+        """Forget what came of a listing that broke off; the watch begins anew."""
+        self._listing.clear()
 
     def mark(self, sent_s: float, revision: int, age_ms: int) -> None:
         """Note that a question sent at `sent_s` was answered by a node at `revision`, of that age (rule 3)."""
@@ -160,31 +174,23 @@ class Mirror:
                 self._marks.pop()
             self._marks.append((revision, fresh_s))
 
-    def _complete(self, revision: int) -> list[api.SwitchView]:
-        listing, self._listing = self._listing or [], None
-        if self.synced and revision < self.revision:
-            return []
-        before = self._view.switches
-        self._view = _View(*_sorted_out(listing))
+    def _complete(self, revision: int) -> None:
+        listing, self._listing = self._listing, []
+        if revision < self.revision:
+            # The node that listed is behind; what is here is newer, and this watch will get there.
+            return
+        self._view = _View({}, {}).changed(listing)
         self.synced = True
         self._advance(revision)
-        return [view for scope, view in self._view.switches.items() if before.get(scope) != view]
 
-    def _change(self, changes: Iterable[api.Change]) -> list[api.SwitchView]:
-        changed_flags, changed_switches = dict(self._view.flags), dict(self._view.switches)
-        touched = []
-        for change in changes:
-            if change.kind == "flag":
-                _put_flag(changed_flags, change)
-            elif change.kind == "switch" and change.HasField("switch"):
-                touched.append(_put_switch(changed_switches, change))
-        if changes:
-            self._view = _View(changed_flags, changed_switches)
-        return touched
+    def _proceed(self, reply: api.WatchReply) -> None:
+        if reply.changes:
+            self._view = self._view.changed(reply.changes)
+        self._advance(reply.revision)
 
     def _advance(self, revision: int) -> None:
-        self.revision = max(self.revision, revision)
-        while self._marks and self._marks[0][0] <= self.revision:
+        self.revision = revision
+        while self._marks and self._marks[0][0] <= revision:
             self._fresh_s = max(self._fresh_s, self._marks.popleft()[1])
 
     def _evaluate(self, user: str, tenant: str) -> AgentConfig:
@@ -208,35 +214,31 @@ class Mirror:
 def _judge(view: _View, asked: _Asked) -> tuple[api.SwitchView, ...]:
     tenant, agent_type, workflow, tools = asked
     subject = api.Subject(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
-    answer = tuple(switches.covering(subject, lambda scope: view.engaged.get((scope.kind, scope.name))))
+    answer = tuple(view.engaged[name] for name in switches.stopping(subject, view.engaged.__contains__))
     _remember(view.stops, asked, answer)
     return answer
 
 
-def _sorted_out(
-    changes: Iterable[api.Change],
-) -> tuple[dict[str, tuple[records.Flag, int]], dict[tuple[int, str], api.SwitchView]]:
-    listed_flags: dict[str, tuple[records.Flag, int]] = {}
-    listed_switches: dict[tuple[int, str], api.SwitchView] = {}
-    for change in changes:
-        if change.kind == "flag":
-            _put_flag(listed_flags, change)
-        elif change.kind == "switch" and change.HasField("switch"):
-            _put_switch(listed_switches, change)
-    return listed_flags, listed_switches
+def _differences(before: _View, after: _View) -> list[api.SwitchView]:
+    if before is after:
+        return []
+    old = before.switches
+    return [view for name, view in after.switches.items() if old.get(name) is not view and old.get(name) != view]
 
 
-def _put_flag(into: dict[str, tuple[records.Flag, int]], change: api.Change) -> None:
-    if change.HasField("flag"):
-        into[change.name] = (change.flag, change.meta.revision)
-    else:
-        into.pop(change.name, None)
-
-
-def _put_switch(into: dict[tuple[int, str], api.SwitchView], change: api.Change) -> api.SwitchView:
-    scope = change.switch.scope
-    view = into[scope.kind, scope.name] = api.SwitchView(switch=change.switch, meta=change.meta)
-    return view
+def _row(change: api.Change) -> Row[records.Flag]:
+    meta = change.meta
+    return Row(
+        name=change.name,
+        value=change.flag,
+        revision=meta.revision,
+        created=meta.created,
+        version=meta.version,
+        actor=meta.actor,
+        action=meta.action,
+        reason=meta.reason,
+        at_ms=meta.at_ms,
+    )
 
 
 def _remember(answers: dict[K, V], asked: K, answer: V) -> None:
