@@ -39,7 +39,8 @@ ELECTIONS_MAX = 10_000
 
 ENTRY_BYTES_MAX = 2 * 1024 * 1024
 """One entry of the log. A batch closes before it would grow beyond this."""
-BATCH_TXNS_MAX = 1024
+BATCH_TXNS_MAX = 256
+"""Bounds how long planning holds the event loop."""
 QUEUE_CALLS_MAX = 8192
 """Calls that wait to be planned; beyond it the node answers Unavailable at once."""
 PLAN_ATTEMPTS_MAX = 5

@@ -101,7 +101,6 @@ class _Waiting:
     reason: str
     request: RequestId | None
     deadline: float
-    size: int
     reserved: bool
     done: asyncio.Future[bytes]
     attempts: int = 0
@@ -169,7 +168,7 @@ class Node:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._fail_waiting(_not_leader(self.log.status()))
+        self._fail_waiting(Unavailable("the node is stopping", reason="STOPPING", hint="ask another node"))
         self._watches.close()
         await self.log.stop()
 
@@ -279,7 +278,7 @@ class Node:
         """Run `feature` on the region's own account: no request id, so it must be safe to run twice."""
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(
-            feature, partition, self.actor, action, "", None, self.clock() + timeout_s, 0, reserved=True, done=done
+            feature, partition, self.actor, action, "", None, self.clock() + timeout_s, reserved=True, done=done
         )
         try:
             self._enqueue(waiting)
@@ -363,7 +362,6 @@ class Node:
                 header.reason,
                 rid,
                 call.deadline,
-                len(call.request),
                 reserved=method.kind.reserved or call.method in _DUE_WITH_FULL_STORE,
                 done=done,
             )
@@ -439,10 +437,8 @@ class Node:
         batch: list[_Waiting] = []
         txns: list[Txn] = []
         size, now = 0, self.clock()
-        while self._queue and len(batch) < limits.BATCH_TXNS_MAX:
-            size += self._queue[0].size
-            if batch and size > limits.ENTRY_BYTES_MAX // 2:
-                break
+        # A transaction can be twice as large as a value (the reply may repeat it), so the last one still fits.
+        while self._queue and len(batch) < limits.BATCH_TXNS_MAX and size < limits.ENTRY_BYTES_MAX // 4:
             waiting = self._queue.popleft()
             if waiting.done.done():
                 continue
@@ -455,6 +451,7 @@ class Node:
                 waiting.done.set_result(b"")
                 continue
             working.run(txn)
+            size += txn.ByteSize()
             txns.append(txn)
             batch.append(waiting)
         entry.txns.extend(txns)
