@@ -50,6 +50,8 @@ QUOTA_BYTES = 2 * 1024 * 1024 * 1024
 """Live bytes of a region's store at which ordinary writes are refused; stopping is still possible."""
 QUOTA_RESERVED_BYTES = 64 * 1024 * 1024
 """Room above the quota for kill switches."""
+DISK_FREE_BYTES_MIN = 128 * 1024 * 1024
+"""Free bytes, on the disk that decides a majority, below which ordinary writes are refused."""
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Any message on the wire."""
@@ -57,6 +59,14 @@ PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 OPERATIONS_PER_SESSION_MAX = 4096
 """Operations in flight on one session."""
+READS_PER_SESSION_MAX = 64
+"""Reads of one session that are being answered; with `SESSION_REPLIES_BYTES_MAX` it bounds what a caller that does not
+read can make a node hold."""
+WATCHES_PER_SESSION_MAX = 256
+SESSION_REPLIES_BYTES_MAX = 4 * 1024 * 1024
+"""Replies that wait for a session's caller to read; beyond it the node stops reading from that caller."""
+CALLS_PER_NODE_MAX = 8192
+"""Calls outside of sessions in flight at one node."""
 WATCHES_PER_NODE_MAX = 10_000
 SESSIONS_PER_NODE_MAX = 10_000
 

@@ -128,7 +128,9 @@ class Node:
         wall_ms: Callable[[], int],
         entropy: Callable[[int], bytes],
         quota_bytes: int = limits.QUOTA_BYTES,
+        free_bytes: Callable[[], int] | None = None,
     ) -> None:
+        """`free_bytes` says how much room is left on the disks that a write needs (None: not watched)."""
         self.fleet, self.region, self.name = fleet, region, name
         self.store, self.log = store, log
         self.actor = f"controlplane://{fleet}/-/{region}/peer/{name}"
@@ -136,7 +138,7 @@ class Node:
         self.clock, self._wall_ms, self._entropy = clock, wall_ms, entropy
         self._defaults = {(p.environment, kind): p for p in partitions for kind in p.default_for}
         self._elections_at = {p.environment: p for p in partitions if leases.ELECTION.name in p.default_for}
-        self._quota_bytes = quota_bytes
+        self._quota_bytes, self._free_bytes = quota_bytes, free_bytes
         self._state = machine.state_of(store)
         self._marks: dict[int, bytes] = {}
         self._queue: deque[_Waiting] = deque()
@@ -477,12 +479,19 @@ class Node:
         return None if reply is None else tx.seal(waiting.request, reply.SerializeToString(deterministic=True))
 
     def _room(self, working: Working, waiting: _Waiting) -> None:
+        """Ordinary writes stop while there is still room to stop agents. Raises `Refused`, which is not replicated."""
         room = self._quota_bytes + (limits.QUOTA_RESERVED_BYTES if waiting.reserved else 0)
         if working.live_bytes > room:
             raise Refused(
                 f"the region holds {working.live_bytes} bytes, its quota is {self._quota_bytes}",
                 reason="STORE_FULL",
                 hint="remove what is not needed, or raise quota_bytes; kill switches still work",
+            )
+        if self._free_bytes is not None and not waiting.reserved and self._free_bytes() < limits.DISK_FREE_BYTES_MIN:
+            raise Refused(
+                "the disks of this region are nearly full",
+                reason="DISK_FULL",
+                hint="make room on the nodes' disks; kill switches still work",
             )
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
