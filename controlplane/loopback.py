@@ -6,10 +6,15 @@ import asyncio
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypedDict
+
+from controlplane import certs
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
 
 _POLL_S = 0.005
 
@@ -106,3 +111,83 @@ def ending(programs: Sequence[Program]) -> Iterator[None]:
     finally:
         for program in programs:
             program.kill()
+
+
+class Certificate(TypedDict):
+    """Who a caller is, as `ControlPlane.connect` takes it by keyword."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class LoopbackRegion:
+    """A region of real nodes on 127.0.0.1 with mutual TLS: its certificates, region file, data and processes.
+
+    All of it lives in `folder`; the caller ends the processes (`ending`).
+    """
+
+    def __init__(
+        self, folder: Path, *, size: int = 3, fleet: str = "demo", name: str = "eu-west", environment: str = "prod"
+    ) -> None:
+        self.fleet, self.name, self.environment = fleet, name, environment
+        self.names = [f"n{number + 1}" for number in range(size)]
+        self._authority = certs.create_authority(fleet, folder / "certificates")
+        self._certificates = folder / "certificates"
+        ports = free_ports(3 * size)
+        self.addresses = [f"127.0.0.1:{port}" for port in ports[:size]]
+        self.metrics_addresses = [f"127.0.0.1:{port}" for port in ports[2 * size :]]
+        for node in self.names:
+            peer = Identity(fleet, EVERY_ENVIRONMENT, name, "peer", node)
+            certs.issue(self._authority, peer, self._certificates, ["127.0.0.1"])
+        self.file = folder / "region.toml"
+        self.file.write_text(self._text(ports[size : 2 * size]))
+        self.nodes = [self._program(folder, node) for node in self.names]
+
+    def identity(self, role: str, name: str) -> Certificate:
+        """A new certificate for a caller, as `ControlPlane.connect` takes it."""
+        caller = Identity(self.fleet, self.environment, self.name, role, name)
+        issued = certs.issue(self._authority, caller, self._certificates)
+        return Certificate(ca=issued.authority, cert=issued.certificate, key=issued.key)
+
+    def start(self) -> None:
+        """Start all nodes, with empty data folders."""
+        for node in self.nodes:
+            node.start("--bootstrap")
+
+    def _program(self, folder: Path, node: str) -> Program:
+        serve = [sys.executable, "-m", "controlplane", "serve", "--region", str(self.file)]
+        return Program([*serve, "--node", node, "--data", str(folder / node)], folder / f"{node}.log")
+
+    def _text(self, peer_ports: Sequence[int]) -> str:
+        """The region file. Data stays where it is: nothing of a demonstration travels."""
+        top = [
+            "format = 1",
+            f'fleet = "{self.fleet}"',
+            f'region = "{self.name}"',
+            'jurisdiction = "local"',
+            'authority = "certificates/authority.crt"',
+        ]
+        kinds = '["flag", "switch", "workflow", "election"]'
+        partition = [
+            "[[partition]]",
+            f'id = "{self.name}.{self.environment}.all"',
+            f'environment = "{self.environment}"',
+            'reach = "home-only"',
+            f"default_for = {kinds}",
+        ]
+        nodes = [line for number, port in enumerate(peer_ports) for line in self._node_lines(number, port)]
+        return "\n".join([*top, "", *nodes, *partition, ""])
+
+    def _node_lines(self, number: int, peer_port: int) -> list[str]:
+        node = self.names[number]
+        return [
+            "[[node]]",
+            f'name = "{node}"',
+            f'address = "{self.addresses[number]}"',
+            f'peer_address = "127.0.0.1:{peer_port}"',
+            f'metrics_address = "{self.metrics_addresses[number]}"',
+            f'certificate = "certificates/{node}.crt"',
+            f'key = "certificates/{node}.key"',
+            "",
+        ]

@@ -16,12 +16,12 @@ from controlplane.cli.region import member, region, status
 from controlplane.cli.settings import Settings, config_file, load
 from controlplane.cli.workflows import workflow
 
-_CODES = (command.__doc__ or "").partition("Exit codes, for scripts:")[2]
+_CODES = (command.__doc__ or "").partition("Exit codes, for scripts:")[2].strip("\n")
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CONTROLPLANE"},
-    epilog=f"\b\nExit codes:{_CODES}",
+    epilog=f"\b\nExit codes:\n{_CODES}",
 )
 @click.option("--context", "context_name", envvar="CONTROLPLANE_CONTEXT", help="A region of the configuration file.")
 @click.option(
@@ -55,12 +55,13 @@ def main(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Look at a region and run it.
 
-    Each option can be an environment variable, CONTROLPLANE_ADDRESSES (with blanks between) or
+    Each option can be an environment variable, CONTROLPLANE_ADDRESSES (blanks or commas between) or
     CONTROLPLANE_CERTIFICATE for instance, or stand in a context of the configuration file (cpctl context set).
     """
 
     def settings() -> Settings:
-        given = Settings(addresses, authority, certificate, key, insecure)
+        each = tuple(part for text in addresses for part in text.split(",") if part)
+        given = Settings(each, authority, certificate, key, insecure)
         return given.or_else(load(config_file(os.environ)).named(context_name)).checked()
 
     click_context.obj = command.Cpctl(settings, as_json=as_json, timeout_s=timeout_s)

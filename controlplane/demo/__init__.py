@@ -1,0 +1,131 @@
+"""`controlplane demo`: a whole region on this machine, agents at work, a killed leader, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from controlplane.demo.record import Record
+from controlplane.demo.story import Story
+
+_REFRESH_S = 0.2
+_TIMEOUT_S = 120.0
+
+
+@click.command("demo")
+@click.option("--agents", type=click.IntRange(3, 200), default=24, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("build/demo.json"),
+    show_default=True,
+    help="Where the figures go.",
+)
+@click.option("--keep", is_flag=True, help="Keep certificates, logs and data, and say where they are.")
+def command(agents: int, out: Path, keep: bool) -> None:
+    """Three nodes, agents at work, a killed leader; exit code 1 if anything was lost, failed or differs."""
+    folder = Path(tempfile.mkdtemp(prefix="controlplane-demo-"))
+    console = Console(highlight=False)
+    try:
+        report = asyncio.run(_told(folder, agents, console))
+    finally:
+        if keep:
+            console.print(f"kept in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(_report_table(report))
+    console.print(_verdict(report, out))
+    raise SystemExit(0 if report["ok"] else 1)
+
+
+async def _told(folder: Path, agents: int, console: Console) -> dict[str, Any]:
+    began_s = time.monotonic()
+    progress = _Progress(console, began_s)
+    story = Story(folder, agents, progress.say)
+    with progress.following(story.record):
+        ticking = asyncio.create_task(progress.tick())
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await story.tell()
+        finally:
+            ticking.cancel()
+    return story.record.report(time.monotonic() - began_s)
+
+
+class _Progress:
+    """What is going on, on a terminal as a few lines that change, elsewhere as a line for each step."""
+
+    def __init__(self, console: Console, began_s: float) -> None:
+        self._console = console
+        self._began_s = began_s
+        self._record = Record(0)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def following(self, record: Record) -> Live:
+        self._record = record
+        return self._live
+
+    def say(self, text: str) -> None:
+        self._console.print(f"{time.monotonic() - self._began_s:5.1f} s  {text}")
+
+    async def tick(self) -> None:
+        while self._console.is_terminal:
+            self._live.update(self._line(), refresh=True)
+            await asyncio.sleep(_REFRESH_S)
+
+    def _line(self) -> RenderableType:
+        record = self._record
+        return Text(
+            f"         leader {record.leaders[-1] if record.leaders else '-'}"
+            f" · {record.acknowledged} writes acknowledged · {len(record.failures)} calls failed"
+            f" · {len(record.fences)} orchestrators · {record.stops} agents stopped",
+            style="cyan",
+        )
+
+
+_SHOWN = {
+    "writes acknowledged": "writes_acknowledged",
+    "writes lost": "writes_lost",
+    "writes applied twice": "writes_applied_twice",
+    "agent calls failed": "agent_calls_failed",
+    "kill of the leader to the next write, ms": "failover_ms",
+    "longest wait of an agent, ms": "agent_stall_ms_max",
+    "changes of leader": "leader_changes",
+    "kill switch seen by an agent, p50, ms": "kill_propagation_ms_p50",
+    "kill switch seen by an agent, p99, ms": "kill_propagation_ms_p99",
+    "acts of stopped agents": "acts_while_stopped",
+    "orchestrators elected": "elections_won",
+    "fences only grew": "elections_fence_monotonic",
+    "stale fence refused": "stale_fence_refused",
+    "replicas equal": "replicas_equal",
+    "agents": "agents",
+    "duration, s": "duration_s",
+}
+
+
+def _report_table(report: dict[str, Any]) -> RenderableType:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for label, key in _SHOWN.items():
+        value = report[key]
+        shown = {True: "yes", False: "no", None: "-"}.get(value, value) if not isinstance(value, float) else value
+        table.add_row(label, Text(str(shown), style="bold"))
+    return table
+
+
+def _verdict(report: dict[str, Any], out: Path) -> RenderableType:
+    if report["ok"]:
+        return Text(f"Nothing was lost. Figures in {out}", style="bold green")
+    return Text("\n".join(["FAILED:", *report["problems"]]), style="bold red")
