@@ -22,7 +22,7 @@ import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from google.protobuf.message import DecodeError, Message
 
@@ -56,8 +56,7 @@ _DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew"})
 _MARKS_KEPT = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One authorized request, ready to run.
 
     `request` is the encoded message exactly as it arrived: its digest names the request. `deadline` is on the node's
@@ -343,10 +342,6 @@ class Node:
         partition = self.partition(header, method.kind.name, call.environment)
         checks.free_text(header.reason, "header.reason")
         rid = self._request_id(call, header, partition)
-        kept = machine.outcome_of(self.store, rid, self._state.revision, self._state.outcome_span)
-        if kept is not None and kept.digest == rid.digest:
-            _settle(done, kept, partition, self)
-            return
         fence = header.fence if header.HasField("fence") else None
         elections = self._elections_at.get(call.environment)
 
@@ -439,27 +434,48 @@ class Node:
         batch: list[_Waiting] = []
         txns: list[Txn] = []
         size, now = 0, self.clock()
+        asked: set[bytes] = set()
         # A transaction can be twice as large as a value (the reply may repeat it), so the last one still fits.
         while self._queue and len(batch) < limits.BATCH_TXNS_MAX and size < limits.ENTRY_BYTES_MAX // 4:
             waiting = self._queue.popleft()
             if waiting.done.done():
                 continue
-            try:
-                txn = self._plan_one(working, waiting, now)
-            except ControlPlaneError as error:
-                _fail(waiting.done, error)
+            # A twin in the same batch has no outcome yet that may be told: the log tells it, as it tells the first.
+            twin = waiting.request is not None and waiting.request.nonce in asked
+            if not twin and self._told(working, waiting):
                 continue
+            txn = self._plan_one(working, waiting, now)
             if txn is None:
-                waiting.done.set_result(b"")
                 continue
-            working.run(txn)
+            working.run(txn, new=not twin)
             size += txn.ByteSize()
             txns.append(txn)
             batch.append(waiting)
+            if waiting.request is not None:
+                asked.add(waiting.request.nonce)
         entry.txns.extend(txns)
         return batch, working, entry
 
+    def _told(self, working: Working, waiting: _Waiting) -> bool:
+        """Answer a request that has an outcome already, or none any more; true if that was all."""
+        outcome = working.answer(waiting.request) if waiting.request is not None else None
+        if outcome is None:
+            return False
+        _settle(waiting.done, outcome, waiting.partition, self)
+        return True
+
     def _plan_one(self, working: Working, waiting: _Waiting, now: float) -> Txn | None:
+        """The transaction of one call; None if it was answered without one."""
+        try:
+            txn = self._attempt(working, waiting, now)
+        except ControlPlaneError as error:
+            _fail(waiting.done, error)
+            return None
+        if txn is None:
+            waiting.done.set_result(b"")
+        return txn
+
+    def _attempt(self, working: Working, waiting: _Waiting, now: float) -> Txn | None:
         if now >= waiting.deadline:
             raise Unavailable("the deadline passed before the call was planned", reason="DEADLINE")
         self._room(working, waiting)

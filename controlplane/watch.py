@@ -23,7 +23,7 @@ from controlplane import features, limits
 from controlplane.errors import Compacted, Unavailable
 from controlplane.features import checks, partitions
 from controlplane.kernel import keys, machine
-from controlplane.kernel.machine import Applied
+from controlplane.kernel.machine import Applied, Changed
 from controlplane.kernel.store import Store, View
 from controlplane.kernel.transaction import scope_of
 from controlplane.v1 import api_pb2 as api
@@ -123,13 +123,13 @@ class Watches:
 
     def took(self, applied: Applied) -> None:
         """Take in what an entry changed."""
-        loud = (changed for changed in applied.changed if not changed.quiet)
         touched: list[Event] = []
-        for revision, changes in groupby(loud, key=lambda changed: changed.event.revision):
-            taken = list(changes)
-            events = [changed.event for changed in taken]
-            self._tail.add(_Recent(revision, events, sum(len(changed.encoded) for changed in taken)))
-            touched += events
+        for revision, changes in groupby(applied.changed, key=_revision_of):
+            taken = [changed for changed in changes if not changed.quiet]
+            if taken:
+                events = [changed.event for changed in taken]
+                self._tail.add(_Recent(revision, events, sum(len(changed.encoded) for changed in taken)))
+                touched += events
         self._reach(applied.state.revision)
         for wanted, group in self._groups.items():
             if any(wanted.matches(event.key) for event in touched):
@@ -343,6 +343,10 @@ def _change(event: Event) -> api.Change:
     if event.HasField("value") and key.kind in _SHOWN:
         getattr(change, key.kind).MergeFromString(event.value)
     return change
+
+
+def _revision_of(changed: Changed) -> int:
+    return changed.event.revision
 
 
 _SHOWN = frozenset({"flag", "switch", "workflow", "election"})

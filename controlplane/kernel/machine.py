@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -24,9 +25,8 @@ _TRIMMABLE = (keys.EVENT, keys.HISTORY, keys.OUTCOME)
 _FORMAT = bytes([limits.ENTRY_FORMAT])
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """One record as an entry left it: its store key, the event, and its encoding; quiet changes have no event row."""
+class Changed(NamedTuple):
+    """One record as an entry left it: its key, the event, and its encoding; quiet changes have no event row."""
 
     key: bytes
     event: Event
@@ -156,12 +156,17 @@ class Working:
             else:
                 self.run(txn)
 
-    def run(self, txn: Txn) -> Outcome:
-        """Run one transaction and return what becomes of it."""
+    def run(self, txn: Txn, *, new: bool = False) -> Outcome:
+        """Run one transaction and return what becomes of it. `new`: `answer` was asked and knew nothing of it."""
         self.revision += 1
-        outcome = self._known(txn) or self._objection(txn) or self._effect(txn)
+        known = self._known(txn.request, self.revision) if txn.HasField("request") and not new else None
+        outcome = known or self._objection(txn) or self._effect(txn)
         self._outcomes.append(outcome)
         return outcome
+
+    def answer(self, request: RequestId) -> Outcome | None:
+        """What the next transaction would be told if it carried this request and had nothing to do but ask."""
+        return self._known(request, self.revision + 1)
 
     def finish(self, store: Store, index: int, term: int, entry: bytes) -> Applied:
         """Write everything to `store` as one batch. `store` must be what this was begun over, unchanged since."""
@@ -188,17 +193,15 @@ class Working:
         self._outcomes.append(outcome)
         return outcome
 
-    def _known(self, txn: Txn) -> Outcome | None:
+    def _known(self, request: RequestId, revision: int) -> Outcome | None:
         """The answer to a request that was answered before, or whose answer is no longer kept."""
-        if not txn.HasField("request"):
-            return None
-        kept = outcome_of(self.view, txn.request, self.revision, self.span)
+        kept = outcome_of(self.view, request, revision, self.span)
         if kept is None:
-            if txn.request.since >= outcome_floor(self.revision, self.span):
+            if request.since >= outcome_floor(revision, self.span):
                 return None
-            return Outcome(verdict=Outcome.FORGOTTEN, revision=self.revision)
-        if kept.digest != txn.request.digest:
-            return Outcome(verdict=Outcome.REUSED, revision=self.revision)
+            return Outcome(verdict=Outcome.FORGOTTEN, revision=revision)
+        if kept.digest != request.digest:
+            return Outcome(verdict=Outcome.REUSED, revision=revision)
         return kept
 
     def _objection(self, txn: Txn) -> Outcome | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
@@ -37,8 +37,7 @@ class Kind(Generic[M]):
     reserved: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Row(Generic[M]):
+class Row(NamedTuple, Generic[M]):
     """A record as it was read or written. `created` is the revision at which it came to be."""
 
     name: str
