@@ -38,6 +38,7 @@ from rich.text import Text
 from controlplane import limits, sdk
 from controlplane.cli import shapes, values
 from controlplane.cli.settings import Settings
+from controlplane.v1 import api_pb2 as api
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,6 +58,7 @@ EXIT_CODES: dict[type[sdk.ControlPlaneError], int] = {
     sdk.OutcomeUnknown: 9,
 }
 _WIDTH_OF_PIPES = 200
+_CONNECT_TIMEOUT_S = 3.0
 
 
 @dataclass(slots=True)
@@ -72,9 +74,9 @@ class Cpctl:
 
     @asynccontextmanager
     async def connect(self, addresses: Sequence[str] = ()) -> AsyncIterator[sdk.ControlPlane]:
-        """A client of the region; with `addresses`, of these nodes and no others."""
+        """A client of the region; with `addresses`, of these nodes and no others. Raises the eight errors."""
         settings = self.settings()
-        async with sdk.ControlPlane.connect(
+        plane = sdk.ControlPlane.connect(
             list(addresses or settings.addresses),
             ca=settings.authority or None,
             cert=settings.certificate or None,
@@ -83,8 +85,21 @@ class Cpctl:
             timeout_s=self.timeout_s,
             mirror=False,
             follow_leader=not addresses,
-        ) as plane:
+        )
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await plane.__aenter__()
+        except TimeoutError:
+            await plane.close()
+            raise sdk.Unavailable(
+                f"no node answered at {', '.join(addresses or settings.addresses)}",
+                reason="UNREACHABLE",
+                hint="are the addresses right, the nodes up, and the certificates of this fleet?",
+            ) from None
+        try:
             yield plane
+        finally:
+            await plane.close()
 
     def show(self, document: Any, people: Callable[[Any], RenderableType]) -> None:
         """Print a document: as one line of JSON for programs, as `people(document)` for people."""
@@ -269,25 +284,49 @@ def reads(body: F) -> F:
 
 def writes(body: F) -> F:
     """Give a writing command --reason, --fence and --partition; they arrive as `options`."""
+    return _writes(body, reason_required=False)
 
+
+def justified_writes(body: F) -> F:
+    """The same for what nobody may do without saying why."""
+    return _writes(body, reason_required=True)
+
+
+def _writes(body: F, *, reason_required: bool) -> F:
     @functools.wraps(body)
-    def wrapped(*args: Any, reason: str, fence: str | None, partition: str, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, reason: str, fence: api.Fence | None, partition: str, **kwargs: Any) -> Any:
         cpctl = click.get_current_context().find_object(Cpctl)
         assert cpctl is not None
         # Chosen here, so that it can be named if the outcome stays unknown.
         cpctl.request_id = secrets.token_bytes(limits.REQUEST_ID_BYTES)
         options: sdk.WriteOptions = {"partition": partition, "reason": reason, "request_id": cpctl.request_id}
         if fence is not None:
-            options["fence"] = values.fence(fence)
+            options["fence"] = fence
         return body(*args, options=options, **kwargs)
 
     for option in (
-        click.option("--reason", default="", help="Why, for the record."),
-        click.option("--fence", metavar="ELECTION:EPOCH:REVISION", help="Only while this lease is the live one."),
+        _reason(required=reason_required),
+        click.option(
+            "--fence",
+            metavar="ELECTION:EPOCH:REVISION",
+            callback=parsed(values.fence),
+            help="Only while this lease is the live one.",
+        ),
         click.option("--partition", default="", help="Another partition than the environment's own."),
     ):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[return-value]
+
+
+def _reason(*, required: bool) -> Callable[[F], F]:
+    if required:
+        return click.option("--reason", required=True, help="Why, for the record.")
+    return click.option("--reason", default="", help="Why, for the record.")
+
+
+def parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that turns what was typed into what is meant, before anything is asked of the region."""
+    return lambda _context, _parameter, text: None if text is None else parse(text)
 
 
 def paged(body: F) -> F:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 
 from controlplane import sdk
 from controlplane.cli import shapes, values
-from controlplane.cli.command import EXIT_CODES, Command, Cpctl, card, paged, pages, reads, run, table
+from controlplane.cli.command import EXIT_CODES, Command, Cpctl, card, paged, pages, parsed, reads, run, table
 from controlplane.cli.shapes import Shape
 from controlplane.v1 import api_pb2 as api
 
@@ -74,7 +74,7 @@ async def log(
 
 
 @click.command("outcome", cls=Command)
-@click.argument("request_id")
+@click.argument("request_id", callback=parsed(values.request_id))
 @click.option("--since", type=click.IntRange(0), help="A revision seen before the request was first made.")
 @reads
 @run
@@ -83,15 +83,15 @@ async def outcome(
     plane: sdk.ControlPlane,
     /,
     *,
-    request_id: str,
+    request_id: bytes,
     since: int | None,
     options: sdk.ReadOptions,
 ) -> None:
     """What became of a request of one's own. Exit code 0: committed, 5: refused, 4: not applied, 9: not known."""
-    reply = await plane.get_outcome(values.request_id(request_id), since=since, **options)
+    reply = await plane.get_outcome(request_id, since=since, **options)
     known = api.GetOutcomeReply.Known.Name(reply.known).lower()
     document = {
-        "request_id": request_id,
+        "request_id": request_id.hex(),
         "outcome": known,
         "revision": reply.revision,
         "reason": reply.reason or None,

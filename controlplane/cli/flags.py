@@ -24,14 +24,10 @@ def flag() -> None:
 @click.option("--type", "type_word", type=click.Choice(values.TYPE_WORDS), help="Else the value's looks decide.")
 @click.option("--off", is_flag=True, help="Switched off: agents use their built-in default.")
 @click.option("--description", default="")
-@click.option("--if-revision", type=click.IntRange(1), default=0, help="Only if the flag stands at this revision.")
+@click.option("--if-revision", type=click.IntRange(0), default=0, help="Only if the flag stands at this revision.")
 @click.option("--if-absent", is_flag=True, help="Only if there is no such flag.")
 @writes
-@run
-async def set_(  # noqa: PLR0913 - the options of the command
-    cpctl: Cpctl,
-    plane: sdk.ControlPlane,
-    /,
+def set_(  # noqa: PLR0913 - the options of the command
     *,
     name: str,
     value: str | None,
@@ -47,7 +43,7 @@ async def set_(  # noqa: PLR0913 - the options of the command
     """Write a flag whole: one VALUE, or several --variant. @FILE and - (standard input) are read."""
     if (value is None) == (not pairs):
         raise click.UsageError("give one VALUE, or --variant NAME=VALUE as often as needed")
-    variants = values.variants(pairs) if value is None else {"value": values.text_content(value)}
+    variants = values.variants(pairs) if value is None else {"value": value}
     made = values.flag(
         name,
         variants,
@@ -56,8 +52,24 @@ async def set_(  # noqa: PLR0913 - the options of the command
         enabled=not off,
         description=description,
     )
+    _set(made=made, if_revision=if_revision, if_absent=if_absent, options=options)
+
+
+@run
+async def _set(
+    cpctl: Cpctl,
+    plane: sdk.ControlPlane,
+    /,
+    *,
+    made: sdk.Flag,
+    if_revision: int,
+    if_absent: bool,
+    options: sdk.WriteOptions,
+) -> None:
     reply = await plane.set_flag(made, expected_revision=if_revision, must_not_exist=if_absent, **options)
-    cpctl.done({"name": name, "meta": shapes.meta(reply.meta)}, f"{name} is set, revision {reply.meta.revision}")
+    cpctl.done(
+        {"name": made.name, "meta": shapes.meta(reply.meta)}, f"{made.name} is set, revision {reply.meta.revision}"
+    )
 
 
 @flag.command("get")

@@ -10,7 +10,18 @@ from rich.text import Text
 
 from controlplane import sdk
 from controlplane.cli import shapes, values
-from controlplane.cli.command import EXIT_STOPPED, Cpctl, Group, paged, pages, reads, run, table, writes
+from controlplane.cli.command import (
+    EXIT_STOPPED,
+    Cpctl,
+    Group,
+    justified_writes,
+    paged,
+    pages,
+    parsed,
+    reads,
+    run,
+    table,
+)
 from controlplane.cli.shapes import Shape
 
 
@@ -20,33 +31,27 @@ def kill() -> None:
 
 
 @kill.command("engage")
-@click.argument("scope")
-@writes
+@click.argument("scope", callback=parsed(values.scope))
+@justified_writes
 @run
-async def engage(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, scope: str, options: sdk.WriteOptions) -> None:
+async def engage(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, scope: sdk.Scope, options: sdk.WriteOptions) -> None:
     """Stop everything in SCOPE, at once. A --reason is required."""
-    reply = await plane.engage(_scope(scope, options), **options)
+    reply = await plane.engage(scope, **options)
     document = {**shapes.switch_view(reply.switch), "changed": reply.changed}
     said = "is engaged" if reply.changed else "was engaged already"
     cpctl.done(document, f"{document['scope']} {said}, revision {reply.switch.meta.revision}")
 
 
 @kill.command("release")
-@click.argument("scope")
-@writes
+@click.argument("scope", callback=parsed(values.scope))
+@justified_writes
 @run
-async def release(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, scope: str, options: sdk.WriteOptions) -> None:
+async def release(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, scope: sdk.Scope, options: sdk.WriteOptions) -> None:
     """Let SCOPE go on, as far as this switch is concerned. A --reason is required."""
-    reply = await plane.release(_scope(scope, options), **options)
+    reply = await plane.release(scope, **options)
     document = {**shapes.switch_view(reply.switch), "changed": reply.changed}
     said = "is released" if reply.changed else "was not engaged"
     cpctl.done(document, f"{document['scope']} {said}, revision {reply.switch.meta.revision}")
-
-
-def _scope(text: str, options: sdk.WriteOptions) -> sdk.Scope:
-    if not options.get("reason", "").strip():
-        raise click.UsageError("a kill switch is thrown for a reason: say it with --reason")
-    return values.scope(text)
 
 
 @kill.command("list")

@@ -125,16 +125,15 @@ def flag(
     description: str,
 ) -> records.Flag:
     """A definition from what was typed; without a type, the first variant's looks decide."""
-    word = type_word or flag_type_of(next(iter(variants.values())))
-    if default not in variants:
-        raise click.BadParameter(f"{default!r} is none of the variants {', '.join(variants)}; name one with --default")
+    texts = {each: text_content(text) for each, text in variants.items()}
+    word = type_word or flag_type_of(next(iter(texts.values())))
+    if default not in texts:
+        raise click.BadParameter(f"{default!r} is none of the variants {', '.join(texts)}; name one with --default")
     return records.Flag(
         name=name,
         type=_TYPES[word],
         enabled=enabled,
-        variants=[
-            records.Variant(name=each, value=flag_value(text_content(text), word)) for each, text in variants.items()
-        ],
+        variants=[records.Variant(name=each, value=flag_value(text, word)) for each, text in texts.items()],
         default_variant=default,
         description=description,
     )

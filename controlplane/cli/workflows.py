@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from controlplane import sdk
 from controlplane.cli import shapes, values
-from controlplane.cli.command import Cpctl, Group, card, paged, pages, reads, run, table, writes
+from controlplane.cli.command import Cpctl, Group, card, paged, pages, parsed, reads, run, table, writes
 from controlplane.cli.shapes import Shape
 
 _STATE_SHOWN = 60
@@ -24,7 +24,7 @@ _code = click.option("--code-version", default="", help="The version of the work
 
 @workflow.command("create")
 @click.argument("workflow_id", metavar="ID")
-@click.argument("state")
+@click.argument("state", callback=parsed(values.content))
 @_schema
 @_code
 @writes
@@ -35,7 +35,7 @@ async def create(
     /,
     *,
     workflow_id: str,
-    state: str,
+    state: bytes,
     schema_version: int,
     code_version: str,
     options: sdk.WriteOptions,
@@ -43,7 +43,7 @@ async def create(
     """Create a workflow at version 1. STATE, @FILE, or - for standard input."""
     reply = await plane.create_workflow(
         workflow_id,
-        values.content(state),
+        state,
         schema_version=schema_version,
         code_version=code_version,
         **options,
@@ -54,7 +54,7 @@ async def create(
 @workflow.command("cas")
 @click.argument("workflow_id", metavar="ID")
 @click.argument("version", type=click.IntRange(1))
-@click.argument("state")
+@click.argument("state", callback=parsed(values.content))
 @_schema
 @_code
 @writes
@@ -66,7 +66,7 @@ async def cas(
     *,
     workflow_id: str,
     version: int,
-    state: str,
+    state: bytes,
     schema_version: int,
     code_version: str,
     options: sdk.WriteOptions,
@@ -75,7 +75,7 @@ async def cas(
     reply = await plane.compare_and_swap(
         workflow_id,
         version,
-        values.content(state),
+        state,
         schema_version=schema_version,
         code_version=code_version,
         **options,
