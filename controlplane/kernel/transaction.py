@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
@@ -53,7 +54,12 @@ class Row(NamedTuple, Generic[M]):
 
 def scope_of(partition: Partition) -> bytes:
     """The key prefix of a partition's present epoch."""
-    return keys.scope(partition.home, Reach.Name(partition.reach), partition.id, partition.epoch)
+    return _scope(partition.home, partition.reach, partition.id, partition.epoch)
+
+
+@lru_cache(maxsize=1024)
+def _scope(home: str, reach: Reach, partition: str, epoch: int) -> bytes:
+    return keys.scope(home, Reach.Name(reach), partition, epoch)
 
 
 class Reader:
