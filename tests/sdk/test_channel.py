@@ -1,0 +1,239 @@
+"""Retries, broken and silent sessions, deadlines: against nodes that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import chain, repeat
+from time import monotonic
+
+import pytest
+
+from controlplane import sdk
+from controlplane.errors import Contended, Denied, Invalid, NotFound, OutcomeUnknown, Refused, Unavailable
+from controlplane.sdk import channel as channel_module
+from controlplane.v1 import api_pb2 as api
+from .scripted import Answer, Script, created, eventually, scripted
+
+
+def in_turn(*answers: Answer) -> Script:
+    """Answer with each in turn, then with the last for ever."""
+    rest: Iterator[Answer] = chain(answers, repeat(answers[-1]))
+    return lambda _: next(rest)
+
+
+def client(*addresses: str, timeout_s: float = 5.0, follow_leader: bool = True) -> sdk.ControlPlane:
+    return sdk.ControlPlane.connect(
+        addresses, insecure=True, mirror=False, timeout_s=timeout_s, follow_leader=follow_leader
+    )
+
+
+def requests(operations: list[api.Operation]) -> list[bytes]:
+    return [each.request for each in operations if each.method == "CreateWorkflow"]
+
+
+BUSY = Unavailable("no leader", reason="NO_LEADER")
+UNSURE = OutcomeUnknown("who knows", reason="FORWARD_BROKEN")
+
+
+@pytest.mark.parametrize("error", [BUSY, UNSURE])
+async def test_asks_again_with_the_same_bytes(error: Answer) -> None:
+    async with scripted(in_turn(error, error, created())) as [node], client(node.address) as cp:
+        reply = await cp.create_workflow("w", b"state")
+        assert reply.version == 1
+        sent = requests(node.seen)
+        assert len(sent) == 3
+        assert len(set(sent)) == 1
+        header = api.CreateWorkflowRequest.FromString(sent[0]).header
+        assert len(header.request_id) == 16
+        assert header.HasField("since")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Invalid("no", reason="NAME_EMPTY"),
+        Denied("no", reason="ROLE_DENIED"),
+        NotFound("no", reason="WORKFLOW_NOT_FOUND"),
+        Refused("no", reason="WORKFLOW_EXISTS"),
+        Contended("no", reason="CONTENDED"),
+    ],
+)
+async def test_an_answer_is_final(error: Refused) -> None:
+    async with scripted(in_turn(error)) as [node], client(node.address) as cp:
+        with pytest.raises(type(error)) as caught:
+            await cp.create_workflow("w", b"state")
+        assert caught.value.reason == error.reason
+        assert len(requests(node.seen)) == 1
+
+
+async def test_in_doubt_a_denial_proves_nothing() -> None:
+    denied = Denied("no", reason="ROLE_DENIED")
+    async with scripted(in_turn(UNSURE, denied, created())) as [node], client(node.address) as cp:
+        assert (await cp.create_workflow("w", b"state")).version == 1
+        assert len(requests(node.seen)) == 3
+
+
+async def test_at_its_deadline_a_call_in_doubt_is_unknown() -> None:
+    async with scripted(in_turn(UNSURE, BUSY)) as [node], client(node.address, timeout_s=0.3) as cp:
+        began = monotonic()
+        with pytest.raises(OutcomeUnknown) as caught:
+            await cp.create_workflow("w", b"state")
+        assert caught.value.reason == "DEADLINE"
+        assert 0.25 < monotonic() - began < 1.0
+
+
+async def test_at_its_deadline_a_call_that_never_happened_is_unavailable() -> None:
+    async with scripted(in_turn(BUSY)) as [node], client(node.address, timeout_s=0.3) as cp:
+        with pytest.raises(Unavailable):
+            await cp.create_workflow("w", b"state")
+
+
+async def test_an_unanswered_write_is_unknown_and_an_unanswered_read_unavailable() -> None:
+    async with scripted(in_turn(None)) as [node], client(node.address, timeout_s=0.3) as cp:
+        with pytest.raises(OutcomeUnknown):
+            await cp.create_workflow("w", b"state")
+        with pytest.raises(Unavailable):
+            await cp.get_workflow("w")
+
+
+async def test_what_the_region_forgot_is_asked_again_only_if_it_was_the_only_attempt() -> None:
+    forgotten = OutcomeUnknown("long ago", reason="OUTCOME_FORGOTTEN")
+    async with scripted(in_turn(forgotten, created())) as [node], client(node.address) as cp:
+        node.revision = 7
+        await cp.get_region()
+        assert (await cp.create_workflow("w", b"state")).version == 1
+        first, second = (api.CreateWorkflowRequest.FromString(each).header for each in requests(node.seen))
+        assert first.request_id == second.request_id
+    async with scripted(in_turn(UNSURE, forgotten, created())) as [node], client(node.address) as cp:
+        with pytest.raises(OutcomeUnknown) as caught:
+            await cp.create_workflow("w", b"state")
+        assert caught.value.reason == "OUTCOME_FORGOTTEN"
+
+
+async def test_what_is_asked_together_leaves_together() -> None:
+    async with scripted(in_turn(created())) as [node], client(node.address) as cp:
+        await asyncio.gather(*(cp.create_workflow(f"w{number}", b"state") for number in range(100)))
+        assert max(node.messages) == 100
+
+
+async def test_a_message_stays_within_its_bound() -> None:
+    async with scripted(in_turn(created())) as [node], client(node.address) as cp:
+        state = bytes(512 * 1024)
+        await asyncio.gather(*(cp.create_workflow(f"w{number}", state) for number in range(20)))
+        assert len(requests(node.seen)) == 20
+        assert max(node.messages) < 10
+
+
+async def test_a_broken_session_is_not_noticed() -> None:
+    async with scripted(in_turn(None), in_turn(created())) as [first, second]:
+        async with client(first.address, second.address) as cp:
+            if not first.sessions:
+                first, second = second, first
+                first.script, second.script = second.script, first.script
+            call = asyncio.create_task(cp.create_workflow("w", b"state"))
+            await eventually(lambda: bool(requests(first.seen)))
+            began = monotonic()
+            await first.stop()
+            assert (await call).version == 1
+            assert monotonic() - began < 0.5
+            assert requests(first.seen) == requests(second.seen)
+
+
+async def test_a_silent_session_is_left() -> None:
+    async with scripted(in_turn(created()), in_turn(created())) as nodes:
+        async with client(*(node.address for node in nodes)) as cp:
+            at, other = sorted(nodes, key=lambda node: not node.sessions)
+            await cp.create_workflow("w", b"state")
+            at.silent = True
+            began = monotonic()
+            assert (await cp.create_workflow("w2", b"state")).version == 1
+            assert monotonic() - began < 1.0
+            assert requests(other.seen)
+
+
+async def test_goes_to_the_leader_and_stays_there() -> None:
+    async with scripted(in_turn(created()), in_turn(created())) as [follower, leader]:
+        follower.region = api.Region(leader="b", leader_address=leader.address)
+        leader.region = follower.region
+        async with client(follower.address) as cp:
+            await eventually(lambda: bool(leader.sessions) and not follower.sessions)
+            await cp.create_workflow("w", b"state")
+            assert requests(leader.seen)
+            assert not requests(follower.seen)
+
+
+async def test_an_unreachable_leader_changes_nothing() -> None:
+    async with scripted(in_turn(created())) as [follower]:
+        follower.region = api.Region(leader="b", leader_address="127.0.0.1:1")
+        async with client(follower.address) as cp:
+            assert (await cp.create_workflow("w", b"state")).version == 1
+
+
+async def test_keeps_to_its_addresses_when_told_so() -> None:
+    async with scripted(in_turn(created()), in_turn(created())) as [follower, leader]:
+        follower.region = api.Region(leader="b", leader_address=leader.address)
+        async with client(follower.address, follow_leader=False) as cp:
+            await cp.create_workflow("w", b"state")
+            assert not leader.sessions
+
+
+async def test_what_is_in_flight_during_a_move_is_answered_where_it_was_asked() -> None:
+    async with scripted(in_turn(None), in_turn(created())) as [old, new]:
+        async with client(old.address) as cp:
+            call = asyncio.create_task(cp.create_workflow("w", b"state"))
+            await eventually(lambda: bool(requests(old.seen)))
+            await old.lead("b", new.address)
+            await eventually(lambda: bool(new.sessions))
+            # The old node never answers: after its time the call goes to the new one, unchanged.
+            assert (await call).version == 1
+            assert requests(old.seen) == requests(new.seen)
+
+
+async def test_nobody_there(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.sdk.client.CONNECT_TIMEOUT_S", 0.3)
+    with pytest.raises(Unavailable) as caught:
+        async with client(f"127.0.0.1:{unused_tcp_port}"):
+            pass
+    assert caught.value.reason == "UNREACHABLE"
+
+
+async def test_closing_answers_every_call() -> None:
+    async with scripted(in_turn(None)) as [node]:
+        cp = client(node.address)
+        await cp.__aenter__()
+        write = asyncio.create_task(cp.create_workflow("w", b"state"))
+        read = asyncio.create_task(cp.get_workflow("w"))
+        await eventually(lambda: len(node.seen) >= 2)
+        await cp.close()
+        with pytest.raises(OutcomeUnknown):
+            await write
+        with pytest.raises(Unavailable):
+            await read
+        with pytest.raises(Unavailable):
+            await cp.get_workflow("w")
+
+
+async def test_waiting_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.sdk.session.WAITING_MAX", 10)
+    async with scripted(in_turn(None)) as [node], client(node.address, timeout_s=0.5) as cp:
+        calls = [asyncio.create_task(cp.create_workflow("w", b"")) for _ in range(50)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        reasons = {each.reason for each in outcomes if isinstance(each, Unavailable)}
+        assert "CLIENT_QUEUE_FULL" in reasons
+
+
+def test_insecure_stays_on_this_machine() -> None:
+    with pytest.raises(Invalid) as caught:
+        sdk.ControlPlane.connect("10.0.0.1:7000", insecure=True)
+    assert caught.value.reason == "INSECURE_REMOTE"
+
+
+def test_credentials_are_demanded() -> None:
+    with pytest.raises(Invalid) as caught:
+        sdk.ControlPlane.connect("127.0.0.1:7000")
+    assert caught.value.reason == "CREDENTIALS_MISSING"
+
+
+def test_patience_is_shorter_than_an_election() -> None:
+    assert 2 * channel_module.SILENT_S + 2 * channel_module.TICK_S < 0.3
