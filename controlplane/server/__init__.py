@@ -1,0 +1,273 @@
+"""The client port of a node: gRPC with mutual TLS, one way in for every call.
+
+Theory of operation. A call passes five steps, the same for a plain call and for an operation of a session: *identity*
+(the certificate's URI), *authorize* (the table of roles), *route* (the leader's calls go to the leader, the others are
+answered here), *run* (the node), *errors* (one table). Messages stay bytes on the way: the server reads envelopes,
+only features read requests.
+
+1. Nothing runs for a caller whose certificate does not name an identity of this fleet and region.
+2. What is forwarded to this node is authorized again, for the caller it is made for, and is never forwarded further.
+3. Sizes, deadlines and numbers are bounded before anything is decoded.
+4. Errors leave with their reason. What is none of the eight is a defect: logged whole, sent as INTERNAL without its
+   text. `Server._guarded` is the one place that catches everything.
+5. Draining: health says NOT_SERVING, sessions read no more, what was begun is answered, then the port closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from controlplane import limits, roles, status
+from controlplane.config import RegionConfig, split_address
+from controlplane.errors import Fatal, Unavailable
+from controlplane.forward import Request, Router
+from controlplane.identity import Identity
+from controlplane.node import Call, Node
+from controlplane.replication.transport import Credentials
+from controlplane.server.desk import SESSION, STREAMS, Desk, plan
+from controlplane.server.region import RegionView
+from controlplane.server.session import Context, Session
+from controlplane.telemetry import Counts
+
+PACKAGE: Final = "controlplane.v1"
+SERVICES: Final = {f"{PACKAGE}.Agents": roles.AGENTS, f"{PACKAGE}.Operators": roles.OPERATORS}
+
+_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
+    # Two processes must not share a port by accident: each would get half of the calls.
+    ("grpc.so_reuseport", 0),
+    # A caller that vanished is noticed within half a minute; callers may ping once a second to notice us.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 900),
+    ("grpc.max_concurrent_streams", 1024),
+]
+_DRAIN_S = 5.0
+
+T = TypeVar("T")
+
+
+class _Call(Request):
+    """One plain call in flight: what came of it, never raised."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self.done: asyncio.Future[bytes | BaseException] = asyncio.get_running_loop().create_future()
+
+    def answered(self, reply: bytes) -> None:
+        if not self.done.done():
+            self.done.set_result(reply)
+
+    def failed(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_result(error)
+
+
+class Server:
+    """Serves one node's client port. `node` must have started before `start`, and must outlive `stop`."""
+
+    def __init__(
+        self,
+        config: RegionConfig,
+        name: str,
+        node: Node,
+        credentials: Credentials | None,
+        *,
+        counts: Counts | None = None,
+        data: Path | None = None,
+        everybody: Identity | None = None,
+    ) -> None:
+        """Without `credentials` everyone is `everybody`, and only loopback addresses are served."""
+        self._config, self._node, self._credentials = config, node, credentials
+        self.address = config.node(name).address
+        self.counts = counts or Counts()
+        self.region = RegionView(config, name, node, data)
+        peers = {each.name: each.address for each in config.nodes if each.name != name}
+        channel = _channel_credentials(credentials)
+        self.router = Router(name, plan(node, self.region), node.log, peers, channel, node.clock)
+        self._desk = Desk(config, node, self.router, self.region, self.counts, everybody)
+        self._sessions: set[Session] = set()
+        self._calls = 0
+        self._draining = False
+        self._health = health.aio.HealthServicer()
+        self._health_is_news = asyncio.Event()
+        self._health_task: asyncio.Task[None] | None = None
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. Raises `Fatal` if the address cannot be had."""
+        server = grpc.aio.server(options=_OPTIONS)
+        server.add_generic_rpc_handlers(tuple(self._handlers()))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection([*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
+        self.port = self._bind(server)
+        self.region.start()
+        self.router.start()
+        self.region.subscribe(self._health_is_news.set)
+        await self._set_health()
+        self._health_task = asyncio.create_task(self._report_health())
+        await server.start()
+        self._server = server
+
+    async def drain(self) -> None:
+        """Take nothing new, and answer what was begun, for at most a few seconds."""
+        self._draining = True
+        await self._set_health()
+        for session in tuple(self._sessions):
+            session.drain()
+        if self._server is not None:
+            await self._server.stop(_DRAIN_S)
+
+    async def stop(self) -> None:
+        """Close the port and everything behind it."""
+        self._draining = True
+        self.region.stop()
+        if self._server is not None:
+            await self._server.stop(0)
+        await self.router.stop()
+        if self._health_task is not None:
+            self._health_task.cancel()
+            await asyncio.gather(self._health_task, return_exceptions=True)
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        try:
+            if self._credentials is not None:
+                return server.add_secure_port(self.address, _server_credentials(self._credentials))
+            _require_loopback(self.address)
+            return server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise Fatal(f"cannot listen on {self.address}: is another program using it? ({error})") from error
+
+    # -- calls
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        return [
+            grpc.method_handlers_generic_handler(service, {method: self._handler(method) for method in methods})
+            for service, methods in SERVICES.items()
+        ]
+
+    def _handler(self, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        if method == SESSION:
+            return grpc.stream_stream_rpc_method_handler(self._session)
+        if method in STREAMS:
+            return grpc.unary_stream_rpc_method_handler(self._streaming(method))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method))
+
+    def _unary(self, method: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(encoded: bytes, context: Context) -> bytes:
+            return await self._guarded(method, context, self._answer(method, encoded, context))
+
+        return handle
+
+    async def _answer(self, method: str, encoded: bytes, context: Context) -> bytes:
+        request = _Call(self._begin(method, encoded, context))
+        if self._calls >= limits.CALLS_PER_NODE_MAX:
+            raise Unavailable("too many calls at this node", reason="OVERLOADED", hint="back off, then ask again")
+        self._calls += 1
+        try:
+            self._desk.run(request)
+            done = await request.done
+        finally:
+            self._calls -= 1
+        if isinstance(done, BaseException):
+            raise done
+        self.counts.calls[method, "ok"] += 1
+        return done
+
+    def _streaming(self, method: str) -> Callable[[bytes, Context], Awaitable[None]]:
+        async def handle(encoded: bytes, context: Context) -> None:
+            await self._guarded(method, context, self._stream(method, encoded, context))
+
+        return handle
+
+    async def _stream(self, method: str, encoded: bytes, context: Context) -> None:
+        call = self._begin(method, encoded, context)
+        async with contextlib.aclosing(self._desk.stream(call)) as replies:
+            async for reply in replies:
+                await context.write(reply)
+
+    async def _session(self, _: object, context: Context) -> None:
+        await self._guarded(SESSION, context, self._serve(context))
+
+    async def _serve(self, context: Context) -> None:
+        caller = self._desk.caller(context)
+        self._desk.admit(caller, SESSION)
+        if self._draining or len(self._sessions) >= limits.SESSIONS_PER_NODE_MAX:
+            raise Unavailable("no more sessions here", reason="STOPPING" if self._draining else "OVERLOADED")
+        session = Session(self._desk, caller, context)
+        self._sessions.add(session)
+        self.counts.sessions += 1
+        try:
+            await session.serve()
+        finally:
+            self._sessions.discard(session)
+            self.counts.sessions -= 1
+
+    def _begin(self, method: str, encoded: bytes, context: Context) -> Call:
+        caller = self._desk.caller(context)
+        self._desk.admit(caller, method)
+        return self._desk.call(caller, method, encoded, context.time_remaining())
+
+    async def _guarded(self, method: str, context: Context, work: Awaitable[T]) -> T:
+        """Return what `work` returns; whatever it raises leaves as a status: `failure` tells errors from defects."""
+        try:
+            return await work
+        except Exception as error:
+            encoded = self._desk.failure(method, error)
+            trailers = ((status.TRAILER, encoded),)
+            await context.abort(status.code_of(error), status.text_of(error), trailers)
+            raise AssertionError("abort raises") from error
+
+    # -- health
+
+    async def _report_health(self) -> None:
+        while True:
+            await self._health_is_news.wait()
+            self._health_is_news.clear()
+            await self._set_health()
+
+    async def _set_health(self) -> None:
+        can_answer = self.region.has_leader and not self._draining
+        serving = health_pb2.HealthCheckResponse.SERVING if can_answer else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self._health.set(service, serving)
+
+
+def _channel_credentials(credentials: Credentials | None) -> grpc.ChannelCredentials | None:
+    if credentials is None:
+        return None
+    return grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
+
+
+def _server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(credentials.key, credentials.certificate)], root_certificates=credentials.ca, require_client_auth=True
+    )
+
+
+def _require_loopback(address: str) -> None:
+    host, _ = split_address(address)
+    if host != "localhost" and not _is_loopback(host):
+        raise Fatal(f"{address} is not a loopback address: without certificates only this machine may be served")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,206 @@
+"""What every way into a node has in common: who is calling, may they, and who answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+import structlog
+
+from controlplane import features, limits, roles, status
+from controlplane.config import RegionConfig
+from controlplane.errors import ControlPlaneError, Denied, Invalid, Unavailable
+from controlplane.forward import Request, Router
+from controlplane.identity import Identity
+from controlplane.node import AGE_UNKNOWN_MS, Call, Node
+from controlplane.server.region import RegionView
+from controlplane.telemetry import Counts, RateLimit
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+LEADERS: Final = frozenset({*features.WRITES, "TransferRegion"})
+"""Calls that only the leader answers: forwarded from anywhere else."""
+STREAMS: Final = frozenset({"Watch", "WatchRegion"})
+SESSION: Final = "Session"
+
+_URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
+_DENIALS_LOGGED = 10
+_DENIALS_PERIOD_S = 10.0
+
+
+class Peer(Protocol):
+    """The part of a gRPC servicer context that says who is calling."""
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Properties of the caller's certificate."""
+
+
+class Desk:
+    """Admits calls and has them answered."""
+
+    def __init__(
+        self,
+        config: RegionConfig,
+        node: Node,
+        router: Router,
+        region: RegionView,
+        counts: Counts,
+        fixed: Identity | None,
+    ) -> None:
+        """`fixed` is who everybody is where there are no certificates (development only)."""
+        self._fleet, self._region_name = config.fleet, config.name
+        self._administrators = frozenset(config.administrators)
+        self._node, self._router, self.region, self.counts = node, router, region, counts
+        self._fixed = fixed
+        self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
+
+    # -- who and whether
+
+    def caller(self, peer: Peer) -> Identity:
+        """Return who is at the other end of a connection. Raises `Denied`."""
+        if self._fixed is not None:
+            return self._fixed
+        return self._of_here(_identity(_uri(peer.auth_context())))
+
+    def principal(self, caller: Identity, on_behalf_of: str) -> Identity:
+        """Return for whom an operation in `caller`'s session is done. Raises `Denied`."""
+        if caller.role != "peer":
+            if on_behalf_of:
+                raise Denied("only nodes act on behalf of others", reason="ON_BEHALF_DENIED")
+            return caller
+        if not on_behalf_of:
+            raise Denied("a node asks on behalf of a caller only", reason="ON_BEHALF_MISSING")
+        principal = self._of_here(_identity(on_behalf_of))
+        if principal.role == "peer":
+            raise Denied("nodes are not callers", reason="ON_BEHALF_DENIED")
+        return principal
+
+    def admit(self, caller: Identity, method: str) -> None:
+        """Return if `caller` may call `method`. Raises `Denied`, or `Invalid` if there is no such method."""
+        if method not in roles.TABLE:
+            raise Invalid("there is no such method", reason="METHOD_UNKNOWN")
+        if roles.allowed(method, caller.role, caller.environment):
+            return
+        if method in roles.REGION_WIDE and caller in self._administrators:
+            return
+        raise Denied(
+            f"role {caller.role} may not call {method} from environment {caller.environment}",
+            reason="ROLE_DENIED",
+            hint="use a certificate whose role may; regions/README.md says how roles are given",
+        )
+
+    def _of_here(self, identity: Identity) -> Identity:
+        if identity.fleet != self._fleet:
+            raise Denied("the certificate is of another fleet", reason="FLEET_MISMATCH")
+        if identity.region != self._region_name:
+            raise Denied(
+                f"the certificate is of region {identity.region}, this is {self._region_name}", reason="REGION_MISMATCH"
+            )
+        return identity
+
+    # -- running
+
+    def call(self, caller: Identity, method: str, request: bytes, timeout_s: float | None) -> Call:
+        """Return an admitted request as the node takes it. Raises `Unavailable` if there is no time left."""
+        if timeout_s is None:
+            timeout_s = limits.CALL_TIMEOUT_S
+        elif timeout_s <= 0:
+            raise Unavailable("the deadline had passed on arrival", reason="DEADLINE")
+        deadline = self._node.clock() + min(timeout_s, limits.CALL_TIMEOUT_MAX_S)
+        return Call(method, request, _uri_of(caller), caller.environment, deadline)
+
+    def run(self, request: Request) -> None:
+        """Have a call that has one reply answered."""
+        method = request.call.method
+        if method in LEADERS:
+            self._router.submit(request)
+        elif method in ("GetRegion", "GetStatus"):
+            _answer(request, self.region.answer)
+        else:
+            self._node.submit(request.call).add_done_callback(lambda future: _settled(request, future))
+
+    def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """Return the replies of a call that has many."""
+        return self._node.watch(call) if call.method == "Watch" else self.region.watch(call)
+
+    def revision_and_age(self) -> tuple[int, int]:
+        """The newest revision applied here, and the upper bound in milliseconds of its age."""
+        try:
+            return self._node.revision, self._node.fresh_ms()
+        except Unavailable:
+            return self._node.revision, AGE_UNKNOWN_MS
+
+    # -- what went wrong
+
+    def failure(self, method: str, error: BaseException) -> bytes:
+        """Count `error` and return it as an encoded status; what is none of the eight is a defect and logged whole."""
+        self.counts.calls[method if method in roles.TABLE else "unknown", type(error).__name__] += 1
+        if isinstance(error, Denied):
+            self._denied(method, error)
+        elif not isinstance(error, ControlPlaneError):
+            self.counts.defects += 1
+            _log.error("defect", method=method, exc_info=error)
+        return status.encode(error)
+
+    def _denied(self, method: str, error: Denied) -> None:
+        self.counts.denials[error.reason] += 1
+        if self._logged.allows():
+            known = method if method in roles.TABLE else "unknown"
+            _log.warning("denied", method=known, reason=error.reason, suppressed=self._logged.suppressed)
+
+
+def plan(node: Node, region: RegionView) -> Callable[[Call], asyncio.Future[bytes]]:
+    """Return what answers a leader's call on the leader itself."""
+
+    def answer(call: Call) -> asyncio.Future[bytes]:
+        return node.submit(call) if call.method in features.WRITES else asyncio.ensure_future(region.transfer(call))
+
+    return answer
+
+
+def _answer(request: Request, answer: Callable[[Call], bytes]) -> None:
+    try:
+        request.answered(answer(request.call))
+    except ControlPlaneError as error:
+        request.failed(error)
+
+
+def _settled(request: Request, future: asyncio.Future[bytes]) -> None:
+    if future.cancelled():
+        request.failed(Unavailable("this node is stopping", reason="STOPPING"))
+        return
+    error = future.exception()
+    if error is None:
+        request.answered(future.result())
+    else:
+        request.failed(error)
+
+
+def _uri(properties: Mapping[str, Any]) -> str:
+    """The one identity among a certificate's names."""
+    for name in _URI_NAMES:
+        uris = {value for value in properties.get(name, ()) if value.startswith(b"controlplane://")}
+        if len(uris) > 1:
+            raise Denied("the certificate names several identities", reason="IDENTITY_MALFORMED")
+        if uris:
+            return str(uris.pop(), "utf-8", "replace")
+    raise Denied(
+        "the certificate names no identity",
+        reason="IDENTITY_MISSING",
+        hint="it needs a URI controlplane://<fleet>/<environment>/<region>/<role>/<name>",
+    )
+
+
+@lru_cache(maxsize=16_384)
+def _identity(uri: str) -> Identity:
+    try:
+        return Identity.parse(uri)
+    except Invalid as error:
+        raise Denied(str(error), reason=error.reason, hint=error.hint) from error
+
+
+@lru_cache(maxsize=16_384)
+def _uri_of(identity: Identity) -> str:
+    return identity.uri

@@ -1,0 +1,292 @@
+"""One session: many calls over one stream, answered as they are ready.
+
+1. Operations are begun in the order in which they arrive, so writes of one session are planned in that order. They
+   end in any order.
+2. Whatever is ready when the writer wakes leaves in one message. The first message, and each after a change of
+   leader, says where the leader is.
+3. A caller is not read from while too much of its is in flight or its replies wait to be read: what one caller can
+   make a node hold is bounded, and the bound pushes back on that caller alone.
+4. A watch is asked for its next message only while there is room for it.
+5. What is wrong with one operation is that operation's answer. Only what makes the stream unreadable (garbage, an
+   identifier used twice) ends the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from functools import partial
+from typing import Any
+
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from controlplane import features, limits
+from controlplane.errors import ControlPlaneError, Invalid, Unavailable
+from controlplane.forward import Request
+from controlplane.identity import Identity
+from controlplane.node import Call
+from controlplane.server.desk import SESSION, STREAMS, Desk
+from controlplane.v1 import api_pb2 as api
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# What an envelope around one reply may add to it, and what a message holds besides replies.
+_REPLY_BYTES = 32
+_MESSAGE_BYTES = 4096
+
+
+class _Operation(Request):
+    """One operation in flight."""
+
+    __slots__ = ("identifier", "session")
+
+    def __init__(self, session: Session, identifier: int, call: Call, final: bool) -> None:
+        super().__init__(call, final=final)
+        self.session, self.identifier = session, identifier
+
+    def answered(self, reply: bytes) -> None:
+        self.session.answered(self.identifier, self.call.method, reply)
+
+    def failed(self, error: BaseException) -> None:
+        self.session.failed(self.identifier, self.call.method, error)
+
+
+class Session:
+    """Serves one stream; `serve` returns when the caller has no more to ask and everything is answered."""
+
+    def __init__(self, desk: Desk, caller: Identity, context: Context) -> None:
+        self._desk, self._caller, self._context = desk, caller, context
+        self._final = caller.role == "peer"
+        self._admitted: set[tuple[Identity, str]] = set()
+        self._running: dict[int, asyncio.Task[None] | None] = {}
+        self._reads = self._watches = 0
+        self._ready: deque[tuple[int, bytes, bytes, bool]] = deque()
+        self._ready_bytes = 0
+        self._region_is_news = True
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._writing = False
+        self._draining = False
+        self._work.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Operations that have not been answered."""
+        return len(self._running)
+
+    async def serve(self) -> None:
+        """Read, run and answer until the caller is done, or until `drain`. Raises one of the eight errors."""
+        self._desk.region.subscribe(self._region_changed)
+        writer = asyncio.create_task(self._write())
+        self._reader = asyncio.create_task(self._read())
+        try:
+            await asyncio.wait({self._reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if self._reader.done() and not self._reader.cancelled():
+                self._reader.result()
+            await self._finish(writer)
+            if self._draining:
+                raise Unavailable("this node is stopping", reason="STOPPING", hint="open a session at another node")
+        finally:
+            self._desk.region.unsubscribe(self._region_changed)
+            await self._abandon(writer, self._reader)
+
+    def drain(self) -> None:
+        """Read no more; end when everything begun is answered."""
+        self._draining = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    # -- answers
+
+    def answered(self, identifier: int, method: str, reply: bytes) -> None:
+        """Hand over the one reply of an operation."""
+        if len(reply) > limits.MESSAGE_BYTES_MAX - _MESSAGE_BYTES:
+            self.failed(identifier, method, _too_large())
+            return
+        self._desk.counts.calls[method, "ok"] += 1
+        self._ended(identifier, method)
+        self._push(identifier, reply, b"", False)
+
+    def failed(self, identifier: int, method: str, error: BaseException) -> None:
+        """Hand over why an operation failed."""
+        self._ended(identifier, method)
+        self._push(identifier, b"", self._desk.failure(method, error), False)
+
+    def _ended(self, identifier: int, method: str) -> None:
+        self._running.pop(identifier, None)
+        if method not in features.WRITES:
+            if method in STREAMS:
+                self._watches -= 1
+            else:
+                self._reads -= 1
+        self._room.set()
+
+    def _push(self, identifier: int, reply: bytes, failure: bytes, more: bool) -> None:
+        self._ready.append((identifier, reply, failure, more))
+        self._ready_bytes += len(reply) + len(failure) + _REPLY_BYTES
+        self._work.set()
+
+    def _region_changed(self) -> None:
+        self._region_is_news = True
+        self._work.set()
+
+    # -- reading
+
+    async def _read(self) -> None:
+        while True:
+            encoded = await self._context.read()
+            if encoded is grpc.aio.EOF:
+                return
+            try:
+                message = api.SessionRequest.FromString(encoded)
+            except DecodeError:
+                raise Invalid("not a SessionRequest", reason="REQUEST_MALFORMED") from None
+            for operation in message.operations:
+                while self._is_full():
+                    self._room.clear()
+                    await self._room.wait()
+                self._begin(operation)
+
+    def _is_full(self) -> bool:
+        return (
+            len(self._running) >= limits.OPERATIONS_PER_SESSION_MAX
+            or self._reads >= limits.READS_PER_SESSION_MAX
+            or self._ready_bytes >= limits.SESSION_REPLIES_BYTES_MAX
+        )
+
+    def _begin(self, operation: api.Operation) -> None:
+        identifier, method = operation.id, operation.method
+        if operation.cancel:
+            self._cancel(identifier)
+            return
+        if identifier in self._running:
+            raise Invalid("the identifier of an operation in flight was used again", reason="OPERATION_ID_REUSED")
+        try:
+            call = self._call(operation, method)
+        except ControlPlaneError as error:
+            self._push(identifier, b"", self._desk.failure(method, error), False)
+            return
+        if method in STREAMS:
+            self._follow(identifier, call)
+            return
+        self._running[identifier] = None
+        if method not in features.WRITES:
+            self._reads += 1
+        self._desk.run(_Operation(self, identifier, call, self._final))
+
+    def _call(self, operation: api.Operation, method: str) -> Call:
+        principal = self._caller
+        if self._final or operation.on_behalf_of:
+            principal = self._desk.principal(self._caller, operation.on_behalf_of)
+        if (principal, method) not in self._admitted:
+            self._admit(principal, method)
+        timeout_ms = operation.timeout_ms
+        return self._desk.call(principal, method, operation.request, timeout_ms / 1000 if timeout_ms else None)
+
+    def _admit(self, principal: Identity, method: str) -> None:
+        if method == SESSION:
+            raise Invalid("a session holds no sessions", reason="METHOD_UNKNOWN")
+        self._desk.admit(principal, method)
+        if len(self._admitted) < limits.OPERATIONS_PER_SESSION_MAX:
+            self._admitted.add((principal, method))
+
+    # -- streams
+
+    def _follow(self, identifier: int, call: Call) -> None:
+        self._watches += 1
+        task = asyncio.create_task(self._pump(identifier, call))
+        self._running[identifier] = task
+        task.add_done_callback(partial(self._followed, identifier, call.method))
+
+    async def _pump(self, identifier: int, call: Call) -> None:
+        if self._watches > limits.WATCHES_PER_SESSION_MAX:
+            raise Unavailable("too many watches on this session", reason="WATCHES_FULL", hint="end some of them")
+        async with contextlib.aclosing(self._desk.stream(call)) as replies:
+            async for reply in replies:
+                self._push(identifier, reply, b"", True)
+                while self._ready_bytes >= limits.SESSION_REPLIES_BYTES_MAX:
+                    self._room.clear()
+                    await self._room.wait()
+
+    def _followed(self, identifier: int, method: str, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self.answered(identifier, method, b"")
+        else:
+            self.failed(identifier, method, error)
+
+    def _cancel(self, identifier: int) -> None:
+        """End a stream; anything else goes on to its answer, and what has ended already is left alone."""
+        stream = self._running.get(identifier)
+        if stream is not None:
+            stream.cancel()
+            self.answered(identifier, "Watch", b"")
+
+    # -- writing
+
+    async def _write(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._ready or self._region_is_news:
+                self._writing = True
+                await self._context.write(self._message())
+                self._writing = False
+                self._room.set()
+
+    def _message(self) -> bytes:
+        revision, age_ms = self._desk.revision_and_age()
+        message = api.SessionReply(revision=revision, age_ms=age_ms)
+        if self._region_is_news:
+            self._region_is_news = False
+            message.region.CopyFrom(self._desk.region.region())
+        ready, room, add = self._ready, limits.MESSAGE_BYTES_MAX - _MESSAGE_BYTES, message.replies.add
+        while ready:
+            identifier, reply, failure, more = ready[0]
+            size = len(reply) + len(failure) + _REPLY_BYTES
+            if size > room and message.replies:
+                break
+            ready.popleft()
+            room -= size
+            self._ready_bytes -= size
+            if failure:
+                add(id=identifier, status=failure)
+            else:
+                add(id=identifier, reply=reply, more=more)
+        return message.SerializeToString()
+
+    # -- ending
+
+    async def _finish(self, writer: asyncio.Task[None]) -> None:
+        """Wait until what was begun is answered and the answers have left; streams just end."""
+        for identifier, stream in list(self._running.items()):
+            if stream is not None:
+                stream.cancel()
+                del self._running[identifier]
+        settled = asyncio.create_task(self._settle())
+        await asyncio.wait({writer, settled}, timeout=limits.CALL_TIMEOUT_MAX_S, return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+
+    async def _settle(self) -> None:
+        while self._running or self._ready or self._writing:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _abandon(self, *tasks: asyncio.Task[None]) -> None:
+        streams = [task for task in self._running.values() if task is not None]
+        for task in (*tasks, *streams):
+            task.cancel()
+        await asyncio.gather(*tasks, *streams, return_exceptions=True)
+
+
+def _too_large() -> Invalid:
+    return Invalid(
+        f"the reply is larger than {limits.MESSAGE_BYTES_MAX} bytes",
+        reason="REPLY_TOO_LARGE",
+        hint="ask for fewer records at a time: set a smaller limit",
+    )

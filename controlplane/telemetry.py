@@ -1,0 +1,270 @@
+"""What a node lets others see of itself: counts, Prometheus metrics over HTTP, and structured logs.
+
+Counting happens where things happen, in plain integers on the loop's thread; metrics are put together when somebody
+asks for them. Labels are words of this program (methods, reasons, roles, names of nodes), never anything a caller
+sent: no user, tenant, flag or workflow appears in a metric or a log line, and neither does any value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate, islice
+from typing import Final
+
+import prometheus_client
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from controlplane.features import switches
+from controlplane.kernel import keys
+from controlplane.kernel.transaction import scope_of
+from controlplane.node import Node
+from controlplane.replication import Log, LogStatus, PeerStatus, Role
+from controlplane.v1 import records_pb2, state_pb2
+
+LATENCY_BUCKETS_S: Final = tuple(base * 10**power for power in range(-4, 1) for base in (1, 2, 5))
+
+_SWITCHES_READ_MAX = 10_000
+_HTTP_LINE_BYTES_MAX = 8192
+_HTTP_TIMEOUT_S = 10.0
+
+
+class Histogram:
+    """A histogram of seconds that costs a fraction of a microsecond to feed."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self._counts[bisect.bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self._sum_s += seconds
+
+    def family(self, name: str, text: str) -> Metric:
+        """Return it as Prometheus wants it."""
+        bounds = [*map(repr, LATENCY_BUCKETS_S), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum_s)
+
+
+class Counts:
+    """What one node counts."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[str, str]] = Counter()
+        """By method and outcome: "ok", or the name of the error."""
+        self.denials: Counter[str] = Counter()
+        """By reason."""
+        self.defects = 0
+        self.leader_changes = 0
+        self.sessions = 0
+        self.proposal_s = Histogram()
+        self.sync_s = Histogram()
+
+
+class MeasuredLog:
+    """A `Log` that counts how long entries take to commit and how often the leader changes."""
+
+    def __init__(self, log: Log, counts: Counts, clock: Callable[[], float]) -> None:
+        self._log, self._counts, self._clock = log, counts, clock
+        self._leader: str | None = None
+        self.start, self.stop, self.barrier = log.start, log.stop, log.barrier
+        self.transfer, self.status, self.on_change = log.transfer, log.status, log.on_change
+        log.on_change(self._changed)
+
+    async def append(self, entry: bytes, *, timeout_s: float) -> int:
+        """See `Log`."""
+        began = self._clock()
+        index = await self._log.append(entry, timeout_s=timeout_s)
+        self._counts.proposal_s.observe(self._clock() - began)
+        return index
+
+    def _changed(self) -> None:
+        leader = self._log.status().leader
+        if leader is not None and leader != self._leader:
+            self._leader = leader
+            self._counts.leader_changes += 1
+
+
+class NodeCollector(Collector):
+    """Reads a node when Prometheus asks. Used on the loop's thread only."""
+
+    def __init__(self, node: Node, counts: Counts, waiting: Callable[[], int]) -> None:
+        self._node, self._counts, self._waiting = node, counts, waiting
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric of the node."""
+        found = self._node.status()
+        yield from _of_log(found.log)
+        yield from _of_counts(self._counts)
+        yield _gauge("revision", "Newest revision applied here", found.revision)
+        yield _gauge("state_age_seconds", "Upper bound of the age of the state served here", found.log.fresh_s)
+        yield _gauge("store_records", "Live records", found.records)
+        yield _gauge("store_live_bytes", "Bytes of live records", found.live_bytes)
+        yield _gauge("store_quota_bytes", "Live bytes at which ordinary writes are refused", found.quota_bytes)
+        yield _gauge("queue_depth", "Calls that wait to be planned", found.queued)
+        yield _gauge("routed_waiting", "Calls that wait for the leader or its answer", self._waiting())
+        yield _gauge("watchers", "Watches open here", found.watchers)
+        conflicts = "Transactions planned again because what they read had changed"
+        yield CounterMetricFamily("controlplane_conflicts", conflicts, value=found.conflicts)
+        engaged = GaugeMetricFamily("controlplane_switches_engaged", "Engaged kill switches", labels=["scope"])
+        for scope, number in _engaged(self._node).items():
+            engaged.add_metric([scope], number)
+        yield engaged
+
+
+def _of_log(log: LogStatus) -> Iterator[Metric]:
+    yield _gauge("raft_term", "Current term", log.term)
+    yield _gauge("raft_leader", "1 on the node that leads", float(log.role is Role.LEADER))
+    yield _gauge("raft_ready", "1 on a leader that may plan", float(log.ready))
+    yield _gauge("raft_has_leader", "1 where a leader is known", float(log.leader is not None))
+    yield _gauge("raft_commit_index", "Index of the last entry known to be committed", log.commit)
+    yield _gauge("raft_applied_index", "Index of the last entry applied", log.applied)
+    yield _gauge("raft_commit_lag", "Entries in the log that are not committed yet", log.last - log.commit)
+    yield _gauge("raft_apply_lag", "Committed entries that are not applied yet", log.commit - log.applied)
+    yield _of_peers("raft_peer_connected", "1 while the link is up", log, lambda peer: float(peer.connected))
+    yield _of_peers("raft_peer_match_index", "Entries known to be on its disk (leader)", log, lambda peer: peer.match)
+
+
+def _of_peers(name: str, text: str, log: LogStatus, value: Callable[[PeerStatus], float]) -> Metric:
+    family = GaugeMetricFamily(f"controlplane_{name}", text, labels=["peer"])
+    for peer, state in log.peers.items():
+        family.add_metric([peer], value(state))
+    return family
+
+
+def _of_counts(counts: Counts) -> Iterator[Metric]:
+    calls = CounterMetricFamily("controlplane_calls", "Calls answered", labels=["method", "outcome"])
+    for (method, outcome), number in counts.calls.items():
+        calls.add_metric([method, outcome], number)
+    yield calls
+    denials = CounterMetricFamily("controlplane_denials", "Calls denied", labels=["reason"])
+    for reason, number in counts.denials.items():
+        denials.add_metric([reason], number)
+    yield denials
+    yield CounterMetricFamily("controlplane_defects", "Calls that failed by a defect", value=counts.defects)
+    yield CounterMetricFamily("controlplane_leader_changes", "Leaders seen", value=counts.leader_changes)
+    yield _gauge("sessions", "Sessions open here", counts.sessions)
+    yield counts.proposal_s.family("controlplane_proposal_seconds", "From proposing an entry to its application")
+    yield counts.sync_s.family("controlplane_sync_seconds", "From handing a batch to the disk until it is synced")
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"controlplane_{name}", text, value=value)
+
+
+def _engaged(node: Node) -> Mapping[str, int]:
+    kinds = records_pb2.ScopeKind.DESCRIPTOR.values_by_number
+    numbers = {kind.name.removeprefix("SCOPE_").lower(): 0 for number, kind in kinds.items() if number}
+    for switch in islice(_switches(node), _SWITCHES_READ_MAX):
+        if switch.engaged:
+            numbers[kinds[switch.scope.kind].name.removeprefix("SCOPE_").lower()] += 1
+    return numbers
+
+
+def _switches(node: Node) -> Iterator[records_pb2.Switch]:
+    for partition in node.partitions.values():
+        start, end = keys.children(keys.RECORD + scope_of(partition) + keys.text(switches.SWITCH.name))
+        for _, packed in node.store.scan(start, end):
+            yield records_pb2.Switch.FromString(state_pb2.Event.FromString(packed).value)
+
+
+class MetricsServer:
+    """Serves /metrics over plain HTTP, one answer per connection, on the loop that everything else runs on."""
+
+    def __init__(self, collectors: Iterable[Collector]) -> None:
+        self._registry = CollectorRegistry()
+        for collector in (*collectors, prometheus_client.ProcessCollector(registry=None)):
+            self._registry.register(collector)
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port."""
+        self._server = await asyncio.start_server(self._serve, host, port, limit=_HTTP_LINE_BYTES_MAX)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(_HTTP_TIMEOUT_S):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(self._answer(head))
+                    await writer.drain()
+        finally:
+            writer.close()
+
+    def _answer(self, head: bytes) -> bytes:
+        if not head.startswith((b"GET /metrics ", b"GET /metrics?")):
+            return _http("404 Not Found", "text/plain", b"the metrics are at /metrics\n")
+        return _http("200 OK", prometheus_client.CONTENT_TYPE_LATEST, prometheus_client.generate_latest(self._registry))
+
+
+def _http(status: str, kind: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
+
+
+class RateLimit:
+    """Lets `most` log lines through in each period and counts the others."""
+
+    def __init__(self, most: int, period_s: float, clock: Callable[[], float]) -> None:
+        self._most, self._period_s, self._clock = most, period_s, clock
+        self._began = float("-inf")
+        self._used = 0
+        self.suppressed = 0
+
+    def allows(self) -> bool:
+        """Whether one more line may be written now."""
+        now = self._clock()
+        if now - self._began >= self._period_s:
+            self._began, self._used = now, 0
+        self._used += 1
+        if self._used > self._most:
+            self.suppressed += 1
+        return self._used <= self._most
+
+
+def configure_logs(form: str, level: str, **fields: str) -> None:
+    """Send this process's logs to standard error, as `form` "json" or "text", each line with `fields`."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _adder(fields),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_final(form)))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _final(form: str) -> list[structlog.typing.Processor]:
+    remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if form == "json":
+        return [remove, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [remove, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+
+def _adder(fields: Mapping[str, str]) -> structlog.typing.Processor:
+    def add(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, **fields}
+
+    return add
