@@ -105,6 +105,35 @@ class _Waiting:
     attempts: int = 0
 
 
+class _Queue:
+    """Calls that wait to be planned: kill switches, renewals and the region's own first, each sort in order."""
+
+    def __init__(self) -> None:
+        self._first: deque[_Waiting] = deque()
+        self._rest: deque[_Waiting] = deque()
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._rest)
+
+    def push(self, waiting: _Waiting) -> None:
+        """Add at the end. Raises `Unavailable` if there is no room; ordinary calls leave the others theirs."""
+        queue = self._first if waiting.reserved else self._rest
+        if len(queue) >= limits.QUEUE_CALLS_MAX:
+            raise Unavailable("too many calls wait already", reason="OVERLOADED", hint="back off, then ask again")
+        queue.append(waiting)
+
+    def pop(self) -> _Waiting:
+        """Take the next."""
+        return self._first.popleft() if self._first else self._rest.popleft()
+
+    def clear(self) -> list[_Waiting]:
+        """Take all."""
+        taken = [*self._first, *self._rest]
+        self._first.clear()
+        self._rest.clear()
+        return taken
+
+
 @dataclass(frozen=True, slots=True)
 class _Planned:
     entry: bytes
@@ -140,7 +169,7 @@ class Node:
         self._quota_bytes, self._free_bytes = quota_bytes, free_bytes
         self._state = machine.state_of(store)
         self._marks: dict[int, bytes] = {}
-        self._queue: deque[_Waiting] = deque()
+        self._queue = _Queue()
         self._reads: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]] = []
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
         self._planned: _Planned | None = None
@@ -396,9 +425,7 @@ class Node:
                 reason="SINCE_IN_FUTURE",
                 field="header.since",
             )
-        if len(self._queue) >= limits.QUEUE_CALLS_MAX:
-            raise Unavailable("too many calls wait already", reason="OVERLOADED", hint="back off, then ask again")
-        self._queue.append(waiting)
+        self._queue.push(waiting)
         self._work.set()
 
     async def _plan_forever(self) -> None:
@@ -437,7 +464,7 @@ class Node:
         asked: set[bytes] = set()
         # A transaction can be twice as large as a value (the reply may repeat it), so the last one still fits.
         while self._queue and len(batch) < limits.BATCH_TXNS_MAX and size < limits.ENTRY_BYTES_MAX // 4:
-            waiting = self._queue.popleft()
+            waiting = self._queue.pop()
             if waiting.done.done():
                 continue
             # A twin in the same batch has no outcome yet that may be told: the log tells it, as it tells the first.
@@ -515,10 +542,16 @@ class Node:
             self._conflicts += 1
             waiting.attempts += 1
             if waiting.attempts < limits.PLAN_ATTEMPTS_MAX:
-                self._queue.append(waiting)
-                self._work.set()
+                self._again(waiting)
                 return
         _settle(waiting.done, outcome, waiting.partition, self)
+
+    def _again(self, waiting: _Waiting) -> None:
+        try:
+            self._queue.push(waiting)
+        except Unavailable as error:
+            _fail(waiting.done, error)
+        self._work.set()
 
     def _took(self, applied: Applied) -> None:
         self._state = applied.state
@@ -655,8 +688,7 @@ class Node:
             self._fail_waiting(_not_leader(status))
 
     def _fail_waiting(self, error: ControlPlaneError) -> None:
-        queue, self._queue = self._queue, deque()
-        for waiting in queue:
+        for waiting in self._queue.clear():
             _fail(waiting.done, error)
         for _, _, done in self._reads:
             _fail(done, Unavailable("the node is stopping", reason="STOPPING"))
