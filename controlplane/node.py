@@ -290,7 +290,7 @@ class Node:
         """Start a writing or reading method; the future holds the encoded reply, header in place, or one of the errors.
 
         Writes are for the leader (`Unavailable` with reason NOT_LEADER elsewhere), reads for any node. Writes handed in
-        one after the other are planned in that order.
+        one after the other are planned in that order, except that kill switches, renewals and resignations go first.
         """
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         try:
