@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from time import monotonic
 from typing import Protocol, TypedDict, TypeVar, Unpack
 
 from controlplane.errors import Unavailable
@@ -82,6 +81,7 @@ class Calls:
 
     def __init__(self, channel: Channel, timeout_s: float) -> None:
         self._channel = channel
+        self.clock = channel.clock
         self._timeout_s = timeout_s
         self._revision = 0
         self._epochs: dict[str, int] = {}
@@ -375,13 +375,13 @@ class Calls:
     async def _read(
         self, method: str, kind: str, request: _Request, reply_type: type[ReplyT], options: ReadOptions
     ) -> ReplyT:
-        deadline = monotonic() + options.get("timeout_s", self._timeout_s)
+        deadline = self.clock() + options.get("timeout_s", self._timeout_s)
         return await self._call(method, kind, request, reply_type, deadline, writes=False)
 
     async def _write(
         self, method: str, kind: str, request: _Request, reply_type: type[ReplyT], options: WriteOptions
     ) -> ReplyT:
-        deadline = monotonic() + options.get("timeout_s", self._timeout_s)
+        deadline = self.clock() + options.get("timeout_s", self._timeout_s)
         try:
             return await self._call(method, kind, request, reply_type, deadline, writes=True)
         except Unavailable as error:

@@ -24,7 +24,6 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from time import monotonic
 from typing import Any, Final
 
 import grpc
@@ -32,6 +31,8 @@ import grpc
 from controlplane import status
 from controlplane.errors import Contended, ControlPlaneError, Denied, Invalid, OutcomeUnknown, Unavailable
 from controlplane.limits import CALL_TIMEOUT_MAX_S
+from controlplane.sdk import clock as clocks
+from controlplane.sdk.clock import Clock
 from controlplane.sdk.session import WAITING_MAX, Call, Dialer, Session, Stream, checked, expire
 from controlplane.v1 import api_pb2 as api
 
@@ -69,13 +70,15 @@ class Channel:
         server_name: str | None = None,
         follow_leader: bool = True,
         probe_s: float | None = None,
+        clock: Clock = clocks.now,
     ) -> None:
         """`probe_s`: ask something at least this often, so that `on_mark` is called; None: only when needed."""
         self.revision = 0
         self.region = api.Region()
         self.on_mark: Callable[[float, int, int], None] = _ignore_mark
         self._addresses = list(dict.fromkeys(checked(address, tls) for address in addresses))
-        self._dialer = Dialer(tls, server_name)
+        self.clock = clock
+        self._dialer = Dialer(tls, server_name, clock)
         self._follow_leader = follow_leader
         self._probe_s = probe_s
         self._session: Session | None = None
@@ -275,7 +278,7 @@ class Channel:
         """Make `session` the one to send on, and send what waits."""
         old, self._session = self._session, session
         if old is not None:
-            self._draining[old] = monotonic() + DRAIN_S
+            self._draining[old] = self.clock() + DRAIN_S
             old.streams.clear()
             self._waiting.extend(old.take_unsent())
             if not old.in_flight:
@@ -293,7 +296,7 @@ class Channel:
         """Learn that a session has ended; what it left unanswered is sent again (rule 2)."""
         if self._closed:
             return
-        self._avoid[session.address] = monotonic() + AVOID_S
+        self._avoid[session.address] = self.clock() + AVOID_S
         self._retire(session)
         if self._session is None:
             if self._seeking is None or self._seeking.done():
@@ -340,7 +343,7 @@ class Channel:
 
     def _candidates(self) -> list[str]:
         """All addresses: the leader's first, those that just failed last, the rest in random order."""
-        now = monotonic()
+        now = self.clock()
         addresses = list(self._addresses)
         random.shuffle(addresses)
         leader = self._leader_address()
@@ -391,7 +394,7 @@ class Channel:
             return
         if self._moving is not None and not self._moving.done():
             return
-        wait_s = self._avoid.get(leader, 0.0) - monotonic()
+        wait_s = self._avoid.get(leader, 0.0) - self.clock()
         if wait_s > 0:
             self.later(wait_s, self._consider_moving)
         else:
@@ -401,7 +404,7 @@ class Channel:
         try:
             session = await self._dialer.dial(leader)
         except (Unavailable, Denied):
-            self._avoid[leader] = monotonic() + AVOID_S
+            self._avoid[leader] = self.clock() + AVOID_S
             self.later(AVOID_S, self._consider_moving)
             return
         if self._closed or self._session is None:
@@ -427,7 +430,7 @@ class Channel:
     def _on_tick(self) -> None:
         """Look after deadlines, silence and probes; brisk while something is due, seldom while idle."""
         late = self._loop.time() - self._tick_due > LATE_S
-        now = monotonic()
+        now = self.clock()
         self._expire(now)
         session = self._session
         if session is not None:
@@ -464,7 +467,7 @@ class Channel:
         answer.add_done_callback(_forget)
         header = api.RequestHeader(consistency=api.LOCAL)
         request = api.GetRegionRequest(header=header).SerializeToString()
-        self._send(Call("GetRegion", request, monotonic() + CALL_TIMEOUT_MAX_S, answer, writes=False))
+        self._send(Call("GetRegion", request, self.clock() + CALL_TIMEOUT_MAX_S, answer, writes=False))
 
     def _expire(self, now: float) -> None:
         for call in self._waiting:

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from controlplane.errors import Invalid, Refused
 from controlplane.limits import MIRROR_AGE_MAX_MS
+from controlplane.sdk import clock as clocks
 from controlplane.sdk.calls import Calls, WriteOptions
 from controlplane.sdk.channel import Channel
+from controlplane.sdk.clock import Clock
 from controlplane.sdk.codec import JSON, Codec
 from controlplane.sdk.election import Election
 from controlplane.sdk.exceptions import ConflictError, Stopped
@@ -66,13 +67,15 @@ class ControlPlane(Calls):
         mirror: bool = True,
         mirror_age_max_ms: int = MIRROR_AGE_MAX_MS,
         follow_leader: bool = True,
+        clock: Clock = clocks.now,
     ) -> Self:
         """Prepare a client of the region whose nodes answer at `addresses` ("host:port", one or several).
 
         `ca`, `cert`, `key`: files (or their contents as bytes) of the fleet's authority and of this agent's own
         certificate, which says who the agent is and in which environment. `insecure` is for `controlplane dev`.
         `server_name`: what the nodes' certificates are issued for, if not the host that is dialled. `mirror=False`
-        spares a program that only calls the upkeep of the mirror. `follow_leader=False` keeps to `addresses`.
+        spares a program that only calls the upkeep of the mirror. `follow_leader=False` keeps to `addresses`. `clock`
+        is for tests.
 
         Entering raises Unavailable if no node answers, Denied if the region does not accept the certificate.
         """
@@ -85,6 +88,7 @@ class ControlPlane(Calls):
             server_name=server_name,
             follow_leader=follow_leader,
             probe_s=mirror_age_max_ms / 4000 if mirror else None,
+            clock=clock,
         )
         return cls(channel, timeout_s=timeout_s, mirror_age_max_s=mirror_age_max_ms / 1000, with_mirror=mirror)
 
@@ -115,7 +119,7 @@ class ControlPlane(Calls):
 
         Raises MirrorStale only if there never was anything: the client was not entered, or has no mirror.
         """
-        return self._mirror.config(monotonic(), user, tenant)
+        return self._mirror.config(self.clock(), user, tenant)
 
     def stopped(
         self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
@@ -124,25 +128,25 @@ class ControlPlane(Calls):
 
         Raises MirrorStale when the mirror is older than `mirror_age_max_ms`: permission fails closed.
         """
-        return self._mirror.stopped(monotonic(), tenant, agent_type, workflow, tools)
+        return self._mirror.stopped(self.clock(), tenant, agent_type, workflow, tools)
 
     def check(self, subject: api.Subject) -> tuple[api.SwitchView, ...]:
         """Do the same as `stopped`, for a subject in one piece."""
         return self._mirror.stopped(
-            monotonic(), subject.tenant, subject.agent_type, subject.workflow, tuple(subject.tools)
+            self.clock(), subject.tenant, subject.agent_type, subject.workflow, tuple(subject.tools)
         )
 
     def ensure_alive(
         self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
     ) -> None:
         """Raise Stopped if kill switches cover the subject, MirrorStale if that cannot be known."""
-        stopped_by = self._mirror.stopped(monotonic(), tenant, agent_type, workflow, tools)
+        stopped_by = self._mirror.stopped(self.clock(), tenant, agent_type, workflow, tools)
         if stopped_by:
             raise Stopped(stopped_by)
 
     @property
     def mirror(self) -> Mirror:
-        """The mirror itself: `revision`, `flag(name)`, `engaged()`, `age_s(time.monotonic())`."""
+        """The mirror itself: `revision`, `flag(name)`, `engaged()`, `age_s(cp.clock())`."""
         return self._mirror
 
     async def mirror_synced(self, revision: int = 0, *, timeout_s: float | None = None) -> None:

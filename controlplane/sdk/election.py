@@ -17,10 +17,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from controlplane.errors import NotFound, OutcomeUnknown, Refused, Unavailable
+from controlplane.sdk.clock import Clock
 from controlplane.sdk.exceptions import LeaseLost, NotElected
 from controlplane.sdk.nonce import nonce
 from controlplane.v1 import api_pb2 as api
@@ -60,8 +60,9 @@ class Term:
 class Lease:
     """The right to act for a name, while `valid`."""
 
-    def __init__(self, election: str, fence: api.Fence, term: Term) -> None:
+    def __init__(self, election: str, fence: api.Fence, term: Term, clock: Clock) -> None:
         self.election = election
+        self._clock = clock
         self.fence = fence
         self.lost = asyncio.Event()
         self._term = term
@@ -70,12 +71,12 @@ class Lease:
     @property
     def valid(self) -> bool:
         """Whether the lease can be relied on now."""
-        return not self._over and monotonic() < self._term.ends_s
+        return not self._over and self._clock() < self._term.ends_s
 
     @property
     def remaining_s(self) -> float:
         """How long it can be relied on without another renewal; 0 when lost."""
-        return 0.0 if self._over else max(0.0, self._term.ends_s - monotonic())
+        return 0.0 if self._over else max(0.0, self._term.ends_s - self._clock())
 
     def ensure(self) -> None:
         """Raise LeaseLost unless the lease is valid."""
@@ -107,7 +108,7 @@ class Election:
         process = nonce()
         lease = await self._win(process, timeout_s)
         term = lease._term
-        timeout = asyncio.timeout_at(_on_loop(term.ends_s))
+        timeout = asyncio.timeout_at(self._on_loop(term.ends_s))
         try:
             async with timeout:
                 renewal = asyncio.create_task(self._keep(lease, term, process, timeout))
@@ -145,16 +146,16 @@ class Election:
                 yield change
 
     async def _win(self, process: bytes, timeout_s: float | None) -> Lease:
-        give_up = None if timeout_s is None else monotonic() + timeout_s
+        give_up = None if timeout_s is None else self._plane.clock() + timeout_s
         while True:
-            asked_s = monotonic()
+            asked_s = self._plane.clock()
             reply = await self._ask(process)
             if reply is not None and reply.elected:
                 # Campaigning again under the same process name renews, so the time counts from this question.
-                lease = Lease(self._name, reply.holder.fence, Term(self._ttl_ms / 1000, asked_s))
+                lease = Lease(self._name, reply.holder.fence, Term(self._ttl_ms / 1000, asked_s), self._plane.clock)
                 if lease.valid:
                     return lease
-            elif give_up is not None and monotonic() >= give_up:
+            elif give_up is not None and self._plane.clock() >= give_up:
                 raise NotElected(self._name, timeout_s or 0.0)
             elif reply is not None:
                 await self._vacancy(reply.header.revision, give_up)
@@ -175,7 +176,7 @@ class Election:
 
     async def _vacancy(self, after_revision: int, give_up: float | None) -> None:
         """Wait until the name's record changes, or it is time to ask again anyway."""
-        patience = ASK_AGAIN_S if give_up is None else min(ASK_AGAIN_S, max(0.0, give_up - monotonic()))
+        patience = ASK_AGAIN_S if give_up is None else min(ASK_AGAIN_S, max(0.0, give_up - self._plane.clock()))
         changes = self._changes(after_revision)
         try:
             async with asyncio.timeout(patience):
@@ -189,16 +190,16 @@ class Election:
 
     async def _keep(self, lease: Lease, term: Term, process: bytes, body: asyncio.Timeout) -> None:
         while True:
-            await asyncio.sleep(max(0.0, term.renew_s - monotonic()))
+            await asyncio.sleep(max(0.0, term.renew_s - self._plane.clock()))
             if not await self._renew(lease, term, process):
                 lease._end()
                 body.reschedule(asyncio.get_running_loop().time())
                 return
-            body.reschedule(_on_loop(term.ends_s))
+            body.reschedule(self._on_loop(term.ends_s))
 
     async def _renew(self, lease: Lease, term: Term, process: bytes) -> bool:
         """Renew once; False: the lease is gone. No answer changes nothing: the clock decides."""
-        asked_s = monotonic()
+        asked_s = self._plane.clock()
         try:
             await self._plane.renew(
                 self._name,
@@ -214,6 +215,9 @@ class Election:
         term.renewed(asked_s)
         return True
 
+    def _on_loop(self, when_s: float) -> float:
+        return asyncio.get_running_loop().time() + when_s - self._plane.clock()
+
     async def _resign(self, lease: Lease, process: bytes) -> None:
         """Give the lease up early, as a courtesy: without it the next holder waits for the time-to-live."""
         try:
@@ -222,10 +226,6 @@ class Election:
             )
         except (Unavailable, OutcomeUnknown, Refused, NotFound):
             return
-
-
-def _on_loop(when_s: float) -> float:
-    return asyncio.get_running_loop().time() + when_s - monotonic()
 
 
 def _view(change: api.Change, epoch: int) -> api.ElectionView | None:

@@ -11,7 +11,6 @@ from collections import deque
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from time import monotonic
 from typing import Any, Final, Protocol
 
 import grpc
@@ -20,6 +19,7 @@ import grpc.aio
 from controlplane import status
 from controlplane.errors import ControlPlaneError, Denied, Invalid, OutcomeUnknown, Unavailable
 from controlplane.limits import CALL_TIMEOUT_MAX_S, MESSAGE_BYTES_MAX, OPERATIONS_PER_SESSION_MAX
+from controlplane.sdk.clock import Clock
 from controlplane.v1 import api_pb2 as api
 
 Credentials = str | Path | bytes
@@ -108,13 +108,16 @@ class Call:
 class Session:
     """One open stream to one node."""
 
-    def __init__(self, address: str, channel: grpc.aio.Channel, stream: Any, first: api.SessionReply) -> None:
+    def __init__(
+        self, address: str, channel: grpc.aio.Channel, stream: Any, first: api.SessionReply, clock: Clock
+    ) -> None:
         self.address = address
         self.region = first.region
         self.revision = first.revision
         self.in_flight: dict[int, Call] = {}
         self.streams: dict[int, Stream] = {}
-        self.opened_s = self.sent_s = self._heard_s = monotonic()
+        self._clock = clock
+        self.opened_s = self.sent_s = self._heard_s = clock()
         self.probed = False
         self._channel = channel
         self._stream = stream
@@ -199,7 +202,7 @@ class Session:
         room = WINDOW - len(self.in_flight)
         if not self._controls and (not self._outbox or room <= 0):
             return None
-        now = monotonic()
+        now = self._clock()
         message = api.SessionRequest(operations=self._controls)
         self._controls.clear()
         size = message.ByteSize()
@@ -228,7 +231,7 @@ class Session:
     async def _read(self, owner: Owner) -> None:
         try:
             while (message := await self._stream.read()) is not grpc.aio.EOF:
-                self._heard_s = monotonic()
+                self._heard_s = self._clock()
                 self.probed = False
                 owner.heard(self, message)
                 if self._outbox:
@@ -261,8 +264,9 @@ class Session:
 class Dialer:
     """Opens sessions."""
 
-    def __init__(self, tls: grpc.ChannelCredentials | None, server_name: str | None) -> None:
+    def __init__(self, tls: grpc.ChannelCredentials | None, server_name: str | None, clock: Clock) -> None:
         self.tls = tls
+        self._clock = clock
         self._options = list(_OPTIONS)
         if server_name is not None:
             self._options.append(("grpc.ssl_target_name_override", server_name))
@@ -287,7 +291,7 @@ class Dialer:
         except BaseException as error:
             await channel.close()
             raise _dial_error(address, error) from error
-        return Session(address, channel, stream, first)
+        return Session(address, channel, stream, first, self._clock)
 
 
 def credentials(
@@ -317,7 +321,7 @@ def _content(given: Credentials) -> bytes:
 def checked(address: str, tls: grpc.ChannelCredentials | None) -> str:
     """Return a "host:port"; without TLS only of this machine."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit():
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise Invalid(f"{address!r} is not host:port", reason="ADDRESS_MALFORMED")
     if tls is None and not _is_loopback(host.strip("[]")):
         raise Invalid(f"insecure connections stay on this machine; {host} is not", reason="INSECURE_REMOTE")

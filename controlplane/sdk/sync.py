@@ -27,13 +27,14 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from time import monotonic
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from controlplane.errors import Unavailable
 from controlplane.limits import MIRROR_AGE_MAX_MS
 from controlplane.sdk import client
+from controlplane.sdk import clock as clocks
+from controlplane.sdk.clock import Clock
 from controlplane.sdk.election import Lease
 from controlplane.sdk.mirror import AgentConfig, Mirror
 from controlplane.sdk.session import Credentials
@@ -128,6 +129,7 @@ class ControlPlane:
         mirror: bool = True,
         mirror_age_max_ms: int = MIRROR_AGE_MAX_MS,
         follow_leader: bool = True,
+        clock: Clock = clocks.now,
     ) -> None:
         """See `controlplane.sdk.ControlPlane.connect`. Connects when first needed, and again after a fork."""
         self._make = functools.partial(
@@ -142,6 +144,7 @@ class ControlPlane:
             mirror=mirror,
             mirror_age_max_ms=mirror_age_max_ms,
             follow_leader=follow_leader,
+            clock=clock,
         )
         self._runner: _Runner | None = None
         self._forget_threads()
@@ -167,13 +170,13 @@ class ControlPlane:
 
     def config(self, user: str = "", tenant: str = "") -> AgentConfig:
         """Return how to run for a user of a tenant; see `controlplane.sdk.ControlPlane.config`."""
-        return self.mirror.config(monotonic(), user, tenant)
+        return self._at_hand().client.config(user, tenant)
 
     def stopped(
         self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
     ) -> tuple[api.SwitchView, ...]:
         """Return the engaged kill switches that cover the subject. Raises MirrorStale."""
-        return self.mirror.stopped(monotonic(), tenant, agent_type, workflow, tools)
+        return self._at_hand().client.stopped(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
 
     def check(self, subject: api.Subject) -> tuple[api.SwitchView, ...]:
         """Do the same as `stopped`, for a subject in one piece."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -188,7 +187,7 @@ class MirrorFeed:
 
     def _is_at(self, revision: int) -> bool:
         mirror = self._mirror
-        return mirror.synced and mirror.revision >= revision and mirror.age_s(monotonic()) <= mirror.age_max_s
+        return mirror.synced and mirror.revision >= revision and mirror.age_s(self._channel.clock()) <= mirror.age_max_s
 
 
 def _drop(listeners: dict[object, KillListener], token: object) -> None:

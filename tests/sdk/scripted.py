@@ -122,4 +122,3 @@ async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> N
 def created(version: int = 1, revision: int = 2) -> bytes:
     """Return the reply to a creation."""
     return api.CreateWorkflowReply(header=api.ReplyHeader(revision=revision), version=version).SerializeToString()
-

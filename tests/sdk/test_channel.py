@@ -13,6 +13,7 @@ from controlplane import sdk
 from controlplane.errors import Contended, Denied, Invalid, NotFound, OutcomeUnknown, Refused, Unavailable
 from controlplane.sdk import channel as channel_module
 from controlplane.v1 import api_pb2 as api
+
 from .scripted import Answer, Script, created, eventually, scripted
 
 
@@ -179,15 +180,14 @@ async def test_keeps_to_its_addresses_when_told_so() -> None:
 
 
 async def test_what_is_in_flight_during_a_move_is_answered_where_it_was_asked() -> None:
-    async with scripted(in_turn(None), in_turn(created())) as [old, new]:
-        async with client(old.address) as cp:
-            call = asyncio.create_task(cp.create_workflow("w", b"state"))
-            await eventually(lambda: bool(requests(old.seen)))
-            await old.lead("b", new.address)
-            await eventually(lambda: bool(new.sessions))
-            # The old node never answers: after its time the call goes to the new one, unchanged.
-            assert (await call).version == 1
-            assert requests(old.seen) == requests(new.seen)
+    async with scripted(in_turn(None), in_turn(created())) as [old, new], client(old.address) as cp:
+        call = asyncio.create_task(cp.create_workflow("w", b"state"))
+        await eventually(lambda: bool(requests(old.seen)))
+        await old.lead("b", new.address)
+        await eventually(lambda: bool(new.sessions))
+        # The old node never answers: after its time the call goes to the new one, unchanged.
+        assert (await call).version == 1
+        assert requests(old.seen) == requests(new.seen)
 
 
 async def test_nobody_there(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
