@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import grpc
 
 from bench.side import Side, Write
 from controlplane.errors import ControlPlaneError
-from controlplane.loopback import Program
 
 PROBE_EVERY_S = 0.005
 FAILOVER_TIMEOUT_S = 15.0
@@ -56,22 +55,26 @@ def _quantile(ordered: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
-async def failover_ms(side: Side, number: signal.Signals) -> tuple[float, Program]:
-    """Take the leader away by a signal; the time to the first write that a survivor commits, and who was hit."""
-    leader = await side.leader()
+Client = AbstractAsyncContextManager[Sequence[Write]]
+"""Something that writes, for as long as it is entered."""
+
+
+async def failover_ms(side: Side, leader: int, number: signal.Signals, client: Client | None = None) -> float:
+    """Take the leader away by a signal; the time to the first write that is committed afterwards.
+
+    Without a `client`, plain calls to each survivor; they are retried by nobody.
+    """
     survivors = [node for node in range(len(side.nodes)) if node != leader]
-    async with side.probe(survivors) as writes:
+    async with client or side.probe(survivors) as writes:
         # Connections are up and warm before the fault.
         for write in writes:
             await asyncio.wait_for(write(0), 5)
-        hit = side.nodes[leader]
         began = time.perf_counter()
-        hit.send(number)
-        done = await _first_of(lambda: (write(0) for write in writes))
-    return 1e3 * (done - began), hit
+        side.nodes[leader].send(number)
+        return 1e3 * (await first_of(lambda: (write(0) for write in writes)) - began)
 
 
-async def _first_of(attempts: Callable[[], Iterable[Awaitable[object]]]) -> float:
+async def first_of(attempts: Callable[[], Iterable[Awaitable[object]]]) -> float:
     """Start fresh attempts every few milliseconds; return when the first of all succeeded."""
     success: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
@@ -114,8 +117,3 @@ async def fan_out_ms(side: Side, watchers: int, events: int) -> list[float]:
                 await asyncio.gather(*seen)
             taken.append(1e3 * (time.perf_counter() - began))
     return taken
-
-
-def median(values: list[float]) -> float:
-    """The median."""
-    return statistics.median(values)

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from bench.etcd import rpc_pb2 as pb
-from bench.side import CALL_TIMEOUT_S, VALUE, Write, settled
+from bench.side import CALL_TIMEOUT_S, RECONNECT, VALUE, Write, settled, told_apart
 from controlplane.loopback import Program, free_ports
 
 # etcd refuses a transaction of more operations than this.
@@ -108,10 +108,21 @@ class Etcd:
             await asyncio.gather(*(channel.close() for channel in channels))
 
     @asynccontextmanager
+    async def reader(self, node: int) -> AsyncIterator[Write]:
+        """Linearizable reads of one record, through one node."""
+        async with grpc.aio.insecure_channel(self.addresses[node], options=RECONNECT) as channel:
+            get = _method(channel, "KV/Range", pb.RangeResponse)
+
+            async def read(worker: int) -> object:
+                return await get(pb.RangeRequest(key=_key(worker)), timeout=1)
+
+            yield read
+
+    @asynccontextmanager
     async def watchers(self, count: int) -> AsyncIterator[tuple[Sequence[AsyncIterator[object]], Write]]:
         """Streams of one watch each, spread over the nodes."""
         channels = [
-            grpc.aio.insecure_channel(self.addresses[number % _NODES], options=[("bench.channel", number)])
+            grpc.aio.insecure_channel(self.addresses[number % _NODES], options=told_apart(number))
             for number in range(_CHANNELS)
         ]
         request = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=_key(0)))
@@ -126,13 +137,16 @@ class Etcd:
 
 
 async def _watch(channel: grpc.aio.Channel, request: pb.WatchRequest) -> AsyncIterator[object]:
-    watch: grpc.aio.StreamStreamMultiCallable[pb.WatchRequest, bytes] = channel.stream_stream(
-        "/etcdserverpb.Watch/Watch", request_serializer=pb.WatchRequest.SerializeToString
+    watch: grpc.aio.StreamStreamMultiCallable[pb.WatchRequest, pb.WatchResponse] = channel.stream_stream(
+        "/etcdserverpb.Watch/Watch",
+        request_serializer=pb.WatchRequest.SerializeToString,
+        response_deserializer=pb.WatchResponse.FromString,
     )
     call = watch()
     await call.write(request)
     async for message in call:
-        yield message
+        if message.created or message.events:
+            yield message
 
 
 def _method(channel: grpc.aio.Channel, path: str, reply: type[R]) -> grpc.aio.UnaryUnaryMultiCallable[Message, R]:

@@ -13,10 +13,16 @@ import grpc
 from controlplane.loopback import Program
 
 Write = Callable[[int], Awaitable[object]]
-"""Write the next value of the worker of this number; returns when it is committed."""
+"""Write (or read) the record of the worker of this number; returns when it is committed."""
 VALUE = b"v" * 200
 CALL_TIMEOUT_S = 10.0
 SETTLE_TIMEOUT_S = 30.0
+RECONNECT = [
+    ("grpc.initial_reconnect_backoff_ms", 20),
+    ("grpc.min_reconnect_backoff_ms", 20),
+    ("grpc.max_reconnect_backoff_ms", 50),
+]
+"""Channel options: a node that comes back is found at once, not after gRPC's second of patience."""
 # Writes at this pace, each answered within the next, mean that a leader is seated and caches are warm.
 SETTLED_WRITES = 50
 SETTLED_WRITE_S = 0.05
@@ -46,8 +52,16 @@ class Side(Protocol):
     def probe(self, nodes: Sequence[int]) -> AbstractAsyncContextManager[Sequence[Write]]:
         """One plain unary writer for each of `nodes`, which talks to it alone."""
 
+    def reader(self, node: int) -> AbstractAsyncContextManager[Write]:
+        """Linearizable reads through one node, which fail fast while it does not serve."""
+
     def watchers(self, count: int) -> AbstractAsyncContextManager[tuple[Sequence[AsyncIterator[object]], Write]]:
         """Started watchers of one record, as iterators over what they are told, and the write that they see."""
+
+
+def told_apart(number: int) -> list[tuple[str, int]]:
+    """Channel options that give a channel a connection of its own."""
+    return [("grpc.use_local_subchannel_pool", 1), ("bench.channel", number)]
 
 
 async def settled(side: Side) -> None:

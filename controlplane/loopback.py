@@ -132,6 +132,7 @@ class LoopbackRegion:
     ) -> None:
         self.fleet, self.name, self.environment = fleet, name, environment
         self.names = [f"n{number + 1}" for number in range(size)]
+        self._folder = folder
         self._authority = certs.create_authority(fleet, folder / "certificates")
         self._certificates = folder / "certificates"
         ports = free_ports(3 * size)
@@ -154,6 +155,10 @@ class LoopbackRegion:
         """Start all nodes, with empty data folders."""
         for node in self.nodes:
             node.start("--bootstrap")
+
+    def data_folder(self, number: int) -> Path:
+        """Where a node keeps its data."""
+        return self._folder / self.names[number]
 
     def _program(self, folder: Path, node: str) -> Program:
         serve = [sys.executable, "-m", "controlplane", "serve", "--region", str(self.file)]

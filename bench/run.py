@@ -1,0 +1,264 @@
+"""The run: which side is loaded how, in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import load
+from bench.figures import ETCD, OURS, Samples
+from bench.local import mirror_us, snapshot_stalls_ms
+from bench.ours import Ours
+from bench.peer import Etcd, installed
+from bench.side import Side, pause, resume, settled
+from controlplane.loopback import ending
+
+_FILL_WORKERS = 256
+_IDLE_S = 3.0
+_BACK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured. `seconds` of each closed loop, in so many alternating `rounds`."""
+
+    seconds: float
+    rounds: int
+    failovers: int
+    events: int
+    watchers: Sequence[int]
+    records: Sequence[int]
+    restarts: int
+    snapshots: int
+
+
+FULL = Plan(
+    seconds=3.0,
+    rounds=4,
+    failovers=9,
+    events=10,
+    watchers=(1, 100, 500, 1000),
+    records=(1_000, 10_000, 100_000),
+    restarts=3,
+    snapshots=5,
+)
+QUICK = Plan(
+    seconds=1.0,
+    rounds=2,
+    failovers=3,
+    events=3,
+    watchers=(1, 100, 500),
+    records=(1_000, 100_000),
+    restarts=1,
+    snapshots=2,
+)
+
+Say = Callable[[str], None]
+Phase = Callable[[], Awaitable[None]]
+
+
+class Run:
+    """One run of the benchmark in `folder`. What a phase could not measure is absent from `samples`; see `trouble`."""
+
+    def __init__(self, folder: Path, plan: Plan, say: Say) -> None:
+        self.samples = Samples()
+        self.trouble: list[str] = []
+        self._folder = folder
+        self._plan = plan
+        self._say = say
+        self._ours = Ours(_made(folder / "ours"))
+        self._sides: list[Side] = [self._ours]
+        if installed():
+            self._sides.append(Etcd(_made(folder / "etcd")))
+            self._sides.append(Etcd(_made(folder / "tuned"), heartbeat_ms=30, election_ms=150))
+
+    async def measure(self, only: Iterable[str]) -> None:
+        """Run all phases, or those named."""
+        wanted = set(only)
+        phases: dict[str, tuple[float, Phase]] = {
+            "writes": (180, self._writes),
+            "fanout": (120, self._fan_out),
+            "failover": (300, self._failovers),
+            "mirror": (60, self._mirror),
+            "records": (240, self._records),
+            "snapshots": (90, self._snapshots),
+        }
+        with ending([node for side in self._sides for node in side.nodes]):
+            await self._start()
+            for name, (budget_s, phase) in phases.items():
+                if not wanted or name in wanted:
+                    await self._phase(name, budget_s, phase)
+
+    async def _phase(self, name: str, budget_s: float, phase: Phase) -> None:
+        try:
+            async with asyncio.timeout(budget_s):
+                await phase()
+        except (*load.FAILURES, LookupError, OSError, ExceptionGroup) as error:
+            self.trouble.append(f"{name}: {type(error).__name__}: {error}")
+            self._say(f"{name} was not measured whole: {self.trouble[-1]}")
+
+    async def _start(self) -> None:
+        for side in self._sides:
+            self._say(f"starting {side.name}")
+            await side.start()
+            await asyncio.sleep(_IDLE_S)
+            self.samples.add(side.name, "rss_idle", _rss(side))
+            pause(side)
+
+    @asynccontextmanager
+    async def _alone(self, side: Side) -> AsyncIterator[None]:
+        """Let one side run while all others are paused, which they are between turns."""
+        await resume(side)
+        try:
+            yield
+        finally:
+            pause(side)
+
+    @property
+    def _pair(self) -> list[Side]:
+        """We and etcd as it comes."""
+        return [side for side in self._sides if side.name in (OURS, ETCD)]
+
+    async def _writes(self) -> None:
+        ways = [
+            ("unary", 1),
+            ("unary", 16),
+            ("unary", 64),
+            ("stream", 1),
+            ("stream", 16),
+            ("stream", 64),
+            ("stream", 256),
+        ]
+        for number in range(self._plan.rounds):
+            for side in self._pair:
+                self._say(f"writes, round {number + 1} of {self._plan.rounds}: {side.name}")
+                async with self._alone(side):
+                    for way, workers in ways:
+                        await self._closed_loop(side, way, workers, f"{way}_{workers}")
+
+    async def _closed_loop(self, side: Side, way: str, workers: int, name: str) -> None:
+        async with side.writer(way) as write:
+            done = await load.closed_loop(write, workers=workers, seconds=self._plan.seconds)
+        self.samples.add(side.name, name, done.rate)
+        self.samples.add(side.name, f"{name}_p50", done.p50_ms)
+        self.samples.add(side.name, f"{name}_p99", done.p99_ms)
+
+    async def _fan_out(self) -> None:
+        for count in self._plan.watchers:
+            for number in range(2):
+                for side in self._pair:
+                    self._say(f"one event to {count} watchers, round {number + 1} of 2: {side.name}")
+                    async with self._alone(side):
+                        taken = await load.fan_out_ms(side, count, self._plan.events)
+                    self.samples.add(side.name, f"fanout_{count}", *taken)
+
+    async def _failovers(self) -> None:
+        for number in range(self._plan.failovers):
+            for side in self._sides:
+                self._say(f"losing the leader, round {number + 1} of {self._plan.failovers}: {side.name}")
+                async with self._alone(side):
+                    await self._lose_leader(side, signal.SIGKILL, "kill")
+                    await self._lose_leader(side, signal.SIGSTOP, "silent")
+            async with self._alone(self._ours):
+                await self._lose_leader(self._ours, signal.SIGKILL, "kill_sdk", self._ours.client())
+                await self._lose_leader(self._ours, signal.SIGSTOP, "silent_sdk", self._ours.client())
+
+    async def _lose_leader(
+        self, side: Side, number: signal.Signals, name: str, client: load.Client | None = None
+    ) -> None:
+        leader = await side.leader()
+        try:
+            self.samples.add(side.name, name, await load.failover_ms(side, leader, number, client))
+        finally:
+            side.nodes[leader].kill()
+            side.restart(leader)
+        await settled(side)
+        await _first_read_s(side, leader)
+
+    async def _mirror(self) -> None:
+        self._say("mirror: checks without a call")
+        async with self._alone(self._ours), self._ours.mirrored() as plane:
+            check, config = mirror_us(plane)
+        self.samples.add(OURS, "mirror_check", *check)
+        self.samples.add(OURS, "mirror_config", *config)
+
+    async def _snapshots(self) -> None:
+        """Snapshots of what one of our nodes holds, in this process; on a copy of its store."""
+        self._say("snapshots beside a running loop")
+        copy, scratch = self._folder / "copy", _made(self._folder / "scratch")
+        async with self._alone(self._ours):
+            follower = await _follower(self._ours)
+            self._ours.nodes[follower].kill()
+            shutil.copytree(self._ours.store_folder(follower), copy)
+            self._ours.restart(follower)
+        pause(self._ours)
+        quiet, stalls = await snapshot_stalls_ms(copy, scratch, self._plan.snapshots)
+        self.samples.add(OURS, "quiet_stall", *quiet)
+        self.samples.add(OURS, "snapshot_stall", *stalls)
+
+    async def _records(self) -> None:
+        filled = {side.name: 0 for side in self._pair}
+        for count in self._plan.records:
+            for side in self._pair:
+                self._say(f"{count} records: {side.name}")
+                async with self._alone(side):
+                    await _fill(side, filled[side.name], count)
+                    filled[side.name] = count
+                    for _ in range(2):
+                        await self._closed_loop(side, "stream", 64, f"stream_64_at_{count}")
+        for side in self._pair:
+            async with self._alone(side):
+                await asyncio.sleep(_IDLE_S)
+                self.samples.add(side.name, "rss_full", _rss(side))
+        for number in range(self._plan.restarts):
+            for side in self._pair:
+                self._say(f"restart with {count} records, round {number + 1} of {self._plan.restarts}: {side.name}")
+                async with self._alone(side):
+                    self.samples.add(side.name, "restart", await _restart_s(side))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _rss(side: Side) -> float:
+    return statistics.median(node.rss_mb() for node in side.nodes)
+
+
+async def _fill(side: Side, start: int, end: int) -> None:
+    """Write the records of so many numbers once each."""
+    numbers = iter(range(start, end))
+
+    async def work() -> None:
+        for number in numbers:
+            await write(number)
+
+    async with side.writer("stream") as write, asyncio.TaskGroup() as group:
+        for _ in range(_FILL_WORKERS):
+            group.create_task(work())
+
+
+async def _restart_s(side: Side) -> float:
+    """Kill a follower and start it again: until its first linearizable read is answered."""
+    node = await _follower(side)
+    side.nodes[node].kill()
+    side.restart(node)
+    return await _first_read_s(side, node)
+
+
+async def _follower(side: Side) -> int:
+    return (await side.leader() + 1) % len(side.nodes)
+
+
+async def _first_read_s(side: Side, node: int) -> float:
+    began = time.perf_counter()
+    async with asyncio.timeout(_BACK_TIMEOUT_S), side.reader(node) as read:
+        return await load.first_of(lambda: (read(0),)) - began
