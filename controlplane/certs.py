@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from controlplane.identity import Identity
+from controlplane.config import RegionConfig
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
 
 AUTHORITY: Final = "authority"
 AUTHORITY_DAYS: Final = 3650
@@ -147,9 +148,50 @@ def issue(
     return files
 
 
-def _extended(
-    builder: x509.CertificateBuilder, identity: Identity, hosts: Iterable[str]
-) -> x509.CertificateBuilder:
+def authority_for(region: RegionConfig, *, force: bool = False) -> Authority:
+    """Make the authority that a region file expects; raises `CertsError`."""
+    return create_authority(region.fleet, _authority_folder(region), force=force)
+
+
+def nodes_for(region: RegionConfig, names: Collection[str] = (), *, force: bool = False) -> list[Path]:
+    """Make the certificates of a region's nodes (all, or those named) where its file expects them."""
+    authority = load_authority(_authority_folder(region))
+    nodes = [region.node(name) for name in names] or list(region.nodes)
+    for node in nodes:
+        identity = Identity(region.fleet, EVERY_ENVIRONMENT, region.name, "peer", node.name)
+        authority.sign(identity, node.hosts).save(node.certificate, node.key, force=force)
+    return [node.certificate for node in nodes]
+
+
+def callers_for(
+    region: RegionConfig, callers: Iterable[Identity], out: Path | None = None, *, force: bool = False
+) -> list[Path]:
+    """Make certificates for agents and people in `out`, or beside the authority; raises `CertsError`."""
+    authority = load_authority(_authority_folder(region))
+    folder = out or _authority_folder(region)
+    return [issue(authority, caller, folder, force=force).certificate for caller in callers]
+
+
+def usual_callers(region: RegionConfig) -> list[Identity]:
+    """Return an operator and an agent for each environment of a region, and its administrators."""
+    environments = dict.fromkeys(partition.environment for partition in region.partitions)
+    usual = [
+        Identity(region.fleet, environment, region.name, role, f"{role}-{environment}")
+        for environment in environments
+        for role in ("operator", "agent")
+    ]
+    return [*usual, *region.administrators]
+
+
+def _authority_folder(region: RegionConfig) -> Path:
+    if region.authority.name != f"{AUTHORITY}.crt":
+        raise CertsError(
+            f"{region.file}: authority: is {region.authority.name}; a development authority is called {AUTHORITY}.crt"
+        )
+    return region.authority.parent
+
+
+def _extended(builder: x509.CertificateBuilder, identity: Identity, hosts: Iterable[str]) -> x509.CertificateBuilder:
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
     if identity.role == "peer":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -124,6 +124,16 @@ def parse(text: str, file: Path) -> RegionConfig:
     if problems:
         raise ConfigError(problems)
     return region
+
+
+def overridden(
+    region: RegionConfig, name: str, authority: Path | None, certificate: Path | None, key: Path | None
+) -> RegionConfig:
+    """Return `region` with other certificate files for node `name`; None keeps what the file says."""
+    mine = region.node(name)
+    mine = replace(mine, certificate=certificate or mine.certificate, key=key or mine.key)
+    nodes = tuple(mine if node.name == name else node for node in region.nodes)
+    return replace(region, nodes=nodes, authority=authority or region.authority)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -124,10 +124,14 @@ class Server:
         await server.start()
         self._server = server
 
-    async def drain(self) -> None:
-        """Take nothing new, and answer what was begun, for at most a few seconds."""
+    async def announce_stop(self) -> None:
+        """Say NOT_SERVING from now on, and open no more sessions; calls are still answered."""
         self._draining = True
         await self._set_health()
+
+    async def drain(self) -> None:
+        """Take nothing new, and answer what was begun, for at most a few seconds."""
+        await self.announce_stop()
         for session in tuple(self._sessions):
             session.drain()
         if self._server is not None:

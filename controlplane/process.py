@@ -1,0 +1,237 @@
+"""One node as a process: which parts it has, in which order they start, and how it ends.
+
+It ends in one of two ways. Asked to (SIGTERM), it says NOT_SERVING, hands leadership over while it still answers,
+finishes what was begun, closes its parts from the outside in, and succeeds. When an invariant breaks it stops at
+once, without a handover: going on could only make it worse, and its peers elect another leader in milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, cast
+
+import structlog
+from cryptography import x509
+
+from controlplane.config import ConfigError, NodeConfig, RegionConfig, Timing, split_address
+from controlplane.controllers import Controllers
+from controlplane.datadir import Start, open_folder
+from controlplane.errors import ControlPlaneError, Fatal
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
+from controlplane.node import Node
+from controlplane.replication import Log, guard
+from controlplane.replication.raft import RaftConfig, RaftLog
+from controlplane.replication.transport import Credentials
+from controlplane.server import Server
+from controlplane.storage import RocksStore
+from controlplane.telemetry import Counts, MeasuredLog, MetricsServer, NodeCollector
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+HANDOVER_S: Final = 2.0
+_EXPIRY_WARNING = timedelta(days=30)
+
+Stop = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that starts and stops."""
+
+    name: str
+    start: Stop
+    stop: Stop
+
+
+class Process:
+    """Parts that start in order and stop in reverse, until asked to end or until one of `failures` says why not."""
+
+    def __init__(
+        self, parts: Sequence[Part], failures: Sequence[asyncio.Future[None]], drain: Stop, ready: Callable[[], None]
+    ) -> None:
+        self._parts, self._failures = parts, failures
+        self._drain, self._ready = drain, ready
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Run until `stopping` is set. Raises `Fatal` if the node may not go on."""
+        started: list[Part] = []
+        stop = asyncio.create_task(_set(stopping))
+        try:
+            for part in self._parts:
+                if not await self._until(asyncio.ensure_future(part.start()), stop):
+                    return
+                started.append(part)
+            self._ready()
+            await self._until(stop, stop)
+            await self._drain()
+        finally:
+            stop.cancel()
+            for part in reversed(started):
+                with contextlib.suppress(ControlPlaneError):
+                    await part.stop()
+
+    async def _until(self, work: asyncio.Future[None], stop: asyncio.Future[None]) -> bool:
+        """Wait for `work`, a stop or a failure; tell whether work came to its end. Raises what failed."""
+        await asyncio.wait({work, stop, *self._failures}, return_when=asyncio.FIRST_COMPLETED)
+        for failure in self._failures:
+            if failure.done():
+                work.cancel()
+                failure.result()
+        if work.done():
+            work.result()
+            return True
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return False
+
+
+async def serve(config: RegionConfig, name: str, data: Path, start: Start, stopping: asyncio.Event) -> None:
+    """Run node `name` of a region until `stopping` is set. Raises `ConfigError` or `Fatal`."""
+    credentials = read_credentials(config, config.node(name))
+    folder = open_folder(data, fleet=config.fleet, region=config.name, node=name, start=start)
+    counts = Counts()
+    raft = RaftLog(_raft_config(config, name, credentials), folder)
+    raft.on_sync(counts.sync_s.observe)
+    # A node is the durable machine that this log asks for; the port promises its callers less.
+    node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts)
+    server = Server(config, name, node, credentials, counts=counts, data=data)
+    await _process(config.node(name), node, server, [node.failed, raft.failed]).run(stopping)
+
+
+def read_credentials(config: RegionConfig, node: NodeConfig) -> Credentials:
+    """Read the node's certificate, key and authority, and check whose they are. Raises `ConfigError`."""
+    credentials = Credentials(_read(config.authority), _read(node.certificate), _read(node.key))
+    expected = Identity(config.fleet, EVERY_ENVIRONMENT, config.name, "peer", node.name)
+    problem = _problem(credentials.certificate, expected)
+    if problem:
+        raise ConfigError([f"{node.certificate}: {problem}"])
+    return credentials
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            [f"{file}: {error.strerror}; for development, make certificates: controlplane certs all REGION_FILE"]
+        ) from error
+
+
+def _problem(pem: bytes, expected: Identity) -> str:
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return f"not a certificate that names {expected.uri}"
+    if expected.uri not in names.get_values_for_type(x509.UniformResourceIdentifier):
+        return f"does not name {expected.uri}; use this node's own certificate"
+    remaining = certificate.not_valid_after_utc - datetime.now(UTC)
+    if remaining <= timedelta():
+        return f"expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue a new one"
+    if remaining < _EXPIRY_WARNING:
+        _log.warning("certificate_expires_soon", expires=certificate.not_valid_after_utc.isoformat())
+    return ""
+
+
+def _raft_config(config: RegionConfig, name: str, credentials: Credentials) -> RaftConfig:
+    return RaftConfig(
+        fleet=config.fleet,
+        region=config.name,
+        node=name,
+        listen=config.node(name).peer_address,
+        peers={each.name: each.peer_address for each in config.nodes if each.name != name},
+        credentials=credentials,
+        timing=_guard_timing(config.timing),
+        ballast_bytes=config.ballast_bytes,
+    )
+
+
+def _guard_timing(timing: Timing) -> guard.Timing:
+    return guard.Timing(timing.election_min_ms / 1000, timing.election_max_ms / 1000, timing.beat_ms / 1000)
+
+
+def _node(config: RegionConfig, name: str, store: RocksStore, log: Log, counts: Counts) -> Node:
+    clock = asyncio.get_running_loop().time
+    return Node(
+        fleet=config.fleet,
+        region=config.name,
+        name=name,
+        partitions=config.partitions,
+        store=store,
+        log=MeasuredLog(log, counts, clock),
+        clock=clock,
+        wall_ms=wall_ms,
+        entropy=os.urandom,
+        quota_bytes=config.quota_bytes,
+    )
+
+
+def _process(mine: NodeConfig, node: Node, server: Server, failures: Sequence[asyncio.Future[None]]) -> Process:
+    controllers = Controllers(node)
+    metrics = MetricsServer([NodeCollector(node, server.counts, lambda: server.router.waiting)])
+    return Process(
+        [
+            Part("node", node.start, _stopper(node)),
+            Part("controllers", _later(controllers.start), controllers.stop),
+            Part("server", server.start, server.stop),
+            Part("metrics", _metrics(metrics, mine), metrics.stop),
+        ],
+        failures,
+        drain=lambda: _drain(server, node, mine.name),
+        ready=lambda: _log.info("serving", address=mine.address, port=server.port),
+    )
+
+
+def wall_ms() -> int:
+    """The wall clock, in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+async def _drain(server: Server, node: Node, name: str) -> None:
+    _log.info("draining")
+    await server.announce_stop()
+    if node.log.status().leader == name:
+        with contextlib.suppress(ControlPlaneError):
+            leader = await node.log.transfer(None, timeout_s=HANDOVER_S)
+            _log.info("handed_over", leader=leader)
+    await server.drain()
+
+
+def _metrics(metrics: MetricsServer, node: NodeConfig) -> Stop:
+    host, port = split_address(node.metrics_address)
+
+    async def start() -> None:
+        try:
+            bound = await metrics.start(host, port)
+        except OSError as error:
+            raise Fatal(f"cannot serve metrics on {node.metrics_address}: {error.strerror or error}") from error
+        _log.info("metrics", address=f"{host}:{bound}")
+
+    return start
+
+
+def _stopper(node: Node) -> Stop:
+    async def stop() -> None:
+        await node.stop()
+        if isinstance(node.store, RocksStore):
+            node.store.close()
+
+    return stop
+
+
+def _later(work: Callable[[], None]) -> Stop:
+    async def run() -> None:
+        work()
+
+    return run
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
