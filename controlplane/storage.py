@@ -35,6 +35,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -118,6 +119,7 @@ class RocksStore:
         self._generation = _settle(folder)
         self._db = self._open(self._generation)
         self._views: weakref.WeakSet[RocksSnapshot] = weakref.WeakSet()
+        self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
         """The value under `key`, or None."""
@@ -133,9 +135,8 @@ class RocksStore:
             return iter(())
         bounds = ReadOptions()
         bounds.set_iterate_upper_bound(end)
-        bounds.set_iterate_lower_bound(start)
         cursor = self._db.iter(bounds)
-        return _down(cursor, self._path) if reverse else _up(cursor, start, self._path)
+        return _down(cursor, start, self._path) if reverse else _up(cursor, start, self._path)
 
     def commit(self, batch: Batch) -> None:
         """Write `batch` as one:
@@ -200,7 +201,10 @@ class RocksStore:
         _sweep(self._folder, self._generation)
 
     def close(self) -> None:
-        """Sync, and close with all views."""
+        """Sync, and close with all views. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         for view in list(self._views):
             view.close()
         self.sync()
@@ -448,7 +452,7 @@ def _check_order(source: _Checked, block: list[Row], last: bytes | None) -> byte
 
 def _load(database: Rdict, blocks: Iterator[list[Row]], folder: Path) -> None:
     unlogged = WriteOptions()
-    unlogged.disable_wal(True)
+    unlogged.disable_wal = True  # type: ignore[method-assign, assignment]  # Its stub is wrong.
     try:
         for block in blocks:
             writes = WriteBatch(raw_mode=True)
@@ -524,9 +528,10 @@ def _up(cursor: RdictIter, start: bytes, path: Path) -> Iterator[Row]:
     return _walk(cursor, cursor.next, path)
 
 
-def _down(cursor: RdictIter, path: Path) -> Iterator[Row]:
+def _down(cursor: RdictIter, start: bytes, path: Path) -> Iterator[Row]:
+    """From the upper bound to `start`, which is not set as a bound: rocksdict 0.3.29 takes a lower for an upper one."""
     cursor.seek_to_last()
-    return _walk(cursor, cursor.prev, path)
+    return takewhile(lambda row: row[0] >= start, _walk(cursor, cursor.prev, path))
 
 
 def _walk(cursor: RdictIter, step: Callable[[], None], path: Path) -> Iterator[Row]:

@@ -1,0 +1,177 @@
+"""Snapshots as files: whole or refused, installed or not at all, and never in the loop's way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from controlplane.errors import Fatal
+from controlplane.kernel.store import Batch
+from controlplane.storage import RocksStore, read_snapshot, write_snapshot
+from controlplane.v1.peer_pb2 import SnapshotHeader
+
+HEADER = SnapshotHeader(format=1, fleet="f", region="r", index=7, term=3)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RocksStore]:
+    store = RocksStore(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A snapshot file of three blocks."""
+    folder = tmp_path_factory.mktemp("snapshot")
+    store = RocksStore(folder / "store")
+    store.commit(Batch(puts={b"k%03d" % n: os.urandom(500) for n in range(150)}))
+    write_snapshot(store.snapshot(), folder / "file", HEADER)
+    store.close()
+    return (folder / "file").read_bytes()
+
+
+def rows_of(path: Path, header: SnapshotHeader = HEADER) -> list[tuple[bytes, bytes]]:
+    return [row for block in read_snapshot(path, header) for row in block]
+
+
+def test_it_carries_every_row(store: RocksStore, tmp_path: Path) -> None:
+    rows = {bytes([n % 251, n // 251]): os.urandom(n % 2000) for n in range(1000)}
+    store.commit(Batch(puts=rows))
+    view = store.snapshot()
+    store.commit(Batch(ranges=[(b"\x00", b"\xff")]))
+    write_snapshot(view, tmp_path / "file", HEADER)
+    assert rows_of(tmp_path / "file") == sorted(rows.items())
+
+
+def test_an_empty_store_has_an_empty_snapshot(store: RocksStore, tmp_path: Path) -> None:
+    write_snapshot(store.snapshot(), tmp_path / "file", HEADER)
+    assert rows_of(tmp_path / "file") == []
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_b10_any_flipped_bit_is_noticed(tmp_path: Path, written: bytes, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(written) - 1))
+    damaged = bytearray(written)
+    damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    (tmp_path / "file").write_bytes(damaged)
+    with pytest.raises(Fatal, match=str(tmp_path / "file")):
+        rows_of(tmp_path / "file")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_b10_a_cut_or_lengthened_file_is_noticed(tmp_path: Path, written: bytes, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(written) - 1))
+    for content in (written[:cut], written + b"\0"):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(Fatal):
+            rows_of(tmp_path / "file")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=300))
+def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(Fatal):
+        rows_of(tmp_path / "file")
+
+
+@pytest.mark.parametrize("field", ["fleet", "region", "index", "term", "format"])
+def test_a_snapshot_of_something_else_is_refused(tmp_path: Path, written: bytes, field: str) -> None:
+    (tmp_path / "file").write_bytes(written)
+    other = SnapshotHeader.FromString(HEADER.SerializeToString())
+    setattr(other, field, "x" if field in ("fleet", "region") else 9)
+    with pytest.raises(Fatal, match="not the snapshot it should be"):
+        rows_of(tmp_path / "file", other)
+
+
+def test_install_replaces_everything_and_survives(store: RocksStore, tmp_path: Path, written: bytes) -> None:
+    (tmp_path / "file").write_bytes(written)
+    store.commit(Batch(puts={b"old": b"1"}))
+    before = store.snapshot()
+    staged = store.stage(tmp_path / "file", HEADER)
+    assert store.get(b"old") == b"1"
+    store.adopt(staged)
+    assert list(store.scan(b"", b"\xff")) == rows_of(tmp_path / "file")
+    assert before.get(b"old") == b"1"
+    store.commit(Batch(puts={b"new": b"2"}))
+    store.close()
+    again = RocksStore(tmp_path / "store")
+    assert (again.get(b"old"), again.get(b"new"), again.get(b"k000") is None) == (None, b"2", False)
+    again.close()
+
+
+def test_b10_a_damaged_snapshot_changes_nothing(store: RocksStore, tmp_path: Path, written: bytes) -> None:
+    store.commit(Batch(puts={b"old": b"1"}))
+    (tmp_path / "file").write_bytes(written[:-1])
+    with pytest.raises(Fatal, match="ends too early"):
+        store.stage(tmp_path / "file", HEADER)
+    store.close()
+    again = RocksStore(tmp_path / "store")
+    assert list(again.scan(b"", b"\xff")) == [(b"old", b"1")]
+    again.close()
+
+
+CRASHING = """
+import os, sys
+from pathlib import Path
+from controlplane import storage
+from controlplane.kernel.store import Batch
+from controlplane.v1.peer_pb2 import SnapshotHeader
+
+folder, moment = Path(sys.argv[1]), sys.argv[2]
+store = storage.RocksStore(folder / "store")
+store.commit(Batch(puts={b"old": b"1"}))
+staged = store.stage(folder / "file", SnapshotHeader(format=1, fleet="f", region="r", index=7, term=3))
+if moment == "staged":
+    os._exit(0)
+if moment == "pointer written":
+    Path.replace = lambda *_: os._exit(0)
+if moment == "renamed":
+    storage._sweep = lambda *_: os._exit(0)
+store.adopt(staged)
+os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("moment", ["staged", "pointer written", "renamed"])
+def test_a_crash_leaves_the_old_state_or_the_new(tmp_path: Path, written: bytes, moment: str) -> None:
+    (tmp_path / "file").write_bytes(written)
+    subprocess.run([sys.executable, "-c", CRASHING, str(tmp_path), moment], check=True, timeout=20)
+    store = RocksStore(tmp_path / "store")
+    rows = list(store.scan(b"", b"\xff"))
+    assert rows == (rows_of(tmp_path / "file") if moment == "renamed" else [(b"old", b"1")])
+    assert len(list((tmp_path / "store").glob("[0-9]*"))) == 1
+    store.close()
+
+
+def test_writing_and_installing_yield_to_the_loop(store: RocksStore, tmp_path: Path) -> None:
+    """The work is done in slices: many times within it the loop's thread gets the interpreter lock at once."""
+    for start in range(0, 20_000, 1000):
+        store.commit(Batch(puts={b"%08d" % n: b"v" * 200 for n in range(start, start + 1000)}))
+
+    async def measured() -> tuple[int, float]:
+        view = store.snapshot()
+        work = asyncio.ensure_future(asyncio.to_thread(write_snapshot, view, tmp_path / "file", HEADER))
+        turns, longest, last = 0, 0.0, time.perf_counter()
+        while not work.done():
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            turns, longest, last = turns + 1, max(longest, now - last), now
+        await work
+        return turns, longest
+
+    turns, longest = asyncio.run(measured())
+    assert turns > 100
+    assert longest < 0.25

@@ -1,0 +1,168 @@
+"""The store against a plain dictionary, its views, and what it does about damage."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from controlplane.errors import Fatal
+from controlplane.kernel.store import Batch, MemoryStore
+from controlplane.storage import RocksStore
+
+KEYS = st.binary(min_size=1, max_size=3)
+BATCHES = st.builds(
+    Batch,
+    puts=st.dictionaries(KEYS, st.binary(max_size=4), max_size=4),
+    deletes=st.sets(KEYS, max_size=3),
+    ranges=st.lists(st.tuples(KEYS, KEYS).map(lambda pair: (min(pair), max(pair))), max_size=2),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RocksStore]:
+    store = RocksStore(tmp_path / "store")
+    yield store
+    store.close()
+
+
+def put(store: RocksStore, **rows: str) -> None:
+    store.commit(Batch(puts={key.encode(): value.encode() for key, value in rows.items()}))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(BATCHES, max_size=6), bounds=st.tuples(KEYS, KEYS), looked_up=KEYS)
+def test_it_is_what_the_memory_store_is(
+    tmp_path: Path, batches: list[Batch], bounds: tuple[bytes, bytes], looked_up: bytes
+) -> None:
+    shutil.rmtree(tmp_path / "store", ignore_errors=True)
+    rocks, memory = RocksStore(tmp_path / "store"), MemoryStore()
+    for batch in batches:
+        rocks.commit(batch)
+        memory.commit(batch)
+    view = rocks.snapshot()
+    for start, end in (bounds, (b"", b"\xff" * 8)):
+        for reverse in (False, True):
+            expected = list(memory.scan(start, end, reverse=reverse))
+            assert list(rocks.scan(start, end, reverse=reverse)) == expected
+            assert list(view.scan(start, end, reverse=reverse)) == expected
+    assert rocks.get(looked_up) == memory.get(looked_up) == view.get(looked_up)
+    rocks.close()
+
+
+def test_order_of_effect_is_ranges_deletes_puts(store: RocksStore) -> None:
+    put(store, a="old", b="old", c="old")
+    store.commit(Batch(ranges=[(b"a", b"c")], deletes={b"c"}, puts={b"b": b"new", b"c": b"new"}))
+    assert list(store.scan(b"a", b"z")) == [(b"b", b"new"), (b"c", b"new")]
+
+
+def test_a_scan_shows_the_moment_it_was_called(store: RocksStore) -> None:
+    put(store, a="1", b="1")
+    rows = store.scan(b"a", b"z")
+    put(store, a="2", c="2")
+    assert list(rows) == [(b"a", b"1"), (b"b", b"1")]
+
+
+def test_a_view_does_not_move_with_later_commits(store: RocksStore) -> None:
+    put(store, a="1", b="1")
+    view = store.snapshot()
+    put(store, a="2", c="2")
+    store.commit(Batch(ranges=[(b"b", b"c")]))
+    assert list(view.scan(b"a", b"z")) == [(b"a", b"1"), (b"b", b"1")]
+    assert (view.get(b"a"), view.get(b"c")) == (b"1", None)
+
+
+def test_scans_of_one_view_may_interleave(store: RocksStore) -> None:
+    put(store, a="1", b="2", c="3", d="4")
+    view = store.snapshot()
+    up, down = view.scan(b"a", b"z"), view.scan(b"a", b"z", reverse=True)
+    seen = [next(up), next(down), next(up), next(down)]
+    assert view.get(b"d") == b"4"
+    assert [key for key, _ in [*seen, *up, *down]] == [b"a", b"d", b"b", b"c", b"c", b"d", b"b", b"a"]
+
+
+def test_a_view_is_read_from_another_thread_while_commits_go_on(store: RocksStore) -> None:
+    put(store, **{f"k{n:04d}": "1" for n in range(2000)})
+    view, counts = store.snapshot(), []
+    thread = threading.Thread(target=lambda: counts.append(sum(value == b"1" for _, value in view.scan(b"k", b"l"))))
+    thread.start()
+    for n in range(500):
+        put(store, **{f"k{n:04d}": "2"})
+    thread.join()
+    assert counts == [2000]
+
+
+def test_a_closed_view_is_refused(store: RocksStore) -> None:
+    view = store.snapshot()
+    view.close()
+    with pytest.raises(Fatal, match="closed view"):
+        view.get(b"a")
+
+
+def test_it_opens_again_with_what_it_had(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path)
+    put(store, a="1")
+    store.snapshot()
+    store.close()
+    store = RocksStore(tmp_path)
+    assert store.get(b"a") == b"1"
+    store.close()
+
+
+def test_a_crash_while_it_is_created_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    RocksStore(tmp_path / "whole").close()
+    (tmp_path / "half").mkdir()
+    from controlplane.storage import _write_current
+
+    _write_current(tmp_path / "half", 0)
+    (tmp_path / "half" / "000001").mkdir()
+    (tmp_path / "half" / "000001" / "MANIFEST-000001").write_bytes(b"torn")
+    store = RocksStore(tmp_path / "half")
+    put(store, a="1")
+    store.close()
+
+
+def test_an_unknown_format_stops_it(tmp_path: Path) -> None:
+    RocksStore(tmp_path).close()
+    from controlplane.storage import _pointer_checksum
+
+    (tmp_path / "CURRENT").write_text(f"store 2 1 {_pointer_checksum('2', '1')}\n")
+    with pytest.raises(Fatal, match=r"CURRENT: store format 2 is not known"):
+        RocksStore(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["pointer", "no pointer", "no folder", "manifest", "table"])
+def test_damage_is_named_with_the_next_step(tmp_path: Path, damage: str) -> None:
+    store = RocksStore(tmp_path)
+    put(store, **{f"k{n}": "x" * 1000 for n in range(100)})
+    store._db.flush(True)
+    store.close()
+    match damage:
+        case "pointer":
+            (tmp_path / "CURRENT").write_text("store 1 7 00000000\n")
+        case "no pointer":
+            (tmp_path / "CURRENT").unlink()
+        case "no folder":
+            shutil.rmtree(tmp_path / "000001")
+        case "manifest":
+            flip(next((tmp_path / "000001").glob("MANIFEST-*")))
+        case "table":
+            flip(next((tmp_path / "000001").glob("*.sst")))
+    with pytest.raises(Fatal, match=str(tmp_path)) as raised:
+        store = RocksStore(tmp_path)
+        try:
+            list(store.scan(b"a", b"z"))
+        finally:
+            store.close()
+    assert "--replace" in str(raised.value)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    path.write_bytes(content)
