@@ -8,8 +8,8 @@ intents, so a replica needs no feature code to follow.
 1. Everything that changes replicated state goes through `machine.Working`.
 2. Nothing here knows what a flag, a lease or a workflow is; a `Kind` names a message and how long its past is kept.
 3. No clock, no chance, no I/O but the store it is handed, no floats, no order that depends on a hash.
-4. The revision grows by one per transaction, whatever becomes of it; the index of the log is only the store's
-   position in the log.
+4. The revision grows by one per transaction, whatever becomes of it (and by one for an entry that holds none); the
+   index of the log is only the store's position in the log.
 5. An entry planned over another revision than the present one changes nothing but the revision: each of its
    transactions is a conflict and is planned again.
 6. A request id has one outcome. It is written in the batch that holds the effects.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -147,7 +147,9 @@ class Working:
         try:
             message = Entry.FromString(entry[1:])
         except DecodeError:
-            return  # Every replica sees the same bytes, so every replica skips them.
+            message = Entry(base=self.base)  # Every replica sees the same bytes, so every replica skips them.
+        if not message.txns:
+            self.revision += 1  # The hash moves on, so the revision has to.
         stale = message.base != self.base
         self.at_ms = max(self.at_ms, message.at_ms)
         for txn in message.txns:
@@ -222,8 +224,8 @@ class Working:
         else:
             for n, write in enumerate(txn.writes):
                 self._write(txn, n, write)
-        for trim in txn.trims:
-            self.view.drop(trim.start, trim.end)
+            for trim in txn.trims:
+                self.view.drop(trim.start, trim.end)
         if txn.HasField("request"):
             outcome.digest = txn.request.digest
             where = keys.generation(self.revision // self.span) + txn.request.nonce + txn.request.identity.encode()
@@ -280,26 +282,43 @@ class Working:
 
 def malformed(txn: Txn) -> str:
     """Why `txn` may not be applied, or an empty text."""
-    writes, scope = txn.writes, txn.scope
+    if txn.HasField("request") and len(txn.request.nonce) != limits.REQUEST_ID_BYTES:
+        return "request id"
+    flaw = _bad_writes(txn.writes, txn.scope) if txn.writes else ""
+    if flaw or not txn.trims:
+        return flaw
+    return next((flaw for trim in txn.trims if (flaw := _bad_trim(trim))), "")
+
+
+def _bad_writes(writes: Sequence[Write], scope: bytes) -> str:
     if len(writes) > limits.WRITES_PER_TXN_MAX:
         return "too many writes"
-    if writes and not _is_scope(scope):
+    if not _is_scope(scope):
         return "scope"
     for write in writes:
-        if not write.key.startswith(scope):
+        if not write.key.startswith(scope) or not _is_key(write.key, len(scope)):
             return "key outside of the scope"
         if len(write.value) > limits.VALUE_BYTES_MAX:
             return "value too large"
-    if len(writes) > 1 and len({write.key for write in writes}) < len(writes):
-        return "key written twice"
-    return next((flaw for trim in txn.trims if (flaw := _bad_trim(trim))), "") if txn.trims else ""
+    return "key written twice" if len(writes) > 1 and len({write.key for write in writes}) < len(writes) else ""
 
 
 @lru_cache(maxsize=1024)
 def _is_scope(scope: bytes) -> bool:
     try:
-        keys.domain_of(scope)
-    except (ValueError, UnicodeDecodeError):
+        return keys.decode(keys.within(scope, "kind", "name"))[-2:] == ("kind", "name")
+    except ValueError:
+        return False
+
+
+def _is_key(key: bytes, scope_bytes: int) -> bool:
+    """Whether kind and name follow the scope, and nothing else: whoever reads events takes their keys apart."""
+    rest = key[scope_bytes:]
+    if rest.isascii():
+        return rest.count(b"\0") == 2 and rest.endswith(b"\0")
+    try:
+        keys.decode(key)
+    except ValueError:
         return False
     return True
 
@@ -312,6 +331,8 @@ def _bad_trim(trim: Range) -> str:
 
 def events(view: View, domain: bytes, after: int, last: int) -> Iterator[Event]:
     """Events of a domain at revisions `after` + 1 … `last`, in order."""
+    if after >= last:
+        return
     start, end = keys.events(domain, after + 1, last)
     for _, packed in view.scan(start, end):
         yield Event.FromString(packed)
