@@ -558,8 +558,8 @@ class Node:
         self._marks[applied.state.revision] = applied.state.hash
         if len(self._marks) > _MARKS_KEPT:
             del self._marks[next(iter(self._marks))]
-        if applied.changed:
-            self._watches.took(applied)
+        # Also when nothing changed: a refusal has a revision too, and watchers and readers wait for it.
+        self._watches.took(applied)
         for listener in self._applied_listeners:
             listener(applied)
 
