@@ -130,18 +130,19 @@ def save(file: Path, contexts: Contexts) -> None:
     """Write the configuration file, whole or not at all; readable by its owner only."""
     if len(contexts.table) > _CONTEXTS_MAX:
         raise click.UsageError(f"more than {_CONTEXTS_MAX} contexts")
-    lines = [f"current = {json.dumps(contexts.current)}", ""] if contexts.current else []
+    lines = [f"current = {_toml(contexts.current)}", ""] if contexts.current else []
     for name, settings in contexts.table.items():
-        lines.append(f"[context.{json.dumps(name)}]")
+        lines.append(f"[context.{_toml(name)}]")
         lines += [f"{each.name} = {_toml(getattr(settings, each.name))}" for each in fields(settings)]
         lines.append("")
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_suffix(".new")
-    fresh.write_text("\n".join(lines))
+    fresh.write_text("\n".join(lines), encoding="utf-8")
     fresh.chmod(0o600)
     fresh.replace(file)
 
 
 def _toml(value: Any) -> str:
-    # Texts, lists of texts and booleans are written alike in JSON and in TOML.
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    # Texts, lists of texts and booleans are written alike in JSON and in TOML, but for one character.
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")
