@@ -100,6 +100,11 @@ class ScriptedNode:
         return replies
 
 
+def connected(*nodes: ScriptedNode) -> list[ScriptedNode]:
+    """Return the nodes, those with open sessions first."""
+    return sorted(nodes, key=lambda node: not node.sessions)
+
+
 @asynccontextmanager
 async def scripted(*scripts: Script) -> AsyncIterator[list[ScriptedNode]]:
     """Start one node per script."""
@@ -115,7 +120,7 @@ async def scripted(*scripts: Script) -> AsyncIterator[list[ScriptedNode]]:
 async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Wait until a condition of the test's own making holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - it is about sockets and other tasks, that set no event here.
             await asyncio.sleep(0.002)
 
 

@@ -14,7 +14,7 @@ from controlplane.errors import Contended, Denied, Invalid, NotFound, OutcomeUnk
 from controlplane.sdk import channel as channel_module
 from controlplane.v1 import api_pb2 as api
 
-from .scripted import Answer, Script, created, eventually, scripted
+from .scripted import Answer, Script, connected, created, eventually, scripted
 
 
 def in_turn(*answers: Answer) -> Script:
@@ -127,30 +127,28 @@ async def test_a_message_stays_within_its_bound() -> None:
 
 
 async def test_a_broken_session_is_not_noticed() -> None:
-    async with scripted(in_turn(None), in_turn(created())) as [first, second]:
-        async with client(first.address, second.address) as cp:
-            if not first.sessions:
-                first, second = second, first
-                first.script, second.script = second.script, first.script
-            call = asyncio.create_task(cp.create_workflow("w", b"state"))
-            await eventually(lambda: bool(requests(first.seen)))
-            began = monotonic()
-            await first.stop()
-            assert (await call).version == 1
-            assert monotonic() - began < 0.5
-            assert requests(first.seen) == requests(second.seen)
+    async with scripted(in_turn(None), in_turn(None)) as nodes, client(*(node.address for node in nodes)) as cp:
+        at, other = connected(*nodes)
+        other.script = in_turn(created())
+        call = asyncio.create_task(cp.create_workflow("w", b"state"))
+        await eventually(lambda: bool(requests(at.seen)))
+        began = monotonic()
+        await at.stop()
+        assert (await call).version == 1
+        assert monotonic() - began < 0.5
+        assert requests(at.seen) == requests(other.seen)
 
 
 async def test_a_silent_session_is_left() -> None:
-    async with scripted(in_turn(created()), in_turn(created())) as nodes:
-        async with client(*(node.address for node in nodes)) as cp:
-            at, other = sorted(nodes, key=lambda node: not node.sessions)
-            await cp.create_workflow("w", b"state")
-            at.silent = True
-            began = monotonic()
-            assert (await cp.create_workflow("w2", b"state")).version == 1
-            assert monotonic() - began < 1.0
-            assert requests(other.seen)
+    answer = in_turn(created())
+    async with scripted(answer, answer) as nodes, client(*(node.address for node in nodes)) as cp:
+        at, other = connected(*nodes)
+        await cp.create_workflow("w", b"state")
+        at.silent = True
+        began = monotonic()
+        assert (await cp.create_workflow("w2", b"state")).version == 1
+        assert monotonic() - began < 1.0
+        assert requests(other.seen)
 
 
 async def test_goes_to_the_leader_and_stays_there() -> None:
