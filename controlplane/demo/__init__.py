@@ -119,10 +119,14 @@ _SHOWN = {
 def _report_table(report: dict[str, Any]) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, key in _SHOWN.items():
-        value = report[key]
-        shown = {True: "yes", False: "no", None: "-"}.get(value, value) if not isinstance(value, float) else value
-        table.add_row(label, Text(str(shown), style="bold"))
+        table.add_row(label, Text(_shown(report[key]), style="bold"))
     return table
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def _verdict(report: dict[str, Any], out: Path) -> RenderableType:
