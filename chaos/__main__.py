@@ -73,7 +73,8 @@ def _as_json(report: Report) -> dict[str, object]:
     return {
         "schedules": report.runs,
         "simulated_hours": round(report.seconds / 3600, 2),
-        "simulated_s_per_s": round(report.seconds / max(report.wall_s, 1e-9), 1),
+        "simulated_s_per_cpu_s": round(report.seconds / max(report.cpu_s, 1e-9), 1),
+        "cpu_s": round(report.cpu_s, 1),
         "wall_s": round(report.wall_s, 1),
         "faults": dict(sorted(report.faults.items())),
         "counts": dict(sorted(report.counts.items())),
@@ -84,7 +85,7 @@ def _as_json(report: Report) -> dict[str, object]:
 def _print(report: Report, again: str) -> None:
     summary = _as_json(report)
     print(f"schedules {summary['schedules']}, simulated {summary['simulated_hours']} h, ", end="")
-    print(f"{summary['simulated_s_per_s']} simulated s per s")
+    print(f"{summary['simulated_s_per_cpu_s']} simulated s per s of CPU")
     for title, counts in (("faults", report.faults), ("counts", report.counts)):
         print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     print(f"violations: {len(report.violations)}")

@@ -99,7 +99,8 @@ def _conditions(random: Random, profile: str) -> Conditions:
         timing=_timing(random, delay_s),
         bounds=Bounds(
             append_bytes_max=random.choice((400, 1500, 65536)),
-            appends_in_flight_max=random.choice((4, 16)),
+            # A window of a few small appends cannot carry the load over a long link.
+            appends_in_flight_max=random.choice((16, 32) if "wan" in profile else (4, 16)),
             chunk_bytes=random.choice((256, 65536)),
             chunks_in_flight_max=8,
             held_bytes_max=random.choice((60_000, 1 << 28)),

@@ -121,11 +121,12 @@ class Network:
 
     def _put(self, link: Link, message: Any) -> None:
         random, conditions = self._random, self._conditions
-        delay = conditions.delay_s * random.uniform(0.5, 2) + self.slow[link]
         stamp = self._stamp(link)
         if conditions.disorder and message is not _CLOSED:
-            self._put_disordered(link, message, delay, stamp)
+            # A steady delay: a sender that goes back cannot carry any load if every message is overtaken.
+            self._put_disordered(link, message, conditions.delay_s + self.slow[link], stamp)
             return
+        delay = conditions.delay_s * random.uniform(0.5, 2) + self.slow[link]
         at = max(self._last_at[link], self._clock() + delay)
         self._last_at[link] = at
         self._queues[link].append((at, stamp, message))

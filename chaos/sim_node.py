@@ -16,7 +16,8 @@ from chaos.sim_oracle import Oracle, Violation
 from controlplane.errors import Fatal
 from controlplane.replication import Role
 from controlplane.replication.engine import Core
-from controlplane.replication.guard import Guard, Malformed, SnapshotMeta
+from controlplane.replication.guard import Guard, Malformed
+from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.replication.tail import Entry, Tail
 
 _WRITE = struct.Struct("<QHBQQ")

@@ -380,6 +380,7 @@ class Report:
     runs: int = 0
     seconds: float = 0.0
     wall_s: float = 0.0
+    cpu_s: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     violations: list[Result] = field(default_factory=list)
@@ -409,11 +410,11 @@ def simulate(
     wall_s_max: float = float("inf"),
 ) -> Report:
     """Run one schedule per seed; stop after `stop_at` violations or `wall_s_max` seconds."""
-    report, begun = Report(), time.monotonic()
+    report, begun, cpu_begun = Report(), time.monotonic(), time.process_time()
     for seed in seeds:
         schedule = make_schedule(seed, nodes=nodes, seconds=seconds, profile=profile)
         report.add(Simulation(schedule, off=off).run())
-        report.wall_s = time.monotonic() - begun
+        report.wall_s, report.cpu_s = time.monotonic() - begun, time.process_time() - cpu_begun
         if report.wall_s > wall_s_max or (stop_at is not None and len(report.violations) >= stop_at):
             break
     return report

@@ -49,7 +49,8 @@ from controlplane import limits
 from controlplane.errors import Fatal
 from controlplane.replication import LogStatus, Machine, PeerStatus, Role
 from controlplane.replication.engine import Core, CoreEvents, SyncObjCore, major
-from controlplane.replication.progress import Mode, Progress, Snapshot, SnapshotMeta
+from controlplane.replication.progress import Mode, Progress
+from controlplane.replication.snapshots import Snapshot, SnapshotMeta
 from controlplane.replication.tail import Entry, Tail
 from controlplane.v1 import raft_pb2 as wire
 from controlplane.v1.raft_pb2 import RaftMessage
@@ -335,6 +336,13 @@ class Guard(CoreEvents):
         else:
             self._held.append((self._tail.meta_seq, peer, message))
 
+    def _send_held(self, seq: int) -> None:
+        while self._held and self._held[0][0] <= seq:
+            _, peer, message = self._held.popleft()
+            self._host.send(peer, message)
+        if self._role is Role.CANDIDATE:
+            self._rearm()  # The voters get their full time, however slow this disk was.
+
     # --------------------------------------------------------------------------------------- what the host tells us
 
     def receive(self, peer: str, message: RaftMessage, now: float) -> None:
@@ -372,9 +380,8 @@ class Guard(CoreEvents):
         """Note that every tail operation up to `seq` is on disk: what waited for that may go."""
         self._now = now
         self._tail.synced(seq)
-        while self._held and self._held[0][0] <= seq:
-            _, peer, message = self._held.popleft()
-            self._host.send(peer, message)
+        if self._held and self._held[0][0] <= seq:
+            self._send_held(seq)
         for peer, progress in self._progress.items():
             self._feed(peer, progress, alive=False)
         if self._role is Role.FOLLOWER:
@@ -434,6 +441,8 @@ class Guard(CoreEvents):
 
     def _stand(self) -> None:
         self._rearm()
+        if self._role is Role.CANDIDATE and self._held:
+            return  # The votes asked for are still waiting for this disk: another term would wait as long.
         self._leader = None
         if not self._peers or "B13" in self._off:
             return self._campaign(forced=False)
@@ -1054,7 +1063,8 @@ class Guard(CoreEvents):
 
     def _ask_reads(self) -> None:
         """A follower's reads go to the leader, all that wait as one; what waited too long is given up."""
-        self._expire_reads()
+        if self._reads or self._forwarded:
+            self._expire_reads()
         if self._role is Role.LEADER or not self._reads:
             return
         reads, self._reads = self._reads, []

@@ -8,7 +8,8 @@ Theory of operation. A follower is in one of three states, as in etcd:
 - SNAPSHOT: what it needs next is below our boundary. Chunks of a snapshot, within a window; a gap or a silence makes
   the sender go back to what is known to be written.
 
-1. Every return to PROBE begins a new `stream`; a refusal of an older stream is stale and ignored (B4).
+1. Every fresh start begins a new `stream`; a refusal of an older stream is stale and ignored (B4). So a refusal in
+   STREAM may start sending again at once, from where the follower says its log ends, without a probe in between.
 2. `match_index` only grows while this leadership lasts, but for a follower whose disk was replaced.
 3. Nothing is in flight beyond `appends_max`, `chunks_max`.
 """
@@ -16,33 +17,9 @@ Theory of operation. A follower is in one of three states, as in etcd:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class SnapshotMeta:
-    """Which state a snapshot holds, and how to know it whole."""
-
-    index: int
-    term: int
-    size: int
-    digest: bytes  # SHA-256 of all its bytes.
-
-
-class Snapshot(Protocol):
-    """A finished snapshot that the leader's host produced; immutable until closed."""
-
-    @property
-    def meta(self) -> SnapshotMeta:
-        """What it holds."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read exactly the bytes asked for (fewer only at the end), from cached pages: it is called on the loop."""
-
-    def close(self) -> None:
-        """Let the host delete it: nobody reads it any more."""
+from controlplane.replication.snapshots import Snapshot
 
 
 class Mode(Enum):
@@ -67,6 +44,7 @@ class Progress:
         "mode",
         "moved",
         "next_index",
+        "rewound",
         "round",
         "sent_offset",
         "snapshot",
@@ -88,6 +66,7 @@ class Progress:
         self.free_bytes = 0
         self.snapshot: Snapshot | None = None
         self.sent_offset = self.acked_offset = 0
+        self.rewound = False
         self.moved = now  # SNAPSHOT: when it last got further, or was last asked how it stands.
 
     def probe(self) -> None:
@@ -100,7 +79,7 @@ class Progress:
         self.flights.clear()
 
     def matched(self, match_index: int, equal_index: int) -> None:
-        """The follower's log equals ours up to `equal_index` and is on its disk up to `match_index`."""
+        """Note that the follower's log equals ours up to `equal_index` and is on its disk up to `match_index`."""
         self.match_index = max(self.match_index, match_index)
         while self.flights and self.flights[0] <= self.match_index:
             self.flights.popleft()
@@ -113,17 +92,20 @@ class Progress:
         self.next_index = max(self.next_index, self.match_index + 1)
 
     def refused(self, prev_index: int, hint_index: int, stream: int) -> None:
-        """The follower lacks (prev_index, its term); `hint_index` is the highest that may agree."""
+        """Note that the follower lacks (prev_index, its term); `hint_index` is the highest that may agree."""
         if stream != self.stream:
             return
+        lower = max(self.match_index + 1, min(prev_index, hint_index + 1))
         if self.mode is Mode.STREAM and prev_index > self.match_index:
-            self.probe()
+            self.stream += 1
+            self.next_index = lower
+            self.flights.clear()
         elif self.mode is Mode.PROBE and prev_index == self.next_index - 1:
-            self.next_index = max(self.match_index + 1, min(prev_index, hint_index + 1))
+            self.next_index = lower
             self.waiting = False
 
     def forget(self, next_index: int) -> None:
-        """The follower's disk was replaced: nothing known of it holds."""
+        """Note that the follower's disk was replaced: nothing known of it holds."""
         self.match_index = 0
         self.next_index = next_index
         self.probe()
@@ -138,10 +120,11 @@ class Progress:
         self.flights.clear()
 
     def chunk_written(self, offset: int, now: float) -> None:
-        """The follower has written everything below `offset` (0 when it lost or refused what it had)."""
+        """Note that the follower has written everything below `offset` (0 when it lost or refused what it had)."""
         if offset > self.acked_offset:
-            self.moved = now
-        elif offset < self.acked_offset:
-            self.sent_offset = offset
+            self.moved, self.rewound = now, False
+        elif offset < self.acked_offset or not self.rewound:
+            # A piece is missing: go back to it, once until something arrives.
+            self.sent_offset, self.rewound = offset, True
         self.acked_offset = offset
         self.sent_offset = max(self.sent_offset, offset)

@@ -95,6 +95,7 @@ class Tail:
         self.boundary_term = recovered.boundary_term
         self.voted_for = recovered.voted_for
         self._entries = list(recovered.entries)
+        self.last_index = self.boundary_index + len(self._entries)  # Of the boundary when there is no entry.
         self._check_contiguous()
         self.term = max(recovered.term, self.last_term)
         self.payload_bytes = sum(len(entry.payload) for entry in self._entries)
@@ -114,11 +115,6 @@ class Tail:
     def meta_synced(self) -> bool:
         """Whether the present term and vote are on disk."""
         return self.meta_seq <= self.synced_seq
-
-    @property
-    def last_index(self) -> int:
-        """Index of the last entry, or of the boundary when there is none."""
-        return self.boundary_index + len(self._entries)
 
     @property
     def last_term(self) -> int:
@@ -162,6 +158,7 @@ class Tail:
         if entry.index != self.last_index + 1:
             raise Fatal(f"entry {entry.index} does not follow {self.last_index}")
         self._entries.append(entry)
+        self.last_index += 1
         self.payload_bytes += len(entry.payload)
         self._emit(Add(*entry))
         self._unsynced.append((self.seq, entry.index))
@@ -173,6 +170,7 @@ class Tail:
         start = from_index - self.boundary_index - 1
         self.payload_bytes -= sum(len(entry.payload) for entry in self._entries[start:])
         del self._entries[start:]
+        self.last_index = from_index - 1
         self.commit = min(self.commit, from_index - 1)
         self.durable = min(self.durable, from_index - 1)
         while self._unsynced and self._unsynced[-1][1] >= from_index:
@@ -213,7 +211,7 @@ class Tail:
         self._unsynced.clear()
         self.payload_bytes = 0
         self.boundary_index, self.boundary_term = index, term
-        self.durable = index
+        self.last_index = self.durable = index
         self.commit = index
         self._emit(Reset(index, term))
 
