@@ -295,7 +295,7 @@ class Router:
         forwarder = self._forwarders.get(self._leader)
         if forwarder is None or not forwarder.up:
             return False
-        if forwarder.waiting >= limits.QUEUE_CALLS_MAX:
+        if forwarder.waiting >= _room_for(request):
             request.failed(request.doubt or _overloaded())
             return True
         self.forwarded += 1
@@ -313,7 +313,7 @@ class Router:
             self.failed(request, error)
 
     def _wait(self, request: Request) -> None:
-        if len(self._waiting) < limits.QUEUE_CALLS_MAX:
+        if len(self._waiting) < _room_for(request):
             self._waiting.append(request)
         else:
             overloaded = Unavailable(
@@ -368,6 +368,12 @@ def _is_curable(request: Request, error: BaseException) -> bool:
         # Only what carries a request id may be sent twice.
         return request.call.method in features.WRITES and error.reason not in SETTLED_DOUBTS
     return False
+
+
+def _room_for(request: Request) -> int:
+    """How many may wait before `request`: kill switches have room that nobody else takes."""
+    method = features.WRITES.get(request.call.method)
+    return 2 * limits.QUEUE_CALLS_MAX if method is not None and method.kind.reserved else limits.QUEUE_CALLS_MAX
 
 
 def _status_of(log: Log) -> LogStatus | None:

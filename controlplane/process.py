@@ -37,6 +37,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 HANDOVER_S: Final = 2.0
 _EXPIRY_WARNING = timedelta(days=30)
+_LOOK_S = 0.25
+_PLENTY_BYTES = 1 << 62
 
 Stop = Callable[[], Awaitable[None]]
 
@@ -100,7 +102,7 @@ async def serve(config: RegionConfig, name: str, data: Path, start: Start, stopp
     raft = RaftLog(_raft_config(config, name, credentials), folder)
     raft.on_sync(counts.sync_s.observe)
     # A node is the durable machine that this log asks for; the port promises its callers less.
-    node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts)
+    node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
     server = Server(config, name, node, credentials, counts=counts, data=data)
     await _process(config.node(name), node, server, [node.failed, raft.failed]).run(stopping)
 
@@ -157,7 +159,29 @@ def _guard_timing(timing: Timing) -> guard.Timing:
     return guard.Timing(timing.election_min_ms / 1000, timing.election_max_ms / 1000, timing.beat_ms / 1000)
 
 
-def _node(config: RegionConfig, name: str, store: RocksStore, log: Log, counts: Counts) -> Node:
+class _Room:
+    """Free bytes on the disks that a write needs: this one, and of the others the best that make a majority with it."""
+
+    def __init__(self, raft: RaftLog) -> None:
+        self._raft = raft
+        self._majority_of_others = (len(raft.config.peers) + 1) // 2
+        self._known_bytes, self._known_until = 0, 0.0
+
+    def __call__(self) -> int:
+        now = time.monotonic()
+        if now >= self._known_until:
+            self._known_bytes, self._known_until = self._look(), now + _LOOK_S
+        return self._known_bytes
+
+    def _look(self) -> int:
+        # A peer that has not said yet reports 0 and is taken to have room: its own disk refuses if it has not.
+        others = sorted((said or _PLENTY_BYTES for said in self._raft.peer_free_bytes().values()), reverse=True)
+        return min([self._raft.free_bytes, *others[: self._majority_of_others]])
+
+
+def _node(
+    config: RegionConfig, name: str, store: RocksStore, log: Log, counts: Counts, room: Callable[[], int] | None = None
+) -> Node:
     clock = asyncio.get_running_loop().time
     return Node(
         fleet=config.fleet,
@@ -170,6 +194,7 @@ def _node(config: RegionConfig, name: str, store: RocksStore, log: Log, counts: 
         wall_ms=wall_ms,
         entropy=os.urandom,
         quota_bytes=config.quota_bytes,
+        free_bytes=room,
     )
 
 

@@ -196,14 +196,16 @@ class Session:
     # -- streams
 
     def _follow(self, identifier: int, call: Call) -> None:
+        if self._watches >= limits.WATCHES_PER_SESSION_MAX:
+            full = Unavailable("too many watches on this session", reason="WATCHES_FULL", hint="end some of them")
+            self._push(identifier, b"", self._desk.failure(call.method, full), False)
+            return
         self._watches += 1
         task = asyncio.create_task(self._pump(identifier, call))
         self._running[identifier] = task
         task.add_done_callback(partial(self._followed, identifier, call.method))
 
     async def _pump(self, identifier: int, call: Call) -> None:
-        if self._watches > limits.WATCHES_PER_SESSION_MAX:
-            raise Unavailable("too many watches on this session", reason="WATCHES_FULL", hint="end some of them")
         async with contextlib.aclosing(self._desk.stream(call)) as replies:
             async for reply in replies:
                 self._push(identifier, reply, b"", True)

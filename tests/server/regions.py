@@ -1,0 +1,250 @@
+"""Real regions for the server's tests: nodes, stores, logs and servers with mutual TLS, all in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from controlplane import certs, config, process, status
+from controlplane.datadir import Start, open_folder
+from controlplane.errors import ControlPlaneError
+from controlplane.identity import ENVIRONMENTS, Identity
+from controlplane.loopback import free_ports
+from controlplane.node import Node
+from controlplane.replication.raft import RaftConfig, RaftLog
+from controlplane.server import Server
+from controlplane.storage import RocksStore
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1 import records_pb2
+
+FLEET, REGION = "acme", "eu-west"
+
+
+def region_text(size: int, ports: list[int]) -> str:
+    """A region file for nodes on this machine, with a partition for every environment."""
+    lines = [
+        'format = 1\nfleet = "acme"\nregion = "eu-west"\njurisdiction = "eu"\nauthority = "authority.crt"',
+        'administrators = ["controlplane://acme/staging/eu-west/operator/admin"]',
+    ]
+    lines += [
+        f'[[node]]\nname = "n{number + 1}"\naddress = "127.0.0.1:{ports[number]}"\n'
+        f'peer_address = "127.0.0.1:{ports[size + number]}"\n'
+        f'certificate = "n{number + 1}.crt"\nkey = "n{number + 1}.key"'
+        for number in range(size)
+    ]
+    lines += [
+        f'[[partition]]\nid = "eu-west.{environment}.all"\nenvironment = "{environment}"\nreach = "home-only"\n'
+        'default_for = ["flag", "switch", "workflow", "election"]'
+        for environment in ENVIRONMENTS
+    ]
+    return "\n".join(lines)
+
+
+class Member:
+    """One running node."""
+
+    def __init__(self, node: Node, server: Server, log: RaftLog) -> None:
+        self.node, self.server, self.log = node, server, log
+
+    async def stop(self) -> None:
+        await self.server.stop()
+        await self.node.stop()
+        self.node.store.close()
+
+
+class Region:
+    """A region whose members run here."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder = folder
+        self.config = config.parse(region_text(size, free_ports(2 * size)), folder / "region.toml")
+        self.authority = certs.authority_for(self.config)
+        certs.nodes_for(self.config)
+        self.members: dict[str, Member] = {}
+
+    async def start(self, name: str, how: Start) -> None:
+        mine = self.config.node(name)
+        credentials = process.read_credentials(self.config, mine)
+        folder = open_folder(self.folder / name, fleet=FLEET, region=REGION, node=name, start=how)
+        others = {each.name: each.peer_address for each in self.config.nodes if each.name != name}
+        log = RaftLog(
+            RaftConfig(FLEET, REGION, name, mine.peer_address, others, credentials, ballast_bytes=0),
+            folder,
+        )
+        loop = asyncio.get_running_loop()
+        node = Node(
+            fleet=FLEET,
+            region=REGION,
+            name=name,
+            partitions=self.config.partitions,
+            store=RocksStore(folder.store),
+            log=log,
+            clock=loop.time,
+            wall_ms=process.wall_ms,
+            entropy=os.urandom,
+        )
+        await node.start()
+        server = Server(self.config, name, node, credentials)
+        await server.start()
+        self.members[name] = Member(node, server, log)
+
+    async def leader(self) -> str:
+        """The name of the ready leader, waiting for one."""
+        await until(lambda: any(member.log.status().ready for member in self.members.values()))
+        return next(name for name, member in self.members.items() if member.log.status().ready)
+
+    def credentials(self, identity: Identity, authority: certs.Authority | None = None, **sign: Any) -> Any:
+        """Channel credentials of a new certificate."""
+        authority = authority or self.authority
+        signed = authority.sign(identity, **sign)
+        folder = self.folder / os.urandom(4).hex()
+        signed.save(folder / "crt", folder / "key")
+        return grpc.ssl_channel_credentials(
+            self.authority.file.read_bytes(), (folder / "key").read_bytes(), (folder / "crt").read_bytes()
+        )
+
+    def caller(self, role: str = "agent", environment: str = "prod", node: str = "n1", **other: Any) -> Caller:
+        """Somebody who talks to `node`; `other` are further parts of the identity, or what `sign` takes."""
+        parts = {"fleet": FLEET, "region": REGION, "name": "tester"}
+        parts |= {key: other.pop(key) for key in tuple(other) if key in parts}
+        identity = Identity(environment=environment, role=role, **parts)
+        return Caller(self.config.node(node).address, self.credentials(identity, **other))
+
+
+class Caller:
+    """A client that speaks bytes, so that it can say anything."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+        self.channel = (
+            grpc.aio.secure_channel(address, credentials, options)
+            if credentials
+            else grpc.aio.insecure_channel(address, options)
+        )
+
+    async def __aenter__(self) -> Caller:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+
+    async def call(self, method: str, request: Any = b"", *, timeout_s: float = 5.0, service: str = "") -> bytes:
+        """Make one plain call; an error of the call is raised as one of the eight."""
+        service = service or ("Agents" if method in AGENT_METHODS else "Operators")
+        encoded = request if isinstance(request, bytes) else request.SerializeToString()
+        try:
+            return await self.channel.unary_unary(f"/controlplane.v1.{service}/{method}")(encoded, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_call(error.code(), error.details(), error.trailing_metadata()) from error
+
+    def stream(self, method: str, request: Any = b"") -> Any:
+        encoded = request if isinstance(request, bytes) else request.SerializeToString()
+        return self.channel.unary_stream(f"/controlplane.v1.Agents/{method}")(encoded)
+
+    async def session(self) -> Talk:
+        """Open a session and take its first message."""
+        talk = Talk(self.channel.stream_stream("/controlplane.v1.Agents/Session")())
+        await talk.receive()
+        return talk
+
+
+AGENT_METHODS = {method.name for method in api.DESCRIPTOR.services_by_name["Agents"].methods}
+
+
+class Talk:
+    """The caller's end of a session."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.messages: list[api.SessionReply] = []
+        self.replies: dict[int, list[api.OperationReply]] = {}
+        self.order: list[int] = []
+
+    async def send(self, *operations: api.Operation) -> None:
+        await self.stream.write(api.SessionRequest(operations=operations).SerializeToString())
+
+    async def receive(self) -> api.SessionReply:
+        """Take one message; raises the error that ended the session."""
+        async with asyncio.timeout(10):
+            try:
+                encoded = await self.stream.read()
+            except grpc.aio.AioRpcError as error:
+                raise status.from_call(error.code(), error.details(), error.trailing_metadata()) from error
+        if encoded is grpc.aio.EOF:
+            code = await self.stream.code()
+            raise status.from_call(code, await self.stream.details(), await self.stream.trailing_metadata())
+        message = api.SessionReply.FromString(encoded)
+        self.messages.append(message)
+        for reply in message.replies:
+            self.replies.setdefault(reply.id, []).append(reply)
+            self.order.append(reply.id)
+        return message
+
+    async def end(self) -> ControlPlaneError:
+        """Read on until the session ends; return the error that ended it."""
+        while True:
+            try:
+                await self.receive()
+            except ControlPlaneError as error:
+                return error
+
+    async def reply(self, identifier: int, number: int = 0) -> api.OperationReply:
+        """The reply of an operation, or the `number`th of several."""
+        while len(self.replies.get(identifier, ())) <= number:
+            await self.receive()
+        return self.replies[identifier][number]
+
+    async def error(self, identifier: int) -> ControlPlaneError:
+        """The error that answered an operation."""
+        reply = await self.reply(identifier)
+        assert reply.status, reply
+        return status.decode(reply.status)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return as soon as `condition` holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is awaited has no event of its own.
+            await asyncio.sleep(0.01)
+
+
+def write_header(**fields: Any) -> api.RequestHeader:
+    """A header with a fresh request id."""
+    return api.RequestHeader(request_id=os.urandom(16), **fields)
+
+
+def create(identifier: str, state: bytes = b"s", **header: Any) -> api.CreateWorkflowRequest:
+    return api.CreateWorkflowRequest(header=write_header(**header), id=identifier, state=state, schema_version=1)
+
+
+def flag(name: str, **header: Any) -> api.SetFlagRequest:
+    value = records_pb2.FlagValue(string_value="x")
+    variants = [records_pb2.Variant(name="on", value=value)]
+    definition = records_pb2.Flag(
+        name=name, type=records_pb2.STRING, enabled=True, variants=variants, default_variant="on"
+    )
+    return api.SetFlagRequest(header=write_header(**header), flag=definition)
+
+
+def operation(identifier: int, method: str, request: Any = None, **fields: Any) -> api.Operation:
+    encoded = request.SerializeToString() if request is not None else b""
+    return api.Operation(id=identifier, method=method, request=encoded, **fields)
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, size: int = 1) -> AsyncIterator[Region]:
+    """A region of `size` nodes, up and with a leader."""
+    region = Region(folder, size)
+    try:
+        await asyncio.gather(*(region.start(node.name, Start.BOOTSTRAP) for node in region.config.nodes))
+        await region.leader()
+        yield region
+    finally:
+        await asyncio.gather(*(member.stop() for member in region.members.values()))

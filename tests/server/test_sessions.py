@@ -1,0 +1,197 @@
+"""Sessions: order, coalescing, errors per operation, watches, cancel, and callers that misbehave."""
+
+import asyncio
+
+import pytest
+
+from controlplane import limits
+from controlplane.errors import Invalid, Refused
+from controlplane.v1 import api_pb2 as api
+from tests.server.regions import create, operation, running, until
+
+
+def swap(identifier, version, state):
+    return api.CompareAndSwapWorkflowRequest(
+        header=create(identifier).header, id=identifier, version=version, state=state, schema_version=1
+    )
+
+
+async def test_the_first_message_says_where_the_leader_is(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        assert talk.messages[0].region.leader_address == region.config.node("n1").address
+        assert not talk.messages[0].replies
+
+
+async def test_writes_of_a_session_are_planned_in_order(tmp_path):
+    """A chain of swaps, each of which needs the one before, sent at once and in several messages."""
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        chain = [operation(0, "CreateWorkflow", create("w"))]
+        chain += [operation(n, "CompareAndSwapWorkflow", swap("w", n, b"%d" % n)) for n in range(1, 200)]
+        for start in range(0, 200, 50):
+            await talk.send(*chain[start : start + 50])
+        for number in range(200):
+            assert not (await talk.reply(number)).status, number
+        assert len(talk.messages) < 100
+
+
+async def test_errors_belong_to_their_operation(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        await talk.send(
+            operation(1, "CreateWorkflow", create("w")),
+            operation(2, "CompareAndSwapWorkflow", swap("w", 7, b"x")),
+            operation(3, "Nothing"),
+            operation(4, "Session"),
+            operation(5, "SetFlag"),
+            api.Operation(id=6, method="CreateWorkflow", request=b"\xff\xff"),
+            operation(7, "GetWorkflow", api.GetWorkflowRequest(id="w")),
+            operation(8, "GetRegion"),
+        )
+        assert isinstance(await talk.error(2), Refused)
+        assert (await talk.error(3)).reason == "METHOD_UNKNOWN"
+        assert (await talk.error(4)).reason == "METHOD_UNKNOWN"
+        assert (await talk.error(5)).reason == "ROLE_DENIED"
+        assert (await talk.error(6)).reason == "REQUEST_MALFORMED"
+        for identifier in (1, 7, 8):
+            assert not (await talk.reply(identifier)).status
+
+
+async def test_an_identifier_used_twice_ends_the_session(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        watch = operation(1, "Watch", api.WatchRequest(kinds=["flag"]))
+        await talk.send(watch)
+        await talk.reply(1)
+        await talk.send(watch)
+        assert (await talk.end()).reason == "OPERATION_ID_REUSED"
+
+
+async def test_garbage_ends_the_session_alone(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent, region.caller() as other:
+        talk, good = await agent.session(), await other.session()
+        await talk.stream.write(b"\xff\xff\xff")
+        with pytest.raises(Invalid) as raised:
+            await talk.receive()
+        assert raised.value.reason == "REQUEST_MALFORMED"
+        await good.send(operation(1, "GetRegion"))
+        assert not (await good.reply(1)).status
+
+
+async def test_a_session_that_is_done_gets_all_its_answers(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        await talk.send(*(operation(n, "CreateWorkflow", create(f"w{n}")) for n in range(100)))
+        await talk.stream.done_writing()
+        for number in range(100):
+            assert not (await talk.reply(number)).status
+        assert await talk.stream.read() is not None
+        assert await asyncio.wait_for(talk.stream.code(), 5)
+
+
+async def test_a_watch_inside_a_session_and_its_end(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        await talk.send(operation(1, "Watch", api.WatchRequest(kinds=["workflow"])))
+        first = await talk.reply(1)
+        assert first.more
+        assert api.WatchReply.FromString(first.reply).kind == api.WatchReply.STARTED
+        await talk.send(operation(2, "CreateWorkflow", create("w")))
+        while not any(api.WatchReply.FromString(reply.reply).changes for reply in talk.replies[1]):
+            await talk.receive()
+        await talk.send(api.Operation(id=1, cancel=True), api.Operation(id=99, cancel=True))
+        while talk.replies[1][-1].more:
+            await talk.receive()
+        assert not talk.replies[1][-1].status
+        # The identifier is free again.
+        seen = len(talk.replies[1])
+        await talk.send(operation(1, "Watch", api.WatchRequest(kinds=["flag"])))
+        assert (await talk.reply(1, seen)).more
+
+
+async def test_a_watch_that_cannot_begin(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        await talk.send(operation(1, "Watch", api.WatchRequest(kinds=["nonsense"])))
+        assert (await talk.error(1)).reason == "KIND_UNKNOWN"
+
+
+async def test_watches_of_a_session_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "WATCHES_PER_SESSION_MAX", 3)
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        await talk.send(*(operation(n, "WatchRegion") for n in range(4)))
+        assert (await talk.error(3)).reason == "WATCHES_FULL"
+        for number in range(3):
+            assert not (await talk.reply(number)).status
+
+
+async def test_a_caller_that_vanishes_leaves_nothing(tmp_path):
+    async with running(tmp_path) as region:
+        member = region.members["n1"]
+        async with region.caller() as agent:
+            talk = await agent.session()
+            await talk.send(*(operation(n, "Watch", api.WatchRequest(kinds=["flag"])) for n in range(10)))
+            await talk.reply(9)
+            assert member.node.status().watchers == 10
+        await until(lambda: not member.server._sessions and not member.node.status().watchers)
+
+
+async def test_a_caller_that_stops_reading_is_not_read_from(tmp_path, monkeypatch):
+    """Its replies wait at the node up to a bound, then the node stops reading; others go on."""
+    monkeypatch.setattr(limits, "SESSION_REPLIES_BYTES_MAX", 1 << 20)
+    async with running(tmp_path) as region, region.caller() as greedy, region.caller() as other:
+        await other.call("CreateWorkflow", create("big", bytes(256 * 1024)))
+        talk = await greedy.session()
+        read = api.GetWorkflowRequest(id="big", header=api.RequestHeader(consistency=api.LOCAL))
+        sent = 0
+
+        async def flood():
+            nonlocal sent
+            while True:
+                await talk.send(*(operation(n, "GetWorkflow", read) for n in range(sent, sent + 100)))
+                sent += 100
+                await asyncio.sleep(0)
+
+        flooding = asyncio.create_task(flood())
+        (session,) = member_sessions(region)
+        await until(session._is_full)
+        # Long enough to fill whatever the transport buffers; what the node itself holds stays bounded.
+        most = 0
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            most = max(most, session._ready_bytes)
+            await other.call("GetRegion")
+        assert most <= limits.SESSION_REPLIES_BYTES_MAX + limits.READS_PER_SESSION_MAX * 257 * 1024
+        assert session.in_flight <= limits.READS_PER_SESSION_MAX
+        flooding.cancel()
+
+
+def member_sessions(region):
+    return [session for member in region.members.values() for session in member.server._sessions]
+
+
+async def test_a_reply_over_the_limit_is_an_error(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        for number in range(10):
+            await agent.call("CreateWorkflow", create(f"w{number}", bytes(500 * 1024)))
+        talk = await agent.session()
+        await talk.send(operation(1, "ListWorkflows", api.ListWorkflowsRequest()))
+        reply = await talk.reply(1)
+        if reply.status:
+            assert (await talk.error(1)).reason == "REPLY_TOO_LARGE"
+        else:
+            assert len(reply.reply) <= limits.MESSAGE_BYTES_MAX
+        await talk.send(operation(2, "ListWorkflows", api.ListWorkflowsRequest(limit=1)))
+        assert not (await talk.reply(2)).status
+
+
+async def test_draining_answers_what_was_begun(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        await talk.send(*(operation(n, "CreateWorkflow", create(f"w{n}")) for n in range(200)))
+        await talk.reply(0)
+        await region.members["n1"].server.drain()
+        assert (await talk.end()).reason == "STOPPING"
+        assert not any(reply.status for replies in talk.replies.values() for reply in replies)
