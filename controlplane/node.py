@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -100,6 +101,7 @@ class _Waiting:
     reason: str
     request: RequestId | None
     deadline: float
+    size: int
     reserved: bool
     done: asyncio.Future[bytes]
     attempts: int = 0
@@ -111,6 +113,7 @@ class _Queue:
     def __init__(self) -> None:
         self._first: deque[_Waiting] = deque()
         self._rest: deque[_Waiting] = deque()
+        self._rest_bytes = 0
 
     def __len__(self) -> int:
         return len(self._first) + len(self._rest)
@@ -118,19 +121,32 @@ class _Queue:
     def push(self, waiting: _Waiting) -> None:
         """Add at the end. Raises `Unavailable` if there is no room; ordinary calls leave the others theirs."""
         queue = self._first if waiting.reserved else self._rest
-        if len(queue) >= limits.QUEUE_CALLS_MAX:
-            raise Unavailable("too many calls wait already", reason="OVERLOADED", hint="back off, then ask again")
+        full = not waiting.reserved and self._rest_bytes + waiting.size > limits.QUEUE_BYTES_MAX
+        if full or len(queue) >= limits.QUEUE_CALLS_MAX:
+            raise _overloaded()
         queue.append(waiting)
+        self._rest_bytes += 0 if waiting.reserved else waiting.size
 
     def pop(self) -> _Waiting:
         """Take the next."""
-        return self._first.popleft() if self._first else self._rest.popleft()
+        if self._first:
+            return self._first.popleft()
+        waiting = self._rest.popleft()
+        self._rest_bytes -= waiting.size
+        return waiting
+
+    def put_back(self, batch: Sequence[_Waiting]) -> None:
+        """Return what was popped to where it stood; there is always room for that."""
+        for waiting in reversed(batch):
+            (self._first if waiting.reserved else self._rest).appendleft(waiting)
+            self._rest_bytes += 0 if waiting.reserved else waiting.size
 
     def clear(self) -> list[_Waiting]:
         """Take all."""
         taken = [*self._first, *self._rest]
         self._first.clear()
         self._rest.clear()
+        self._rest_bytes = 0
         return taken
 
 
@@ -171,11 +187,12 @@ class Node:
         self._marks: dict[int, bytes] = {}
         self._queue = _Queue()
         self._reads: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]] = []
+        self._readers: set[asyncio.Future[bytes]] = set()
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
         self._planned: _Planned | None = None
         self._answers: list[Outcome] | None = None
         self._applied_listeners: list[Callable[[Applied], None]] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._conflicts = 0
         self._header_tails: dict[int, bytes] = {}
         self._watches = Watches(Tail(self._state.revision))
@@ -187,18 +204,22 @@ class Node:
         """Bring up the log and begin to answer. Raises `Fatal`."""
         self.log.on_change(self._role_changed)
         await self.log.start(self)
-        self._tasks = [
-            self._own(self._plan_forever()),
-            self._own(self._read_forever()),
-            self._own(self._tick_forever()),
-        ]
+        for work in (self._plan_forever(), self._read_forever(), self._tick_forever()):
+            self._own(work)
 
     async def stop(self) -> None:
-        """Answer what waits with `Unavailable`, hand leadership over, and close the log."""
-        for task in self._tasks:
+        """Answer what waits with `Unavailable`, hand leadership over, and close the log.
+
+        What is in the log already, or on its way, is `OutcomeUnknown`.
+        """
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._fail_waiting(Unavailable("the node is stopping", reason="STOPPING", hint="ask another node"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        error = Unavailable("the node is stopping", reason="STOPPING", hint="ask another node")
+        self._fail_waiting(error)
+        for done in tuple(self._readers):
+            _fail(done, error)
         self._watches.close()
         await self.log.stop()
 
@@ -308,7 +329,7 @@ class Node:
         """Run `feature` on the region's own account: no request id, so it must be safe to run twice."""
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(
-            feature, partition, self.actor, action, "", None, self.clock() + timeout_s, reserved=True, done=done
+            feature, partition, self.actor, action, "", None, self.clock() + timeout_s, 0, reserved=True, done=done
         )
         try:
             self._enqueue(waiting)
@@ -324,9 +345,12 @@ class Node:
         """
         request = _parse(api.WatchRequest, call.request)
         partition = self._partition_of_kinds(request.header, request.kinds, call.environment)
+        _check_consistency(request.header)
         await self._consistent(request.header, call.deadline)
-        async for message in self._watches.follow(self.store, partition, request, self._age_and_revision):
-            yield message
+        messages = self._watches.follow(self.store, partition, request, self._age_and_revision)
+        async with aclosing(messages):
+            async for message in messages:
+                yield message
 
     def partition(self, header: api.RequestHeader, kind: str, environment: str) -> Partition:
         """The partition that a request means. Raises `NotFound`, `Denied` or `Invalid`."""
@@ -388,6 +412,7 @@ class Node:
                 header.reason,
                 rid,
                 call.deadline,
+                len(call.request),
                 reserved=method.kind.reserved or call.method in _DUE_WITH_FULL_STORE,
                 done=done,
             )
@@ -444,14 +469,16 @@ class Node:
         try:
             await self.log.append(packed, timeout_s=limits.CALL_TIMEOUT_S)
         except ControlPlaneError as error:
-            for waiting in batch:
-                _fail(waiting.done, error)
+            _fail_all(batch, error)
             return
+        except asyncio.CancelledError:
+            _fail_all(batch, OutcomeUnknown("the node stopped before the outcome was known", reason="STOPPING"))
+            raise
         finally:
             self._planned = None
         answers: list[Outcome] = self._answers or []
-        for waiting, outcome in zip(batch, answers, strict=True):
-            self._answer(waiting, outcome)
+        again = [waiting for waiting, outcome in zip(batch, answers, strict=True) if not self._answer(waiting, outcome)]
+        self._queue.put_back(again)
 
     def _plan(self) -> tuple[list[_Waiting], Working, Entry]:
         """Turn what waits into one entry; what needs no entry is answered on the way."""
@@ -524,34 +551,30 @@ class Node:
     def _room(self, working: Working, waiting: _Waiting) -> None:
         """Ordinary writes stop while there is still room to stop agents. Raises `Refused`, which is not replicated."""
         room = self._quota_bytes + (limits.QUOTA_RESERVED_BYTES if waiting.reserved else 0)
-        if working.live_bytes > room:
+        if working.live_bytes > room and not _has_twin(working, waiting):
             raise Refused(
                 f"the region holds {working.live_bytes} bytes, its quota is {self._quota_bytes}",
                 reason="STORE_FULL",
                 hint="remove what is not needed, or raise quota_bytes; kill switches still work",
             )
-        if self._free_bytes is not None and not waiting.reserved and self._free_bytes() < limits.DISK_FREE_BYTES_MIN:
+        if self._free_bytes is None or waiting.reserved or self._free_bytes() >= limits.DISK_FREE_BYTES_MIN:
+            return
+        if not _has_twin(working, waiting):
             raise Refused(
                 "the disks of this region are nearly full",
                 reason="DISK_FULL",
                 hint="make room on the nodes' disks; kill switches still work",
             )
 
-    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
+    def _answer(self, waiting: _Waiting, outcome: Outcome) -> bool:
+        """Tell a call what became of it; false if it is to be planned again."""
         if outcome.verdict == Outcome.CONFLICT:
             self._conflicts += 1
             waiting.attempts += 1
             if waiting.attempts < limits.PLAN_ATTEMPTS_MAX:
-                self._again(waiting)
-                return
+                return False
         _settle(waiting.done, outcome, waiting.partition, self)
-
-    def _again(self, waiting: _Waiting) -> None:
-        try:
-            self._queue.push(waiting)
-        except Unavailable as error:
-            _fail(waiting.done, error)
-        self._work.set()
+        return True
 
     def _took(self, applied: Applied) -> None:
         self._state = applied.state
@@ -567,11 +590,18 @@ class Node:
 
     def _submit_read(self, call: Call, done: asyncio.Future[bytes]) -> None:
         run, header = self._reading(call)
+        _check_consistency(header)
+        newest = header.revision if header.consistency == api.AT_LEAST else 0
+        if header.consistency != api.LINEARIZABLE and newest <= self._state.revision:
+            _into(done, run, age_ms=self.fresh_ms())()
+            return
+        if len(self._readers) >= limits.QUEUE_CALLS_MAX:
+            raise _overloaded()
+        self._readers.add(done)
+        done.add_done_callback(self._readers.discard)
         if header.consistency == api.LINEARIZABLE:
             self._reads.append((call.deadline, _into(done, run, age_ms=0), done))
             self._read_work.set()
-        elif header.consistency == api.LOCAL or header.revision <= self._state.revision:
-            _into(done, run, age_ms=self.fresh_ms())()
         else:
             self._own(self._read_later(call, header, done, run))
 
@@ -688,27 +718,19 @@ class Node:
             self._fail_waiting(_not_leader(status))
 
     def _fail_waiting(self, error: ControlPlaneError) -> None:
-        for waiting in self._queue.clear():
-            _fail(waiting.done, error)
-        for _, _, done in self._reads:
-            _fail(done, Unavailable("the node is stopping", reason="STOPPING"))
-        self._reads = []
+        _fail_all(self._queue.clear(), error)
 
     def _own(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
-        _RUNNING.add(task)
+        self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        _RUNNING.discard(task)
+        self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None and not self.failed.done():
             # Nothing below may raise but the eight errors, and those were answered: an invariant is broken.
             self.failed.set_exception(task.exception() or Fatal("a task of the node ended"))
-
-
-_RUNNING: set[asyncio.Task[None]] = set()
-"""Keeps running tasks referenced: the loop itself holds them weakly."""
 
 
 def _parse(message: type[Message], packed: bytes) -> Any:
@@ -778,6 +800,25 @@ def _not_leader(status: LogStatus) -> Unavailable:
         reason="NOT_LEADER" if status.leader else "NO_LEADER",
         leader=status.leader or "",
     )
+
+
+def _has_twin(working: Working, waiting: _Waiting) -> bool:
+    """Whether the same request was planned already: it must not be refused for what its twin will be granted."""
+    return waiting.request is not None and working.answer(waiting.request) is not None
+
+
+def _check_consistency(header: api.RequestHeader) -> None:
+    if header.consistency not in api.Consistency.values():
+        raise Invalid("unknown consistency", reason="CONSISTENCY_UNKNOWN", field="header.consistency")
+
+
+def _overloaded() -> Unavailable:
+    return Unavailable("too many calls wait already", reason="OVERLOADED", hint="back off, then ask again")
+
+
+def _fail_all(calls: Iterable[_Waiting], error: ControlPlaneError) -> None:
+    for waiting in calls:
+        _fail(waiting.done, error)
 
 
 def _fail(done: asyncio.Future[bytes], error: ControlPlaneError) -> None:
