@@ -1,0 +1,615 @@
+"""How calls become entries, and what callers are told when the log does its worst."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane import limits
+from controlplane.errors import (
+    Contended,
+    ControlPlaneError,
+    Denied,
+    Fatal,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
+from controlplane.kernel import machine
+from controlplane.node import Call
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
+from controlplane.v1.state_pb2 import Entry, Txn
+from tests.node.harness import AGENT, DEV, OTHER, PROCESS, SPARE, Region, reply_of, settle, within
+
+
+def entry_of(packed: bytes) -> Entry:
+    return Entry.FromString(packed[1:])
+
+
+def creation(name: str, **header: object) -> api.CreateWorkflowRequest:
+    return api.CreateWorkflowRequest(id=name, state=b"s", header=header)
+
+
+def swap(version: int, state: bytes = b"t", name: str = "w", **header: object) -> api.CompareAndSwapWorkflowRequest:
+    return api.CompareAndSwapWorkflowRequest(id=name, version=version, state=state, header=header)
+
+
+def engagement(reason: str = "why", tenant: str = "acme", **header: object) -> api.EngageSwitchRequest:
+    scope = Scope(kind=ScopeKind.SCOPE_TENANT, name=tenant)
+    return api.EngageSwitchRequest(scope=scope, header={"reason": reason, **header})
+
+
+async def failure(future: asyncio.Future[bytes]) -> ControlPlaneError:
+    with pytest.raises(ControlPlaneError) as caught:
+        await within(future)
+    return caught.value
+
+
+def foreign(region: Region, count: int = 1) -> bytes:
+    """An entry of another leader that takes `count` revisions."""
+    txns = [Txn(actor="other") for _ in range(count)]
+    return machine.pack(Entry(base=region.node.revision, salt=region.entropy(16), txns=txns))
+
+
+# Batching
+
+
+async def test_calls_that_wait_land_in_one_entry_in_their_order() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        first = region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        waiting = [region.submit("CompareAndSwapWorkflow", swap(n, b"%d" % n)) for n in range(1, 6)]
+        await settle()
+        assert region.log.appends.empty()
+        assert not any(future.done() for future in (first, *waiting))
+        attempt.commit()
+        second = await within(region.log.appends.get())
+        assert len(entry_of(second.entry).txns) == 5
+        second.commit()
+        versions = [reply_of("CompareAndSwapWorkflow", await within(future)).version for future in waiting]
+        assert versions == [2, 3, 4, 5, 6]
+        assert reply_of("CreateWorkflow", first.result()).version == 1
+
+
+async def test_nobody_is_answered_before_it_is_applied() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        future = region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        await settle()
+        assert not future.done()
+        assert region.node.revision == 0
+        attempt.commit()
+        reply = reply_of("CreateWorkflow", await within(future))
+        assert (reply.header.revision, reply.header.epoch, reply.header.age_ms) == (1, 1, 0)
+
+
+async def test_a_batch_closes_before_the_entry_grows_too_large() -> None:
+    """Small requests may have large transactions: losers of a campaign are told what the winner published."""
+    async with Region() as region:
+        value = b"v" * (400 * 1024)
+        won = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000, value=value)
+        assert (await region.call("Campaign", won)).elected
+        lost = [
+            region.submit("Campaign", api.CampaignRequest(name="e", process=b"q" * 16, ttl_ms=1000), actor=OTHER)
+            for _ in range(20)
+        ]
+        for future in lost:
+            assert reply_of("Campaign", await within(future)).holder.election.value == value
+        assert max(map(len, region.log.entries)) <= limits.ENTRY_BYTES_MAX
+        assert len(region.log.entries) < 20
+
+
+async def test_a_batch_is_bounded_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BATCH_TXNS_MAX", 4)
+    async with Region() as region:
+        futures = [region.submit("CreateWorkflow", creation(f"w{n}")) for n in range(10)]
+        for future in futures:
+            await within(future)
+        assert [len(entry_of(entry).txns) for entry in region.log.entries] == [4, 4, 2]
+
+
+async def test_what_is_wrong_whatever_the_state_leaves_no_trace() -> None:
+    async with Region() as region:
+        bad = region.submit("CreateWorkflow", creation("bad\nname"))
+        good = region.submit("CreateWorkflow", creation("w"))
+        assert (await failure(bad)).reason == "NAME_BAD_CHARACTERS"
+        assert reply_of("CreateWorkflow", await within(good)).header.revision == 1
+
+
+async def test_a_refusal_is_replicated_with_its_place_and_its_details() -> None:
+    async with Region() as region:
+        await region.create("w")
+        error = await failure(region.submit("CompareAndSwapWorkflow", swap(9)))
+        assert isinstance(error, Refused)
+        assert (error.reason, error.details) == ("VERSION_MISMATCH", {"version": "1", "as_of": "2"})
+        assert region.node.revision == 2
+        error = await failure(region.submit("CompareAndSwapWorkflow", swap(9, name="nobody")))
+        assert isinstance(error, NotFound)
+        assert (error.reason, error.details["as_of"]) == ("WORKFLOW_NOT_FOUND", "3")
+
+
+async def test_a_caller_that_gave_up_is_not_planned() -> None:
+    async with Region() as region:
+        gone = region.submit("CreateWorkflow", creation("w"))
+        gone.cancel()
+        assert (await region.create("v")).header.revision == 1
+
+
+async def test_a_call_whose_deadline_passed_is_never_appended() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        late = region.submit("CreateWorkflow", creation("late"), deadline_s=1.0)
+        region.now_s += 1.0
+        attempt.commit()
+        error = await failure(late)
+        assert isinstance(error, Unavailable)
+        assert error.reason == "DEADLINE"
+        assert region.log.appends.empty()
+
+
+async def test_a_full_queue_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 3)
+    async with Region() as region:
+        region.log.automatic = False
+        region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        region.log.automatic = True
+        queued = [region.submit("CreateWorkflow", creation(f"w{n}")) for n in range(3)]
+        over = region.submit("CreateWorkflow", creation("over"))
+        assert over.done()
+        assert (await failure(over)).reason == "OVERLOADED"
+        attempt.commit()
+        for future in queued:
+            await within(future)
+
+
+async def test_queued_calls_are_bounded_by_their_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "QUEUE_BYTES_MAX", 5000)
+    async with Region() as region:
+        region.log.automatic = False
+        region.submit("CreateWorkflow", creation("first"))
+        attempt = await within(region.log.appends.get())
+        region.log.automatic = True
+        large = [
+            region.submit("CreateWorkflow", api.CreateWorkflowRequest(id=f"w{n}", state=b"x" * 2000)) for n in range(3)
+        ]
+        assert [future.done() for future in large] == [False, False, True]
+        assert (await failure(large[2])).reason == "OVERLOADED"
+        attempt.commit()
+        for future in large[:2]:
+            await within(future)
+        await region.create("w9", b"x" * 2000)
+
+
+# Leadership
+
+
+async def test_a_follower_accepts_no_write_and_says_who_leads() -> None:
+    async with Region() as region:
+        region.log.lose()
+        error = await failure(region.submit("CreateWorkflow", creation("w")))
+        assert isinstance(error, Unavailable)
+        assert (error.reason, error.details["leader"]) == ("NOT_LEADER", "n2")
+
+
+async def test_calls_that_wait_are_let_go_when_leadership_is_lost() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        in_flight = region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        waiting = region.submit("CreateWorkflow", creation("v"))
+        region.log.lose()
+        assert (await failure(waiting)).reason == "NOT_LEADER"
+        assert not in_flight.done()
+        attempt.unknown()
+        assert isinstance(await failure(in_flight), OutcomeUnknown)
+
+
+async def test_an_entry_that_was_discarded_is_unavailable_and_safe_to_ask_again() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        future = region.submit("CreateWorkflow", creation("w", request_id=b"r" * 16))
+        (await within(region.log.appends.get())).discard()
+        assert isinstance(await failure(future), Unavailable)
+        region.log.automatic = True
+        assert (await region.call("CreateWorkflow", creation("w", request_id=b"r" * 16))).version == 1
+
+
+@pytest.mark.parametrize("applied", ["before", "after", "never"])
+async def test_a_retry_after_an_unknown_outcome_gives_the_one_outcome(applied: str) -> None:
+    async with Region() as region:
+        await region.create("w")
+        request = swap(1, b"mine", request_id=b"r" * 16, since=1)
+        region.log.automatic = False
+        first = region.submit("CompareAndSwapWorkflow", request)
+        attempt = await within(region.log.appends.get())
+        attempt.unknown()
+        assert isinstance(await failure(first), OutcomeUnknown)
+        if applied == "before":
+            region.log.commit(attempt.entry)
+        again = region.submit("CompareAndSwapWorkflow", request)
+        if applied == "before":
+            reply = reply_of("CompareAndSwapWorkflow", await within(again))
+        else:
+            second = await within(region.log.appends.get())
+            if applied == "after":
+                region.log.commit(attempt.entry)
+            second.commit()
+            reply = reply_of("CompareAndSwapWorkflow", await within(again))
+        assert (reply.version, reply.header.revision) == (2, 2)
+        assert reply == reply_of(
+            "CompareAndSwapWorkflow", await within(region.submit("CompareAndSwapWorkflow", request))
+        )
+        assert (await region.workflow("w", consistency=api.LOCAL)).workflow.version == 2
+
+
+async def test_a_request_asked_twice_in_one_batch_happens_once() -> None:
+    async with Region() as region:
+        request = creation("w", request_id=b"r" * 16)
+        twins = [region.submit("CreateWorkflow", request) for _ in range(3)]
+        replies = {await within(twin) for twin in twins}
+        assert len(replies) == 1
+        assert len(region.log.entries) == 1
+
+
+async def test_a_twin_is_never_told_that_there_is_no_room_for_what_happened() -> None:
+    async with Region(quota_bytes=1000) as region:
+        request = api.CreateWorkflowRequest(id="w", state=b"x" * 2000, header={"request_id": b"r" * 16})
+        twins = [region.submit("CreateWorkflow", request) for _ in range(2)]
+        assert len({await within(twin) for twin in twins}) == 1
+
+
+async def test_one_request_id_means_one_request() -> None:
+    async with Region() as region:
+        await region.call("CreateWorkflow", creation("w", request_id=b"r" * 16))
+        error = await failure(region.submit("CreateWorkflow", creation("v", request_id=b"r" * 16)))
+        assert isinstance(error, Invalid)
+        assert error.reason == "REQUEST_ID_REUSED"
+        same_batch = [region.submit("CreateWorkflow", creation(name, request_id=b"q" * 16)) for name in "xy"]
+        assert reply_of("CreateWorkflow", await within(same_batch[0])).version == 1
+        assert (await failure(same_batch[1])).reason == "REQUEST_ID_REUSED"
+        await region.call("CreateWorkflow", creation("v", request_id=b"r" * 16), actor=OTHER)
+
+
+async def test_conflicts_are_planned_again_in_their_order() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        await_create = region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        later = [region.submit("CompareAndSwapWorkflow", swap(n)) for n in range(1, 4)]
+        region.log.commit(foreign(region, 3))
+        region.log.automatic = True
+        attempt.commit()
+        assert reply_of("CreateWorkflow", await within(await_create)).header.revision > 3
+        assert [reply_of("CompareAndSwapWorkflow", await within(f)).version for f in later] == [2, 3, 4]
+        assert region.node.status().conflicts == 1
+
+
+async def test_a_call_that_keeps_losing_is_contended_after_so_many_plans() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        future = region.submit("CreateWorkflow", creation("w"))
+        for _ in range(limits.PLAN_ATTEMPTS_MAX):
+            attempt = await within(region.log.appends.get())
+            region.log.commit(foreign(region))
+            attempt.commit()
+        assert isinstance(await failure(future), Contended)
+        await settle()
+        assert region.log.appends.empty()
+        assert machine.event_at(region.store, b"") is None
+
+
+async def test_what_the_log_itself_appends_does_not_spoil_a_plan() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        future = region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        region.log.commit(b"")
+        attempt.commit()
+        assert reply_of("CreateWorkflow", await within(future)).header.revision == 1
+        assert region.node.status().conflicts == 0
+
+
+async def test_stopping_tells_everyone_something_true() -> None:
+    region = Region()
+    await region.node.start()
+    region.log.automatic = False
+    in_flight = region.submit("CreateWorkflow", creation("w"))
+    await within(region.log.appends.get())
+    waiting = region.submit("CreateWorkflow", creation("v"))
+    reading = region.submit("GetWorkflow", api.GetWorkflowRequest(id="w"))
+    await within(region.log.barriers.get())
+    later = region.submit("GetWorkflow", api.GetWorkflowRequest(id="w", header={"consistency": 1, "revision": 9}))
+    await settle()
+    await region.node.stop()
+    assert isinstance(await failure(in_flight), OutcomeUnknown)
+    for future in (waiting, reading, later):
+        error = await failure(future)
+        assert isinstance(error, Unavailable)
+        assert error.reason == "STOPPING"
+
+
+async def test_replicas_that_differ_at_one_revision_stop() -> None:
+    async with Region() as region, Region() as other:
+        for each in (region, other):
+            await each.create("w")
+        region.node.marked("n2", other.node.mark())
+        await other.create("x")
+        behind = region.node.mark()
+        other.node.marked("n1", behind)
+        await region.create("y")
+        with pytest.raises(Fatal, match="--replace"):
+            region.node.marked("n2", other.node.mark())
+        await region.create("z")
+        with pytest.raises(Fatal, match="differ at revision 2"):
+            region.node.marked("n2", other.node.mark())
+
+
+# Which partition, which epoch, since when
+
+
+async def test_a_request_means_its_environment_s_partition_or_the_one_it_names() -> None:
+    async with Region() as region:
+        await region.create("w")
+        spare = await region.call("CreateWorkflow", creation("w", partition=SPARE.id))
+        assert spare.header.epoch == 3
+        dev = region.submit("CreateWorkflow", creation("w"), environment="dev")
+        assert reply_of("CreateWorkflow", await within(dev)).version == 1
+        for header, reason, kind in (
+            ({"partition": DEV.id}, "ENVIRONMENT_MISMATCH", Denied),
+            ({"partition": "eu.system"}, "PARTITION_UNKNOWN", NotFound),
+            ({"partition": "a\nb"}, "NAME_BAD_CHARACTERS", Invalid),
+            ({"partition": "x" * 300}, "NAME_TOO_LONG", Invalid),
+        ):
+            error = await failure(region.submit("CreateWorkflow", creation("v", **header)))
+            assert (type(error), error.reason) == (kind, reason)
+            request = api.GetWorkflowRequest(id="w", header=header)
+            error = await failure(region.submit("GetWorkflow", request))
+            assert (type(error), error.reason) == (kind, reason)
+        error = await failure(region.submit("CreateWorkflow", creation("v"), environment="bare"))
+        assert error.reason == "PARTITION_MISSING"
+        assert region.node.revision == 3
+
+
+async def test_an_epoch_that_is_over_cannot_be_written_to() -> None:
+    async with Region() as region:
+        assert (await region.call("CreateWorkflow", creation("w", epoch=1))).header.epoch == 1
+        error = await failure(region.submit("CreateWorkflow", creation("v", epoch=2)))
+        assert isinstance(error, OutcomeUnknown)
+        assert error.reason == "EPOCH_CHANGED"
+
+
+async def test_since_cannot_be_in_the_future() -> None:
+    async with Region() as region:
+        await region.create("w")
+        error = await failure(region.submit("CreateWorkflow", creation("v", since=2)))
+        assert (type(error), error.reason) == (Invalid, "SINCE_IN_FUTURE")
+        error = await failure(region.submit("CreateWorkflow", creation("v", since=(1 << 64) - 1)))
+        assert error.reason == "SINCE_IN_FUTURE"
+        await region.call("CreateWorkflow", creation("v", since=1))
+
+
+@pytest.mark.parametrize("nonce", [b"", b"short", b"x" * 17])
+async def test_a_request_id_is_sixteen_bytes(nonce: bytes) -> None:
+    async with Region() as region:
+        request = creation("w", request_id=nonce).SerializeToString()
+        error = await failure(region.node.submit(Call("CreateWorkflow", request, AGENT, "prod", region.now_s + 5)))
+        assert (type(error), error.reason) == (Invalid, "REQUEST_ID_BAD")
+
+
+async def test_what_became_of_a_request_can_be_asked() -> None:
+    async with Region() as region:
+        await region.call("CreateWorkflow", creation("w", request_id=b"r" * 16))
+        await failure(region.submit("CreateWorkflow", creation("w", request_id=b"s" * 16)))
+
+        async def outcome(nonce: bytes, actor: str = AGENT) -> tuple[int, int, str]:
+            asked = api.GetOutcomeRequest(header={"request_id": nonce, "since": 0})
+            reply = await region.call("GetOutcome", asked, actor=actor)
+            return reply.known, reply.revision, reply.reason
+
+        known = api.GetOutcomeReply
+        assert await outcome(b"r" * 16) == (known.COMMITTED, 1, "")
+        assert await outcome(b"s" * 16) == (known.REFUSED, 2, "WORKFLOW_EXISTS")
+        assert await outcome(b"t" * 16) == (known.NOT_APPLIED, 0, "")
+        assert await outcome(b"r" * 16, OTHER) == (known.NOT_APPLIED, 0, "")
+
+
+# Fences
+
+
+async def test_any_write_may_carry_a_fence_and_only_the_live_holder_s_is_accepted() -> None:
+    async with Region() as region:
+        campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", campaign)).holder.fence
+        flag = Flag(
+            name="f", type=FlagType.BOOL, enabled=True, variants=[Variant(name="on", value=FlagValue(bool_value=True))]
+        )
+        for request, method in (
+            (creation("w", fence=fence), "CreateWorkflow"),
+            (engagement(fence=fence), "EngageSwitch"),
+            (api.SetFlagRequest(flag=flag, header={"fence": fence}), "SetFlag"),
+        ):
+            await region.call(method, request)
+        theirs = await failure(region.submit("CreateWorkflow", creation("v", fence=fence), actor=OTHER))
+        assert theirs.reason == "FENCE_NOT_YOURS"
+        await region.call("Resign", api.ResignRequest(name="e", process=PROCESS, fence=fence))
+        stale = await failure(region.submit("CreateWorkflow", creation("v", fence=fence)))
+        assert (type(stale), stale.reason) == (Refused, "FENCE_STALE")
+        newer = (await region.call("Campaign", api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000))).holder
+        assert newer.fence.revision > fence.revision
+        stale = await failure(region.submit("CreateWorkflow", creation("v", fence=fence)))
+        assert (stale.reason, stale.details["live"]) == ("FENCE_STALE", str(newer.fence.revision))
+        await region.call("CreateWorkflow", creation("v", fence=newer.fence))
+        other_epoch = api.Fence(election="e", epoch=2, revision=newer.fence.revision)
+        assert (
+            await failure(region.submit("CreateWorkflow", creation("u", fence=other_epoch)))
+        ).reason == "FENCE_STALE"
+        nameless = await failure(region.submit("CreateWorkflow", creation("u", fence=api.Fence())))
+        assert (type(nameless), nameless.reason) == (Invalid, "NAME_EMPTY")
+
+
+async def test_a_fence_taken_away_in_the_same_batch_does_not_count() -> None:
+    async with Region() as region:
+        campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", campaign)).holder.fence
+        resigned = region.submit("Resign", api.ResignRequest(name="e", process=PROCESS, fence=fence))
+        late = region.submit("CreateWorkflow", creation("w", fence=fence))
+        assert reply_of("Resign", await within(resigned)).resigned
+        assert (await failure(late)).reason == "FENCE_STALE"
+        assert len(region.log.entries) == 2
+
+
+# Room for stopping
+
+
+async def test_a_full_store_refuses_ordinary_writes_and_still_stops_agents() -> None:
+    async with Region(quota_bytes=3000) as region:
+        campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", campaign)).holder.fence
+        await region.create("w", b"x" * 4000)
+        before = region.node.revision
+        for method, request in (
+            ("CreateWorkflow", creation("v")),
+            ("CompareAndSwapWorkflow", swap(1)),
+            ("Campaign", api.CampaignRequest(name="g", process=PROCESS, ttl_ms=1000)),
+            ("RestoreFlag", api.RestoreFlagRequest(name="f", revision=1)),
+        ):
+            error = await failure(region.submit(method, request))
+            assert (type(error), error.reason) == (Refused, "STORE_FULL")
+        assert region.node.revision == before
+        assert (await region.call("EngageSwitch", engagement())).changed
+        release = api.ReleaseSwitchRequest(scope=engagement().scope, header={"reason": "over"})
+        assert (await region.call("ReleaseSwitch", release)).changed
+        assert (await region.call("Renew", api.RenewRequest(name="e", process=PROCESS, fence=fence))).ttl_ms == 1000
+        assert (await region.call("Resign", api.ResignRequest(name="e", process=PROCESS, fence=fence))).resigned
+        assert (await region.workflow("w")).workflow.version == 1
+
+
+async def test_the_reserve_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "QUOTA_RESERVED_BYTES", 1000)
+    async with Region(quota_bytes=0) as region:
+        engaged = [await region.call("EngageSwitch", engagement(tenant=f"t{n}")) for n in range(4)]
+        assert all(reply.changed for reply in engaged)
+        error = None
+        for n in range(20):
+            future = region.submit("EngageSwitch", engagement(tenant=f"u{n}"))
+            await settle()
+            error = error or future.exception()
+        assert error is not None
+        assert error.reason == "STORE_FULL"
+
+
+async def test_a_full_disk_refuses_ordinary_writes_only() -> None:
+    free = [limits.DISK_FREE_BYTES_MIN]
+    async with Region(free_bytes=lambda: free[0]) as region:
+        await region.create("w")
+        free[0] -= 1
+        error = await failure(region.submit("CreateWorkflow", creation("v")))
+        assert (type(error), error.reason) == (Refused, "DISK_FULL")
+        assert (await region.call("EngageSwitch", engagement())).changed
+
+
+# Every interleaving
+
+
+STEPS = st.lists(
+    st.sampled_from(["submit", "commit", "unknown", "late", "discard", "foreign", "own", "depose", "retry"]),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_no_schedule_makes_a_request_happen_twice_or_lose_its_answer(steps: list[str]) -> None:
+    asyncio.run(interleave(steps))
+
+
+async def interleave(steps: list[str]) -> None:
+    """Requests compete for four names, while entries are lost, late, discarded, or overtaken."""
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        futures: list[asyncio.Future[bytes]] = []
+        requests: list[api.CreateWorkflowRequest] = []
+        undecided, lost = [], []
+
+        def submit(request: api.CreateWorkflowRequest) -> None:
+            futures.append(region.submit("CreateWorkflow", request))
+            requests.append(request)
+
+        for step in steps:
+            await settle(6)
+            while not region.log.appends.empty():
+                undecided.append(region.log.appends.get_nowait())
+            if step == "submit":
+                submit(creation(f"n{len(requests) % 4}", request_id=region.entropy(16), since=1))
+            elif step == "retry" and requests:
+                submit(requests[-1 - len(futures) % len(requests)])
+            elif step == "foreign":
+                region.log.commit(foreign(region))
+            elif step == "own":
+                region.log.commit(b"")
+            elif step == "depose":
+                region.log.lose()
+                region.log.lead()
+            elif step == "late" and lost:
+                region.log.commit(lost.pop().entry)
+            elif step in ("commit", "unknown", "discard") and undecided:
+                attempt = undecided.pop()
+                getattr(attempt, step)()
+                lost += [attempt] if step == "unknown" else []
+        await finish(region, undecided, lost)
+        await check_answers(region, futures, requests)
+
+
+async def finish(region: Region, undecided: list, lost: list) -> None:
+    for attempt in lost:
+        region.log.commit(attempt.entry)
+    region.log.automatic = True
+    for attempt in undecided:
+        attempt.commit()
+    await settle()
+    while not region.log.appends.empty():
+        region.log.appends.get_nowait().commit()
+        await settle()
+
+
+async def check_answers(
+    region: Region, futures: list[asyncio.Future[bytes]], requests: list[api.CreateWorkflowRequest]
+) -> None:
+    """A retry of any request now tells what all earlier answers to it told, and each name was created once at most."""
+    by_id: dict[bytes, set[str]] = {}
+    created: dict[str, set[bytes]] = {}
+    for future, request in zip(futures, requests, strict=True):
+        told = await answer(future)
+        final = await answer(region.submit("CreateWorkflow", request))
+        nonce = request.header.request_id
+        if final == "COMMITTED":
+            created.setdefault(request.id, set()).add(nonce)
+        if told not in ("OutcomeUnknown", "Unavailable", "Contended"):
+            assert told == final
+        by_id.setdefault(nonce, set()).add(final)
+    assert all(len(finals) == 1 for finals in by_id.values())
+    assert all(len(nonces) == 1 for nonces in created.values())
+    for name in created:
+        assert (await region.workflow(name)).workflow.version == 1
+
+
+async def answer(future: asyncio.Future[bytes]) -> str:
+    try:
+        await within(future)
+    except Refused as error:
+        return f"Refused {error.details}"
+    except ControlPlaneError as error:
+        return type(error).__name__
+    return "COMMITTED"
