@@ -69,7 +69,7 @@ class Controllers:
         self._partitions_of = {scope_of(p): p for p in node.partitions.values()}
         self._elections = tuple(scope + keys.text(leases.ELECTION.name) for scope in self._partitions_of)
         self._task: asyncio.Task[None] | None = None
-        self._event_floor = 0
+        self._retention = Retention()
 
     def start(self) -> None:
         """Begin; idle unless this node leads."""
@@ -116,9 +116,16 @@ class Controllers:
     async def _tick(self) -> None:
         for key, revision in self._reaper.expired(self._node.clock()):
             await self._expire(key, revision)
-        floor = self._node.revision - limits.EVENTS_KEPT
-        if floor - self._event_floor >= limits.EVENTS_TRIM_EVERY:
-            await self._attempt("TrimEvents", partitions.system(self._node.region), lambda tx: self._trim(tx, floor))
+        await self._drop_old()
+
+    async def _drop_old(self) -> None:
+        """Drop what is past keeping, step by step, until nothing is or the round is over."""
+        system = partitions.system(self._node.region)
+        for _ in range(limits.TRIM_STEPS_MAX):
+            if _past_keeping(self._retention, self._node.revision) == self._retention:
+                return
+            if not await self._attempt("Trim", system, self._trim):
+                return
 
     async def _expire(self, key: bytes, revision: int) -> None:
         partition = next((p for scope, p in self._partitions_of.items() if key.startswith(scope)), None)
@@ -133,19 +140,18 @@ class Controllers:
         if await self._attempt("ExpireElection", partition, expire):
             self._reaper.forget(key) if self._node.store.get(keys.RECORD + key) is None else None
 
-    def _trim(self, tx: Tx, floor: int) -> RequestHeader | None:
-        """Drop events up to `floor` and outcomes of generations that can no longer be asked for."""
+    def _trim(self, tx: Tx) -> RequestHeader | None:
         row = tx.get(partitions.RETENTION, partitions.RETENTION_NAME)
-        kept = row.value.event_floor if row else 0
-        self._event_floor = kept
-        if floor <= kept:
+        kept = row.value if row else Retention()
+        self._retention = _past_keeping(kept, tx.revision)
+        if self._retention == kept:
             return None
-        tx.put(partitions.RETENTION, partitions.RETENTION_NAME, Retention(event_floor=floor), quiet=True)
-        for domain in {keys.domain_of(scope_of(p)) for p in self._all_partitions()}:
-            tx.trim(*keys.events(domain, 0, floor))
-        generation = tx.revision // limits.OUTCOME_SPAN
-        if generation >= 2:
-            tx.trim(keys.generation(0), keys.generation(generation - 1))
+        tx.put(partitions.RETENTION, partitions.RETENTION_NAME, self._retention, quiet=True)
+        if self._retention.event_floor > kept.event_floor:
+            for domain in sorted({keys.domain_of(scope_of(p)) for p in self._all_partitions()}):
+                tx.trim(*keys.events(domain, kept.event_floor + 1, self._retention.event_floor))
+        if self._retention.outcome_slice > kept.outcome_slice:
+            tx.trim(*keys.outcome_slices(kept.outcome_slice, self._retention.outcome_slice))
         return RequestHeader()
 
     def _all_partitions(self) -> list[Partition]:
@@ -173,3 +179,14 @@ class Controllers:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None and not self._node.failed.done():
             self._node.failed.set_exception(task.exception() or RuntimeError("controllers ended"))
+
+
+def _past_keeping(kept: Retention, revision: int) -> Retention:
+    """How far the next step of trimming goes; `kept` itself if nothing is due."""
+    floor, cut = kept.event_floor, kept.outcome_slice
+    if revision - limits.EVENTS_KEPT - floor >= limits.TRIM_REVISIONS:
+        floor += limits.TRIM_REVISIONS
+    # Only the present generation of outcomes and the one before are ever asked for.
+    last = max(0, revision // limits.OUTCOME_SPAN - 1) << 8
+    slices = max(1, 2 * limits.TRIM_REVISIONS * 256 // limits.OUTCOME_SPAN)
+    return Retention(event_floor=floor, outcome_slice=min(last, cut + slices))

@@ -145,7 +145,10 @@ class RocksStore:
         """
         writes = WriteBatch(raw_mode=True)
         for start, end in batch.ranges:
-            writes.delete_range(start, end)
+            # Row by row: RocksDB's own range deletes make every later lookup search them (a lookup of an absent key
+            # went from 2 us to 40 us with a few thousand). Whoever trims does it in small steps.
+            for key, _ in self.scan(start, end):
+                writes.delete(key)
         for key in batch.deletes:
             writes.delete(key)
         for key, value in batch.puts.items():

@@ -19,7 +19,7 @@ EVENT = b"e"
 HISTORY = b"h"
 """+ key + revision → `Event`."""
 OUTCOME = b"o"
-"""+ generation + nonce + identity → `Outcome`."""
+"""+ generation + digest of nonce and identity (16 bytes) → `Outcome`."""
 STATE = b"m/state"
 """→ `State`."""
 
@@ -105,9 +105,18 @@ def generation(number_of: int) -> bytes:
     return OUTCOME + number(number_of)
 
 
+def outcome_slices(first: int, last: int) -> tuple[bytes, bytes]:
+    """The range of outcomes from slice `first` up to, not including, `last`; a generation has 256 equal slices."""
+    return _slice(first), _slice(last)
+
+
 def children(prefix: bytes) -> tuple[bytes, bytes]:
     """The range of keys that continue `prefix`, which must end a part or stand inside one."""
     return prefix, prefix + b"\xff"
+
+
+def _slice(number_of: int) -> bytes:
+    return generation(number_of >> 8) + bytes([number_of & 0xFF])
 
 
 def _text(key: bytes, start: int) -> tuple[str, int]:

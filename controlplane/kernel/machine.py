@@ -94,13 +94,18 @@ class Records(Overlay):
 
 def outcome_of(view: View, request: RequestId, revision: int, span: int) -> Outcome | None:
     """The kept outcome of a request, looked up in the generation of `revision` and the one before."""
-    suffix = request.nonce + request.identity.encode()
+    where = _outcome_key(request)
     newest = revision // span
     for generation in range(newest, max(newest - 2, -1), -1):
-        packed = view.get(keys.generation(generation) + suffix)
+        packed = view.get(keys.generation(generation) + where)
         if packed is not None:
             return Outcome.FromString(packed)
     return None
+
+
+def _outcome_key(request: RequestId) -> bytes:
+    # A digest spreads evenly whatever nonces callers choose, so that a generation can be dropped in equal parts.
+    return hashlib.sha256(request.nonce + request.identity.encode()).digest()[:16]
 
 
 def outcome_floor(revision: int, span: int) -> int:
@@ -228,7 +233,7 @@ class Working:
                 self.view.drop(trim.start, trim.end)
         if txn.HasField("request"):
             outcome.digest = txn.request.digest
-            where = keys.generation(self.revision // self.span) + txn.request.nonce + txn.request.identity.encode()
+            where = keys.generation(self.revision // self.span) + _outcome_key(txn.request)
             self.view.put(where, outcome.SerializeToString(deterministic=True))
         return outcome
 

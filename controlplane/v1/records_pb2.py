@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ontrolplane/v1/records.proto\x12\x0f\x63ontrolplane.v1\"\x85\x01\n\tPartition\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04home\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12%\n\x05reach\x18\x04 \x01(\x0e\x32\x16.controlplane.v1.Reach\x12\x13\n\x0b\x65nvironment\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x66\x61ult_for\x18\x06 \x03(\t\" \n\tRetention\x12\x13\n\x0b\x65vent_floor\x18\x01 \x01(\x04\"\x85\x01\n\tFlagValue\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x16\n\x0cstring_value\x18\x02 \x01(\tH\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0cnumber_value\x18\x04 \x01(\tH\x00\x12\x14\n\njson_value\x18\x05 \x01(\tH\x00\x42\x07\n\x05value\"B\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.FlagValue\"\xf9\x01\n\x04\x46lag\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0e\x32\x19.controlplane.v1.FlagType\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12*\n\x08variants\x18\x04 \x03(\x0b\x32\x18.controlplane.v1.Variant\x12\x1c\n\x0f\x64\x65\x66\x61ult_variant\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttargeting\x18\x06 \x01(\t\x12\x10\n\x08metadata\x18\x07 \x01(\t\x12\x11\n\tbucketing\x18\x08 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\tB\x12\n\x10_default_variant\"S\n\x08Workflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\x0c\x12\x16\n\x0eschema_version\x18\x03 \x01(\r\x12\x14\n\x0c\x63ode_version\x18\x04 \x01(\t\"?\n\x05Scope\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.controlplane.v1.ScopeKind\x12\x0c\n\x04name\x18\x02 \x01(\t\"l\n\x06Switch\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Scope\x12\x0f\n\x07\x65ngaged\x18\x02 \x01(\x08\x12\x12\n\nengaged_by\x18\x03 \x01(\t\x12\x16\n\x0e\x65ngaged_reason\x18\x04 \x01(\t\"X\n\x08\x45lection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x0f\n\x07process\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\x12\r\n\x05value\x18\x05 \x01(\x0c*K\n\x05Reach\x12\x15\n\x11REACH_UNSPECIFIED\x10\x00\x12\r\n\tHOME_ONLY\x10\x01\x12\x10\n\x0cJURISDICTION\x10\x02\x12\n\n\x06GLOBAL\x10\x03*Z\n\x08\x46lagType\x12\x19\n\x15\x46LAG_TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x42OOL\x10\x01\x12\n\n\x06STRING\x10\x02\x12\x07\n\x03INT\x10\x03\x12\n\n\x06NUMBER\x10\x04\x12\x08\n\x04JSON\x10\x05*\x9c\x01\n\tScopeKind\x12\x1a\n\x16SCOPE_KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cSCOPE_REGION\x10\x01\x12\x15\n\x11SCOPE_ENVIRONMENT\x10\x02\x12\x10\n\x0cSCOPE_TENANT\x10\x03\x12\x14\n\x10SCOPE_AGENT_TYPE\x10\x04\x12\x0e\n\nSCOPE_TOOL\x10\x05\x12\x12\n\x0eSCOPE_WORKFLOW\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ontrolplane/v1/records.proto\x12\x0f\x63ontrolplane.v1\"\x85\x01\n\tPartition\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04home\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12%\n\x05reach\x18\x04 \x01(\x0e\x32\x16.controlplane.v1.Reach\x12\x13\n\x0b\x65nvironment\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x66\x61ult_for\x18\x06 \x03(\t\"7\n\tRetention\x12\x13\n\x0b\x65vent_floor\x18\x01 \x01(\x04\x12\x15\n\routcome_slice\x18\x02 \x01(\x04\"\x85\x01\n\tFlagValue\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x16\n\x0cstring_value\x18\x02 \x01(\tH\x00\x12\x13\n\tint_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0cnumber_value\x18\x04 \x01(\tH\x00\x12\x14\n\njson_value\x18\x05 \x01(\tH\x00\x42\x07\n\x05value\"B\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.FlagValue\"\xf9\x01\n\x04\x46lag\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0e\x32\x19.controlplane.v1.FlagType\x12\x0f\n\x07\x65nabled\x18\x03 \x01(\x08\x12*\n\x08variants\x18\x04 \x03(\x0b\x32\x18.controlplane.v1.Variant\x12\x1c\n\x0f\x64\x65\x66\x61ult_variant\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttargeting\x18\x06 \x01(\t\x12\x10\n\x08metadata\x18\x07 \x01(\t\x12\x11\n\tbucketing\x18\x08 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\tB\x12\n\x10_default_variant\"S\n\x08Workflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\x0c\x12\x16\n\x0eschema_version\x18\x03 \x01(\r\x12\x14\n\x0c\x63ode_version\x18\x04 \x01(\t\"?\n\x05Scope\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.controlplane.v1.ScopeKind\x12\x0c\n\x04name\x18\x02 \x01(\t\"l\n\x06Switch\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Scope\x12\x0f\n\x07\x65ngaged\x18\x02 \x01(\x08\x12\x12\n\nengaged_by\x18\x03 \x01(\t\x12\x16\n\x0e\x65ngaged_reason\x18\x04 \x01(\t\"X\n\x08\x45lection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x0f\n\x07process\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\x12\r\n\x05value\x18\x05 \x01(\x0c*K\n\x05Reach\x12\x15\n\x11REACH_UNSPECIFIED\x10\x00\x12\r\n\tHOME_ONLY\x10\x01\x12\x10\n\x0cJURISDICTION\x10\x02\x12\n\n\x06GLOBAL\x10\x03*Z\n\x08\x46lagType\x12\x19\n\x15\x46LAG_TYPE_UNSPECIFIED\x10\x00\x12\x08\n\x04\x42OOL\x10\x01\x12\n\n\x06STRING\x10\x02\x12\x07\n\x03INT\x10\x03\x12\n\n\x06NUMBER\x10\x04\x12\x08\n\x04JSON\x10\x05*\x9c\x01\n\tScopeKind\x12\x1a\n\x16SCOPE_KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cSCOPE_REGION\x10\x01\x12\x15\n\x11SCOPE_ENVIRONMENT\x10\x02\x12\x10\n\x0cSCOPE_TENANT\x10\x03\x12\x14\n\x10SCOPE_AGENT_TYPE\x10\x04\x12\x0e\n\nSCOPE_TOOL\x10\x05\x12\x12\n\x0eSCOPE_WORKFLOW\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.v1.records_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REACH']._serialized_start=1026
-  _globals['_REACH']._serialized_end=1101
-  _globals['_FLAGTYPE']._serialized_start=1103
-  _globals['_FLAGTYPE']._serialized_end=1193
-  _globals['_SCOPEKIND']._serialized_start=1196
-  _globals['_SCOPEKIND']._serialized_end=1352
+  _globals['_REACH']._serialized_start=1049
+  _globals['_REACH']._serialized_end=1124
+  _globals['_FLAGTYPE']._serialized_start=1126
+  _globals['_FLAGTYPE']._serialized_end=1216
+  _globals['_SCOPEKIND']._serialized_start=1219
+  _globals['_SCOPEKIND']._serialized_end=1375
   _globals['_PARTITION']._serialized_start=51
   _globals['_PARTITION']._serialized_end=184
   _globals['_RETENTION']._serialized_start=186
-  _globals['_RETENTION']._serialized_end=218
-  _globals['_FLAGVALUE']._serialized_start=221
-  _globals['_FLAGVALUE']._serialized_end=354
-  _globals['_VARIANT']._serialized_start=356
-  _globals['_VARIANT']._serialized_end=422
-  _globals['_FLAG']._serialized_start=425
-  _globals['_FLAG']._serialized_end=674
-  _globals['_WORKFLOW']._serialized_start=676
-  _globals['_WORKFLOW']._serialized_end=759
-  _globals['_SCOPE']._serialized_start=761
-  _globals['_SCOPE']._serialized_end=824
-  _globals['_SWITCH']._serialized_start=826
-  _globals['_SWITCH']._serialized_end=934
-  _globals['_ELECTION']._serialized_start=936
-  _globals['_ELECTION']._serialized_end=1024
+  _globals['_RETENTION']._serialized_end=241
+  _globals['_FLAGVALUE']._serialized_start=244
+  _globals['_FLAGVALUE']._serialized_end=377
+  _globals['_VARIANT']._serialized_start=379
+  _globals['_VARIANT']._serialized_end=445
+  _globals['_FLAG']._serialized_start=448
+  _globals['_FLAG']._serialized_end=697
+  _globals['_WORKFLOW']._serialized_start=699
+  _globals['_WORKFLOW']._serialized_end=782
+  _globals['_SCOPE']._serialized_start=784
+  _globals['_SCOPE']._serialized_end=847
+  _globals['_SWITCH']._serialized_start=849
+  _globals['_SWITCH']._serialized_end=957
+  _globals['_ELECTION']._serialized_start=959
+  _globals['_ELECTION']._serialized_end=1047
 # @@protoc_insertion_point(module_scope)

@@ -67,10 +67,12 @@ class Partition(_message.Message):
     def __init__(self, id: _Optional[str] = ..., home: _Optional[str] = ..., epoch: _Optional[int] = ..., reach: _Optional[_Union[Reach, str]] = ..., environment: _Optional[str] = ..., default_for: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Retention(_message.Message):
-    __slots__ = ("event_floor",)
+    __slots__ = ("event_floor", "outcome_slice")
     EVENT_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_SLICE_FIELD_NUMBER: _ClassVar[int]
     event_floor: int
-    def __init__(self, event_floor: _Optional[int] = ...) -> None: ...
+    outcome_slice: int
+    def __init__(self, event_floor: _Optional[int] = ..., outcome_slice: _Optional[int] = ...) -> None: ...
 
 class FlagValue(_message.Message):
     __slots__ = ("bool_value", "string_value", "int_value", "number_value", "json_value")
