@@ -294,7 +294,7 @@ class Channel:
 
     def lost(self, session: Session) -> None:
         """Learn that a session has ended; what it left unanswered is sent again (rule 2)."""
-        if self._closed:
+        if self._closed or (session is not self._session and session not in self._draining):
             return
         self._avoid[session.address] = self.clock() + AVOID_S
         self._retire(session)

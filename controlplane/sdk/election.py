@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from controlplane.errors import NotFound, OutcomeUnknown, Refused, Unavailable
+from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
 from controlplane.sdk.clock import Clock
 from controlplane.sdk.exceptions import LeaseLost, NotElected
 from controlplane.sdk.nonce import nonce
@@ -198,22 +198,22 @@ class Election:
             body.reschedule(self._on_loop(term.ends_s))
 
     async def _renew(self, lease: Lease, term: Term, process: bytes) -> bool:
-        """Renew once; False: the lease is gone. No answer changes nothing: the clock decides."""
-        asked_s = self._plane.clock()
+        """Renew once; False: the lease is lost. It is too when the answer comes after its end: lost stays lost."""
+        asked_s, ends_s = self._plane.clock(), term.ends_s
         try:
             await self._plane.renew(
                 self._name,
                 process,
                 lease.fence,
                 partition=self._partition,
-                timeout_s=max(0.05, min(term.ttl_s / 3, term.ends_s - asked_s)),
+                timeout_s=max(0.05, min(term.ttl_s / 3, ends_s - asked_s)),
             )
-        except (Refused, NotFound):
-            return False
         except (Unavailable, OutcomeUnknown):
-            return asked_s < term.ends_s
+            return self._plane.clock() < ends_s
+        except ControlPlaneError:
+            return False
         term.renewed(asked_s)
-        return True
+        return self._plane.clock() < ends_s
 
     def _on_loop(self, when_s: float) -> float:
         return asyncio.get_running_loop().time() + when_s - self._plane.clock()
@@ -224,7 +224,7 @@ class Election:
             await self._plane.resign(
                 self._name, process, lease.fence, partition=self._partition, timeout_s=RESIGN_TIMEOUT_S
             )
-        except (Unavailable, OutcomeUnknown, Refused, NotFound):
+        except ControlPlaneError:
             return
 
 

@@ -138,12 +138,15 @@ class Session:
         self._tasks = [self._loop.create_task(self._read(owner)), self._loop.create_task(self._write())]
 
     async def close(self) -> None:
-        """End the stream and the connection; what is unanswered stays to be taken. Idempotent."""
+        """End the stream and the connection; what is unanswered stays to be taken."""
         self._stream.cancel()
-        for task in self._tasks:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._channel.close()
+        # gRPC keeps the connection until the last of its objects goes.
+        del self._stream
 
     # Sending
 

@@ -1,0 +1,158 @@
+"""Elections: the holder gives up first, whatever the network and its own pauses do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.sdk import LeaseLost, NotElected
+from controlplane.sdk.election import MARGIN_SHARE, Term
+from controlplane.testing import Plane
+
+from .scripted import eventually
+
+TTL_S = 2.0
+
+
+@given(
+    st.floats(0.5, 600),
+    st.lists(st.tuples(st.floats(0, 500), st.floats(0, 100), st.booleans()), max_size=20),
+)
+def test_a_holder_is_never_sure_when_another_may_be_elected(
+    ttl_s: float, renewals: list[tuple[float, float, bool]]
+) -> None:
+    """However long each question takes: the server counts from when it applied, the holder from before it asked."""
+    now = 0.0
+    term, server_ends_s = Term(ttl_s, asked_s=now), now + ttl_s
+    for pause_s, delay_s, answered in renewals:
+        now += pause_s
+        asked_s = now
+        if now >= server_ends_s:
+            assert now >= term.ends_s
+            return
+        server_ends_s = asked_s + delay_s + ttl_s
+        now += delay_s
+        if answered:
+            term.renewed(asked_s)
+        assert term.ends_s < server_ends_s
+
+
+def test_an_answer_that_comes_late_takes_nothing_back() -> None:
+    term = Term(10.0, asked_s=5.0)
+    term.renewed(3.0)
+    assert term.asked_s == 5.0
+    assert term.ends_s == pytest.approx(5.0 + 10.0 * (1 - MARGIN_SHARE))
+
+
+async def test_one_at_a_time(shared: Plane) -> None:
+    holding = 0
+
+    async def act() -> None:
+        nonlocal holding
+        async with shared.connect(mirror=False) as cp, cp.election("solo", ttl_s=TTL_S).campaign() as lease:
+            assert lease.valid
+            holding += 1
+            assert holding == 1
+            await asyncio.sleep(0)
+            holding -= 1
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(act() for _ in range(8)))
+
+
+async def test_fences_grow(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        fences = []
+        for _ in range(3):
+            async with cp.election("growing").campaign() as lease:
+                fences.append((lease.fence.epoch, lease.fence.revision))
+        assert fences == sorted(set(fences))
+
+
+async def test_a_lost_campaign_says_so(shared: Plane) -> None:
+    async with shared.connect() as cp, cp.election("taken").campaign():
+        with pytest.raises(NotElected):
+            async with cp.election("taken").campaign(timeout_s=0.2):
+                pytest.fail("elected twice")
+
+
+async def test_the_lease_is_renewed(shared: Plane) -> None:
+    async with shared.connect() as cp, cp.election("long", ttl_s=0.6).campaign() as lease:
+        first = lease.remaining_s
+        await asyncio.sleep(1.5)
+        assert lease.valid
+        assert lease.remaining_s > first / 3
+        holder = await cp.election("long").holder()
+        assert holder is not None
+        assert holder.fence == lease.fence
+
+
+async def test_without_answers_the_holder_gives_up_first(control_plane: Plane) -> None:
+    async with control_plane.connect() as cp:
+        began = cp.clock()
+        with pytest.raises(LeaseLost):  # noqa: PT012 - it ends the body.
+            async with cp.election("cut", ttl_s=TTL_S).campaign() as lease:
+                await asyncio.to_thread(control_plane.lose_leader)
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    assert lease.remaining_s == 0.0
+                    assert cp.clock() - began < TTL_S
+                    await asyncio.to_thread(control_plane.regain_leader)
+
+
+async def test_a_pause_is_noticed_at_once(control_plane: Plane) -> None:
+    """The clock moves as it does for a process that was stopped: nothing of it ran, and it has to know."""
+    async with control_plane.connect() as cp, control_plane.connect() as other:
+        with pytest.raises(LeaseLost):  # noqa: PT012 - it ends the body.
+            async with cp.election("paused", ttl_s=TTL_S).campaign() as lease:
+                assert lease.valid
+                control_plane.clock._ahead_s += TTL_S
+                assert not lease.valid
+                with pytest.raises(LeaseLost):
+                    lease.ensure()
+                await asyncio.sleep(60)
+        assert lease.lost.is_set()
+        async with asyncio.timeout(10), other.election("paused", ttl_s=TTL_S).campaign() as next_lease:
+            assert next_lease.fence.revision > lease.fence.revision
+
+
+async def test_a_stolen_lease_ends_the_body_and_its_writes_are_refused(control_plane: Plane) -> None:
+    async with control_plane.connect() as cp:
+        with pytest.raises(LeaseLost):  # noqa: PT012 - it ends the body.
+            async with cp.election("stolen", ttl_s=TTL_S).campaign() as lease:
+                reply = await cp.get_election("stolen")
+                await cp.resign("stolen", reply.holder.election.process, lease.fence)
+                await asyncio.sleep(60)
+
+
+async def test_the_body_s_own_errors_pass(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        with pytest.raises(ZeroDivisionError):
+            async with cp.election("errors").campaign():
+                raise ZeroDivisionError
+        with pytest.raises(TimeoutError):
+            async with cp.election("errors").campaign(), asyncio.timeout(0.01):
+                await asyncio.sleep(60)
+        assert await cp.election("errors").holder() is None
+
+
+async def test_observers_see_every_holder(shared: Plane) -> None:
+    async with shared.connect() as cp, shared.connect() as watcher:
+        seen: list[bytes | None] = []
+
+        async def observe() -> None:
+            nonlocal seen
+            async for holder in watcher.election("observed").observe():
+                seen += [holder.election.value if holder else None]
+
+        observing = asyncio.create_task(observe())
+        await eventually(lambda: seen == [None])
+        for value in (b"one", b"two"):
+            async with cp.election("observed", value=value).campaign():
+                await eventually(lambda value=value: seen[-1] == value)
+        await eventually(lambda: seen == [None, b"one", None, b"two", None])
+        observing.cancel()
