@@ -64,6 +64,7 @@ _HOUSEKEEPING_S = 0.25
 _FRESHNESS_S = 1.0
 _RETRY_S = 0.02
 _TIMER_MIN_S = 0.0005
+_WRITER_STOP_S = 10.0
 
 
 class DurableMachine(Machine, Protocol):
@@ -140,6 +141,9 @@ class RaftLog:
         self._writing = False
         self._only_commits = True
         self._folded_seq = 0
+        self._serial = 0
+        self._open = contextlib.ExitStack()
+        self._loaded = False
         self._active = False
         self._turning = False
         self._poked = False
@@ -173,13 +177,16 @@ class RaftLog:
         """
         self._machine = machine
         self._journal = await self._on_disk(Journal, self._folder.journal)
+        self._open.callback(self._journal.close)
         self._check_journal()
         recovered = await self._on_disk(self._journal.recover)
         emptied(self._folder.snapshots)
         self._tail = Tail(recovered, self._sink)
         self._incoming = Incoming(self._folder.snapshots / "in")
-        self._serial = 0
+        self._open.callback(self._incoming.close)
         self._writer = JournalThread(self._journal, self._written_in_thread)
+        self._open.callback(self._writer.stop, _WRITER_STOP_S)
+        self._loaded = True
         await self._on_disk(self._folder.lay_ballast, self.config.ballast_bytes)
         await self.listen()
         self._transport.dial(peers)
@@ -327,9 +334,7 @@ class RaftLog:
         self._snapshots_in.shutdown()
         if self._ops and not self.failed.done():
             self._writer.write(self._seq, self._ops)
-        self._writer.stop(10.0)
-        self._incoming.close()
-        self._journal.close()
+        self._open.close()
 
     def _deactivate(self) -> None:
         self._active = False
@@ -572,6 +577,8 @@ class RaftLog:
         return hello
 
     def _meet(self, peer: str, hello: PeerHello) -> None:
+        if not self._loaded:
+            raise Unavailable("this node has not read its log yet", reason="LOG_NOT_RUNNING")
         try:
             self._roster.meet(peer, hello)
         except Fatal as error:

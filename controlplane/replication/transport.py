@@ -1,21 +1,25 @@
 """Links between the nodes of a region: gRPC streams over mutual TLS that carry `RaftMessage`s, and nothing else.
 
-Theory of operation. Two nodes keep two streams, one each way; a stream carries messages from the node that dialled to the
-node that answered. Only the answering side can read the other's certificate, so everything that is *received* comes
-from a caller whose certificate was checked. A link is *up* while both of its streams are.
+Theory of operation. Two nodes keep two streams, one each way; a stream carries messages from the node that
+dialled to the node that answered. Only the answering side can read the other's certificate, so everything
+that is *received* comes from a caller whose certificate was checked. A link is *up* while both of its streams
+are.
 
-1. **Identity.** The caller's certificate must say role peer, this fleet, this region and the node that its hello claims.
-   The hello must also name us, this wire version, and the incarnation of its data folder; the owner decides on that.
-   Refusals carry a stable reason. The dialling side relies on the fleet's CA and on the address in the certificate.
-2. **Order.** One stream per direction and peer. A newer one (by generation) replaces the older, whose messages are dropped
-   from then on; a stream of a process that was already succeeded is refused.
-3. **A broken link is news.** The end of either stream is reported at once; silence is found by keepalive within about two
-   seconds and, earlier, by the owner's own timers.
-4. **Bounded.** What waits for a peer is bounded in bytes and count; when full it is dropped and the link starts again:
-   the protocol above tolerates loss. Whatever waits while a write is under way leaves as one frame.
-5. **Nothing received is trusted further than its type.** Garbage ends the stream, is counted and harms nobody else.
-6. **Warm.** Every peer is dialled from the start and again within half a second after a break; a peer that dials us is
-   dialled back at once.
+1. **Identity.** The caller's certificate must say role peer, this fleet, this region and the node that its
+   hello claims. The hello must also name us, this wire version, and the incarnation of its data folder; the
+   owner decides on that. Refusals carry a stable reason. The dialling side relies on the fleet's CA and on
+   the address in the certificate.
+2. **Order.** One stream per direction and peer. A newer one (by generation) replaces the older, whose
+   messages are dropped from then on; a stream of a process that was already succeeded is refused.
+3. **A broken link is news.** The end of either stream is reported at once; silence is found by keepalive
+   within about two seconds and, earlier, by the owner's own timers.
+4. **Bounded.** What waits for a peer is bounded in bytes and count; when full it is dropped and the link
+   starts again: the protocol above tolerates loss. Whatever waits while a write is under way leaves as one
+   frame.
+5. **Nothing received is trusted further than its type.** Garbage ends the stream, is counted and harms nobody
+   else.
+6. **Warm.** Every peer is dialled from the start and again within half a second after a break; a peer that
+   dials us is dialled back at once.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import contextlib
 import ipaddress
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
@@ -41,6 +45,7 @@ from controlplane.v1.peer_pb2_grpc import PeerServicer, PeerStub, add_PeerServic
 from controlplane.v1.raft_pb2 import RaftMessage
 
 WIRE_VERSION = 1
+_GOODBYE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,10 @@ class _Link:
 
 
 class Transport:
-    """The links of one node. `start` opens the port and dials every peer; `stop` closes all, saying goodbye."""
+    """The links of one node.
+
+    `start` opens the port and dials every peer; `stop` closes all, saying goodbye.
+    """
 
     def __init__(
         self,
@@ -144,7 +152,10 @@ class Transport:
         random: Random,
         bounds: LinkBounds | None = None,
     ) -> None:
-        """`peers` maps names to host:port. Without credentials, every address must be a loopback one (ValueError)."""
+        """`peers` maps names to host:port.
+
+        Without credentials, every address must be a loopback one (ValueError).
+        """
         self._me = me
         self._listen = listen
         self._credentials = credentials
@@ -267,14 +278,18 @@ class Transport:
     # Dialling.
 
     async def _keep(self, link: _Link) -> None:
-        """Keep one stream to the peer, for ever: the pause between attempts grows, and ends when the peer dials us."""
+        """Keep one stream to the peer, for ever:
+
+        The pause between attempts grows, and ends when the peer dials us.
+        """
         pause = self._bounds.redial_min_s
         while True:
             if await self._dialled(link):
                 pause = self._bounds.redial_min_s
             link.redial.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(link.redial.wait(), pause * self._random.uniform(0.5, 1.0))
+                async with asyncio.timeout(pause * self._random.uniform(0.5, 1.0)):
+                    await link.redial.wait()
             pause = min(2 * pause, self._bounds.redial_max_s)
 
     async def _dialled(self, link: _Link) -> bool:
@@ -283,14 +298,16 @@ class Transport:
         try:
             call = PeerStub(channel).Stream()
             try:
-                await asyncio.wait_for(self._greet(link, call), self._bounds.hello_timeout_s)
+                async with asyncio.timeout(self._bounds.hello_timeout_s):
+                    await self._greet(link, call)
                 await self._run(link, call)
             finally:
                 call.cancel()
         except grpc.aio.AioRpcError as error:
             self._heard_refusal(link, error)
-        except ControlPlaneError as error:
+        except _Unfit:
             self.counters.streams_refused += 1
+        except ControlPlaneError as error:
             self._owner.refused(link.peer, error)
         except (TimeoutError, asyncio.InvalidStateError):
             pass
@@ -310,8 +327,11 @@ class Transport:
         if not isinstance(frame, PeerFrame):
             await _raise_status(call)
             raise Invalid("the stream ended without a hello", reason="HELLO_MISSING")
-        _check_hello(frame, self._me, link.peer, self._bounds)
-        self._owner.meet(link.peer, frame.hello)
+        try:
+            _check_hello(frame, self._me, link.peer, self._bounds)
+            self._owner.meet(link.peer, frame.hello)
+        except ControlPlaneError as error:
+            raise _Unfit from error
 
     async def _run(self, link: _Link, call: _Call) -> None:
         """Write until either side ends the stream."""
@@ -361,8 +381,12 @@ class Transport:
     # Answering.
 
     async def serve(self, frames: AsyncIterator[PeerFrame], context: _Context) -> AsyncIterator[PeerFrame]:
-        """Answer one stream: greet, then hand what it brings to the owner until it ends or a newer one replaces it."""
-        first = await asyncio.wait_for(anext(aiter(frames)), self._bounds.hello_timeout_s)
+        """Answer one stream:
+
+        Greet, then hand what it brings to the owner until it ends or a newer one replaces it.
+        """
+        async with asyncio.timeout(self._bounds.hello_timeout_s):
+            first = await anext(aiter(frames))
         link = self._admit(first, context)
         mine = _Inbound(first.hello.process, first.hello.generation, asyncio.current_task())
         yield PeerFrame(hello=self._hello(link.peer))
@@ -393,7 +417,10 @@ class Transport:
         return link
 
     def _replace(self, link: _Link, mine: _Inbound) -> None:
-        """From here on only this stream is listened to; the peer is dialled back if we have no stream to it."""
+        """From here on only this stream is listened to;
+
+        The peer is dialled back if we have no stream to it.
+        """
         old, link.inbound = link.inbound, mine
         if old is not None:
             if old.process != mine.process:
@@ -419,6 +446,10 @@ class Transport:
             self.counters.frames_malformed += 1
             return False
         return True
+
+
+class _Unfit(Exception):  # noqa: N818 - a verdict, not a failure.
+    """We dialled a peer and do not want it: our refusal, which the peer learns when it dials us."""
 
 
 _Call = Any  # grpc.aio.StreamStreamCall and
@@ -484,7 +515,8 @@ async def _until_end(call: _Call) -> None:
 
 async def _say_goodbye(call: _Call) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-        await asyncio.wait_for(call.write(PeerFrame(goodbye=Goodbye())), 0.1)
+        async with asyncio.timeout(_GOODBYE_S):
+            await call.write(PeerFrame(goodbye=Goodbye()))
 
 
 async def _raise_status(call: _Call) -> None:
@@ -514,5 +546,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-

@@ -97,7 +97,9 @@ class Solo:
         """Let `peer` say one thing: hear("b", 1, append=wire.Append(...))."""
         self.guard.receive(peer, RaftMessage(version=WIRE_VERSION, term=term, **body), self.now)
 
-    def append(self, peer: str, term: int, prev: tuple[int, int], *entries: Entry, commit: int = 0, **more: Any) -> None:
+    def append(
+        self, peer: str, term: int, prev: tuple[int, int], *entries: Entry, commit: int = 0, **more: Any
+    ) -> None:
         """Let the leader `peer` append `entries` after `prev`."""
         rows = [wire.LogEntry(index=e.index, term=e.term, payload=e.payload) for e in entries]
         append = wire.Append(prev_index=prev[0], prev_term=prev[1], entries=rows, commit=commit, **more)

@@ -61,9 +61,7 @@ def test_b4_a_stale_refusal_moves_nothing(off: frozenset[str]) -> None:
     node = Solo(recovered=holding(40, term=1), off=off)
     node.lead()
     progress = node.guard._progress["b"]
-    refusal = wire.AppendAck(
-        result=wire.AppendAck.RESULT_CONFLICT, prev_index=40, hint=3, stream=progress.stream - 1
-    )
+    refusal = wire.AppendAck(result=wire.AppendAck.RESULT_CONFLICT, prev_index=40, hint=3, stream=progress.stream - 1)
     node.hear("b", node.tail.term, append_ack=refusal)
     assert (progress.next_index < 41) == bool(off)
 

@@ -1,0 +1,291 @@
+"""What a region survives: crashes, absences past compaction, lost disks, and disks that are not the member's."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from controlplane.datadir import Standing, Start, open_folder
+from controlplane.errors import Fatal, OutcomeUnknown
+from controlplane.replication.journal import Journal
+from controlplane.replication.raft import RaftConfig, RaftLog
+from controlplane.replication.transport import Credentials
+from tests.replication.livenodes import FLEET, REGION, Region, running, until
+
+SMALL = {"keep_entries": 50, "keep_bytes": 1 << 16}
+
+
+async def fill(region: Region, prefix: str, count: int) -> None:
+    leader = await region.leader()
+    await asyncio.gather(*(leader.log.append(f"{prefix}{n:05d}".encode(), timeout_s=10) for n in range(count)))
+
+
+async def level(region: Region) -> list[bytes]:
+    """Wait until every node applied the same; return it."""
+    leader = await region.leader()
+
+    def equal() -> bool:
+        return len({node.machine.applied for node in region.nodes.values()}) == 1
+
+    await leader.log.barrier(timeout_s=10)
+    await until(equal)
+    entries = leader.machine.entries()
+    assert all(node.machine.entries() == entries for node in region.nodes.values())
+    return entries
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.replication.livenodes import *
+
+async def main():
+    async with running(Path(sys.argv[2]), 1, how=Start[sys.argv[3]]) as region:
+        leader = await region.leader()
+        for n in range(100_000):
+            await leader.log.append(b"%06d" % n, timeout_s=5)
+            print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_sigkill_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    acknowledged: list[int] = []
+    for how in ("BOOTSTRAP", "NORMAL"):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(Path(__file__).parents[2]), str(tmp_path), how],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        for line in child.stdout:
+            acknowledged.append(int(line))
+            if len(acknowledged) % 300 == 0:
+                break
+        child.send_signal(signal.SIGKILL)
+        acknowledged += [int(line) for line in child.stdout]
+        child.wait()
+
+    async def entries() -> list[bytes]:
+        async with running(tmp_path, 1, how=Start.NORMAL) as region:
+            return (await region.leader()).machine.entries()
+
+    kept = asyncio.run(entries())
+    half = kept.index(b"000000", 1)
+    for part in (kept[:half], kept[half:]):
+        assert part == [b"%06d" % n for n in range(len(part))]
+    assert len(kept) >= len(acknowledged) >= 600
+    assert len(kept) <= len(acknowledged) + 2
+
+
+async def test_a_node_that_was_away_catches_up_from_the_log(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    async with running(tmp_path, 3, credentials) as region:
+        await fill(region, "a", 20)
+        away = region.followers()[0].name
+        await region.stop(away)
+        await fill(region, "b", 30)
+        await region.start(away)
+        assert len(await level(region)) == 50
+        assert region.nodes[away].machine.reloads == 0
+
+
+async def test_a_node_that_was_away_past_compaction_gets_a_snapshot(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    async with running(tmp_path, 3, credentials, **SMALL) as region:
+        await fill(region, "a", 20)
+        away = region.followers()[0].name
+        await region.stop(away)
+        for part in range(5):
+            await fill(region, f"b{part}", 100)
+        leader = await region.leader()
+        await until(lambda: leader.log._tail.boundary_index > 100)
+        await region.start(away)
+        assert len(await level(region)) == 520
+        assert region.nodes[away].machine.reloads >= 1
+        await fill(region, "c", 20)
+        await level(region)
+        await region.stop(away)
+        await region.start(away)
+        assert len(await level(region)) == 540
+
+
+async def test_entries_go_on_while_a_snapshot_is_on_its_way(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    async with running(tmp_path, 3, credentials, **SMALL) as region:
+        away = (await region.leader()) and region.followers()[0].name
+        await region.stop(away)
+        for part in range(4):
+            await fill(region, f"a{part}", 100)
+        leader = await region.leader()
+        await until(lambda: leader.log._tail.boundary_index > 100)
+        starting = asyncio.create_task(region.start(away))
+        written = 0
+        while not (starting.done() and region.nodes[away].machine.reloads):
+            await fill(region, f"b{written}", 5)
+            written += 5
+            assert written < 20_000
+        assert len(await level(region)) == 400 + written
+
+
+async def test_a_lost_disk_is_replaced_and_counts_again(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    async with running(tmp_path, 3, credentials, **SMALL) as region:
+        await fill(region, "a", 200)
+        lost = region.followers()[0].name
+        await region.stop(lost)
+        (tmp_path / lost).rename(tmp_path / "lost")
+        await region.start(lost, how=Start.REPLACE)
+        assert len(await level(region)) == 200
+        node = region.nodes[lost]
+        await until(lambda: node.log._folder.identity.standing is Standing.MEMBER)
+        leader = await region.leader()
+        third = next(name for name in region.names if name not in (lost, leader.name))
+        await region.stop(third)
+        await fill(region, "b", 20)
+        assert len((await region.leader()).machine.entries()) == 220
+
+
+async def test_an_emptied_disk_cannot_bootstrap_again(tmp_path: Path, credentials: Callable[..., Credentials]) -> None:
+    async with running(tmp_path, 3, credentials) as region:
+        await fill(region, "a", 5)
+        lost = region.followers()[0].name
+        await region.stop(lost)
+        (tmp_path / lost).rename(tmp_path / "lost")
+        with pytest.raises(Fatal, match="--replace"):
+            await region.start(lost, how=Start.BOOTSTRAP)
+        await fill(region, "b", 5)
+
+
+async def test_the_old_disk_is_refused_after_its_replacement(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    async with running(tmp_path, 3, credentials) as region:
+        await fill(region, "a", 5)
+        lost = region.followers()[0].name
+        await region.stop(lost)
+        (tmp_path / lost).rename(tmp_path / "old")
+        await region.start(lost, how=Start.REPLACE)
+        await until(lambda: region.nodes[lost].log._folder.identity.standing is Standing.MEMBER)
+        await region.stop(lost)
+        (tmp_path / lost).rename(tmp_path / "new")
+        (tmp_path / "old").rename(tmp_path / lost)
+        await region.start(lost)
+        node = region.nodes[lost]
+        await until(node.log.failed.done)
+        with pytest.raises(Fatal, match="is not the folder that"):
+            node.log.failed.result()
+        await fill(region, "b", 5)
+
+
+async def test_a_bootstrap_waits_for_every_member_and_says_which_is_missing(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    region = Region(tmp_path, ("n1", "n2", "n3"), credentials, {"join_timeout_s": 0.5})
+    with pytest.raises(Fatal, match=r"not reached: n3\."):
+        await region.start("n1", "n2", how=Start.BOOTSTRAP)
+    await region.stop()
+
+
+async def test_a_slow_member_may_bootstrap_after_the_others_began(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    region = Region(tmp_path, ("n1", "n2", "n3"), credentials, {})
+    nodes = [await region._prepare(name, Start.BOOTSTRAP) for name in region.names]
+    region.addresses = {node.name: f"127.0.0.1:{node.log.port}" for node in nodes}
+    await asyncio.gather(*(node.log.start(node.machine, peers=region._others(node.name)) for node in nodes))
+    region.nodes = {node.name: node for node in nodes}
+    await fill(region, "a", 3)
+    await region.stop("n3")
+    _set_back(tmp_path / "n3")
+    await region.start("n3", how=Start.BOOTSTRAP)
+    assert len(await level(region)) == 3
+    await region.stop()
+
+
+def _set_back(path: Path) -> None:
+    """As if the node had crashed just before it noticed that it had joined."""
+    folder = open_folder(path, fleet=FLEET, region=REGION, node="n3", start=Start.NORMAL)
+    folder.stand(Standing.BOOTSTRAPPING)
+    folder.close()
+
+
+async def test_a_member_without_its_journal_stops(tmp_path: Path) -> None:
+    async with running(tmp_path, 1) as region:
+        await fill(region, "a", 5)
+    for path in (tmp_path / "n1" / "journal").iterdir():
+        path.unlink()
+    with pytest.raises(Fatal, match=r"journal .* is empty, but this node is a member.*--replace"):
+        async with running(tmp_path, 1, how=Start.NORMAL):
+            pass
+
+
+async def test_a_region_of_one_cannot_replace_its_disk(tmp_path: Path) -> None:
+    with pytest.raises(Fatal, match="no peers to replace"):
+        async with running(tmp_path, 1, how=Start.REPLACE):
+            pass
+
+
+async def test_b8_a_disk_that_refuses_stops_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, 1) as region:
+        node = await region.leader()
+        await fill(region, "a", 5)
+
+        def refuse(*_: object) -> None:
+            raise Fatal("journal: cannot write: no space left on device. Free or replace the disk, then start again.")
+
+        monkeypatch.setattr(Journal, "write", refuse)
+        with pytest.raises(OutcomeUnknown):
+            await node.log.append(b"never", timeout_s=5)
+        await until(node.log.failed.done)
+        with pytest.raises(Fatal, match="no space left"):
+            node.log.failed.result()
+        assert b"never" not in node.machine.entries()
+
+
+async def test_b9_an_unexpected_exception_in_apply_stops_the_node(tmp_path: Path) -> None:
+    async with running(tmp_path, 1) as region:
+        node = await region.leader()
+
+        def explode(*_: object) -> None:
+            raise ZeroDivisionError
+
+        node.machine.apply = explode  # type: ignore[method-assign]
+        with pytest.raises(OutcomeUnknown):
+            await node.log.append(b"x", timeout_s=5)
+        with pytest.raises(Fatal, match="ZeroDivisionError"):
+            node.log.failed.result()
+
+
+async def test_log_and_disk_stay_bounded_under_sustained_writing(tmp_path: Path) -> None:
+    async with running(tmp_path, 1, keep_entries=200, keep_bytes=1 << 20) as region:
+        node = await region.leader()
+        for _ in range(30):
+            await asyncio.gather(*(node.log.append(b"v" * 2000, timeout_s=10) for _ in range(200)))
+            await until(lambda: len(node.log._tail) <= 700)
+        assert node.log._journal.size_bytes() < 60 << 20
+
+
+def test_the_log_of_a_node_is_configured_with_loopback_or_certificates(tmp_path: Path) -> None:
+    async def make(listen: str, peers: dict[str, str]) -> None:
+        folder = open_folder(tmp_path, fleet=FLEET, region=REGION, node="n1", start=Start.BOOTSTRAP)
+        try:
+            RaftLog(RaftConfig(FLEET, REGION, "n1", listen, peers, None), folder)
+        finally:
+            folder.close()
+
+    for listen, peers in (("0.0.0.0:0", {}), ("127.0.0.1:0", {"n2": "192.0.2.1:7000"})):
+        with pytest.raises(ValueError, match="loopback"):
+            asyncio.run(make(listen, peers))
