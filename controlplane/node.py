@@ -373,10 +373,11 @@ class Node:
 
     def _partition_of_kinds(self, header: api.RequestHeader, kinds: Sequence[str], environment: str) -> Partition:
         """The one partition that holds all `kinds`: a watcher must not believe that it sees what lies in another."""
-        for kind in kinds:
+        named = sorted(set(kinds))
+        for kind in named:
             if kind not in features.KINDS:
                 raise Invalid(f"unknown kind {kind[:64]!r}", reason="KIND_UNKNOWN", field="kinds")
-        wanted = kinds or [kind for of, kind in self._defaults if of == environment] or ["workflow"]
+        wanted = named or [kind for of, kind in self._defaults if of == environment] or ["workflow"]
         found = {p.id: p for p in (self.partition(header, kind, environment) for kind in wanted)}
         if len(found) > 1:
             raise Invalid(

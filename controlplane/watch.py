@@ -8,6 +8,8 @@ its place is no longer kept it is told `Compacted`.
 1. One message holds one whole transaction. Revisions only grow, and each is sent once.
 2. The first message says where the watch stands. While nothing changes, progress messages say how far it has seen.
 3. Quiet changes (lease renewals) are no events.
+4. A listing and its revision are one moment: what comes after the listing was not in it.
+5. A watcher holds one page at most; messages that are encoded for many count as part of the tail.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import asyncio
 import bisect
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
@@ -33,6 +36,7 @@ from controlplane.v1.state_pb2 import Event
 _TAIL_TXNS_MAX = 4096
 _TAIL_BYTES_MAX = 16 * 1024 * 1024
 _PAGE = 256
+_PAGE_BYTES = 1024 * 1024
 
 AgeAndRevision = Callable[[], tuple[int, int]]
 
@@ -51,17 +55,12 @@ class Filter:
 
 @dataclass(slots=True)
 class _Recent:
-    """One transaction's events, and its message per filter (None: nothing in it matches)."""
+    """One transaction's events, and its message for each filter that matched and was asked for."""
 
     revision: int
     events: list[Event]
     size: int
-    encoded: dict[Filter, bytes | None] = field(default_factory=dict)
-
-    def message(self, wanted: Filter) -> bytes | None:
-        if wanted not in self.encoded:
-            self.encoded[wanted] = _encode(self.revision, [e for e in self.events if wanted.matches(e.key)])
-        return self.encoded[wanted]
+    encoded: dict[Filter, bytes] = field(default_factory=dict)
 
 
 class Tail:
@@ -76,13 +75,26 @@ class Tail:
         """Append a transaction; the oldest make room."""
         self._recent.append(recent)
         self._bytes += recent.size
-        while len(self._recent) > _TAIL_TXNS_MAX or self._bytes > _TAIL_BYTES_MAX:
-            oldest = self._recent.popleft()
-            self._bytes -= oldest.size
-            self.floor = oldest.revision
+        self._make_room()
 
-    def after(self, revision: int) -> list[_Recent]:
-        """Transactions above `revision`, which must not be below `floor`, in order."""
+    def page(self, wanted: Filter, after: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """What matches above `after` (not below `floor`): revisions and messages, oldest first; and if that is all."""
+        newer = self._after(after)
+        page: list[tuple[int, bytes]] = []
+        size = 0
+        complete = True
+        for recent in newer:
+            message = self._message(recent, wanted)
+            if message is not None:
+                page.append((recent.revision, message))
+                size += len(message)
+            if len(page) == _PAGE or size > _PAGE_BYTES:
+                complete = recent is newer[-1]
+                break
+        self._make_room()
+        return page, complete
+
+    def _after(self, revision: int) -> list[_Recent]:
         newer: list[_Recent] = []
         for recent in reversed(self._recent):
             if recent.revision <= revision:
@@ -91,12 +103,29 @@ class Tail:
         newer.reverse()
         return newer
 
+    def _message(self, recent: _Recent, wanted: Filter) -> bytes | None:
+        message = recent.encoded.get(wanted)
+        if message is None:
+            message = _encode(recent.revision, [event for event in recent.events if wanted.matches(event.key)])
+            if message is not None:
+                recent.encoded[wanted] = message
+                recent.size += len(message)
+                self._bytes += len(message)
+        return message
+
+    def _make_room(self) -> None:
+        while len(self._recent) > _TAIL_TXNS_MAX or self._bytes > _TAIL_BYTES_MAX:
+            oldest = self._recent.popleft()
+            self._bytes -= oldest.size
+            self.floor = oldest.revision
+
 
 class _Group:
-    """All watchers of one filter: they wake together."""
+    """All watchers of one filter: they wake together. Nothing that they want happened after `touched`."""
 
-    def __init__(self) -> None:
+    def __init__(self, touched: int) -> None:
         self.watchers = 0
+        self.touched = touched
         self.pulse = asyncio.Event()
 
     def wake(self) -> None:
@@ -133,11 +162,14 @@ class Watches:
         self._reach(applied.state.revision)
         for wanted, group in self._groups.items():
             if any(wanted.matches(event.key) for event in touched):
+                group.touched = applied.state.revision
                 group.wake()
 
     def reset(self, revision: int) -> None:
         """The store was replaced: start the tail anew and let everyone look again."""
         self._tail = Tail(revision)
+        for group in self._groups.values():
+            group.touched = revision
         self._reach(revision)
         self._wake_all()
 
@@ -157,20 +189,22 @@ class Watches:
         if revision > self._revision:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             bisect.insort(self._waiting, (revision, done), key=lambda waiting: waiting[0])
-            await done
+            try:
+                await done
+            except asyncio.CancelledError:
+                self._waiting = [waiting for waiting in self._waiting if waiting[1] is not done]
+                raise
 
     def list_events(
         self, store: Store, partition: Partition, request: api.ListEventsRequest, last: int
     ) -> api.ListEventsReply:
-        """Events of a partition after a revision, oldest first. Raises `Compacted`."""
+        """Events of a partition after a revision, oldest first, whole transactions only. Raises `Compacted`."""
+        checks.between(request.limit, 0, limits.PAGE_MAX, "limit")
         wanted = _filter(partition, request.kinds, "")
         _check_floor(store, partition, request.after_revision)
-        matching = (
-            _change(event)
-            for event in machine.events(store, wanted.domain, request.after_revision, last)
-            if wanted.matches(event.key)
-        )
-        changes, more = checks.page(matching, request.limit)
+        events = machine.events(store, wanted.domain, request.after_revision, last)
+        matching = (event for event in events if wanted.matches(event.key))
+        changes, more = _whole_transactions(matching, request.limit or limits.PAGE_DEFAULT)
         return api.ListEventsReply(changes=changes, more=more)
 
     async def follow(
@@ -183,20 +217,23 @@ class Watches:
         cursor = request.after_revision if request.HasField("after_revision") else self._revision
         if not request.snapshot:
             _check_floor(store, partition, cursor)
-        group = self._groups.setdefault(wanted, _Group())
+        group = self._groups.setdefault(wanted, _Group(self._revision))
         group.watchers += 1
         try:
             stamp = _Stamp(partition, now)
             if request.snapshot:
                 cursor = self._revision
-                yield stamp(api.WatchReply(kind=api.WatchReply.STARTED, revision=cursor))
-                for reply in _listing(store, wanted, cursor):
-                    yield stamp(reply)
+                with closing(store.snapshot()) as snapshot:
+                    yield stamp(api.WatchReply(kind=api.WatchReply.STARTED, revision=cursor))
+                    for reply in _listing(snapshot, wanted, cursor):
+                        yield stamp(reply)
                 yield stamp(api.WatchReply(kind=api.WatchReply.SYNCED, revision=cursor))
             else:
                 yield stamp(api.WatchReply(kind=api.WatchReply.STARTED, revision=cursor))
-            async for message in self._changes(store, partition, wanted, group, cursor, stamp):
-                yield message
+            changes = self._changes(store, partition, wanted, group, cursor, stamp)
+            async with aclosing(changes):
+                async for message in changes:
+                    yield message
         finally:
             group.watchers -= 1
             if not group.watchers:
@@ -207,23 +244,25 @@ class Watches:
     ) -> AsyncGenerator[bytes, None]:
         while not self._closed:
             pulse, reached = group.pulse, self._revision
-            if cursor < self._tail.floor:
+            page: list[tuple[int, bytes]] = []
+            complete = True
+            if cursor >= group.touched:
+                seen = reached
+            elif cursor >= self._tail.floor:
+                page, complete = self._tail.page(wanted, cursor)
+                seen = reached if complete else page[-1][0]
+            else:
                 _check_floor(store, partition, cursor)
-                for revision, message in _stored(store, wanted, cursor, reached):
-                    cursor = revision
-                    yield message
-                # A full page may have ended early; only what was read to its end has been seen.
-                continue
-            sent = False
-            for recent in self._tail.after(cursor):
-                encoded = recent.message(wanted)
-                if encoded is not None:
-                    sent = True
-                    yield encoded
-            cursor = max(cursor, reached)
-            if not sent:
+                page, seen = _stored(store, wanted, cursor, reached)
+                complete = False
+            for _, message in page:
+                yield message
+            cursor = max(cursor, seen)
+            if not page:
                 yield stamp(api.WatchReply(kind=api.WatchReply.PROGRESS, revision=cursor))
-            if pulse is group.pulse:
+            if not complete:
+                await asyncio.sleep(0)  # Many pages behind: others come first.
+            elif pulse is group.pulse:
                 await pulse.wait()
         raise Unavailable("the node is stopping", reason="STOPPING", hint="watch at another node")
 
@@ -254,7 +293,8 @@ class _Stamp:
 def _filter(partition: Partition, kinds: Sequence[str], prefix: str) -> Filter:
     scope = scope_of(partition)
     names = sorted(set(kinds)) or sorted(features.KINDS)
-    return Filter(keys.domain_of(scope), tuple(scope + keys.text(kind) + prefix.encode() for kind in names))
+    start = checks.prefix(prefix).encode()
+    return Filter(keys.domain_of(scope), tuple(scope + keys.text(kind) + start for kind in names))
 
 
 def _check_floor(view: View, partition: Partition, cursor: int) -> None:
@@ -270,17 +310,13 @@ def _check_floor(view: View, partition: Partition, cursor: int) -> None:
         )
 
 
-def _listing(store: Store, wanted: Filter, revision: int) -> Iterator[api.WatchReply]:
-    """All present records that match, as of now, in messages of bounded size."""
-    snapshot = store.snapshot()
-    try:
-        for prefix in wanted.prefixes:
-            rows = snapshot.scan(*keys.children(keys.RECORD + prefix))
-            while page := [_change(Event.FromString(packed)) for _, packed in islice(rows, _PAGE)]:
-                for part in _bounded(page):
-                    yield api.WatchReply(kind=api.WatchReply.SNAPSHOT, revision=revision, changes=part)
-    finally:
-        snapshot.close()
+def _listing(view: View, wanted: Filter, revision: int) -> Iterator[api.WatchReply]:
+    """All records that match, in messages of bounded size."""
+    for prefix in wanted.prefixes:
+        rows = view.scan(*keys.children(keys.RECORD + prefix))
+        while page := [_change(Event.FromString(packed)) for _, packed in islice(rows, _PAGE)]:
+            for part in _bounded(page):
+                yield api.WatchReply(kind=api.WatchReply.SNAPSHOT, revision=revision, changes=part)
 
 
 def _bounded(changes: list[api.Change]) -> Iterator[list[api.Change]]:
@@ -296,26 +332,42 @@ def _bounded(changes: list[api.Change]) -> Iterator[list[api.Change]]:
         yield part
 
 
-def _stored(store: Store, wanted: Filter, after: int, last: int) -> Iterator[tuple[int, bytes]]:
-    """Up to a page of transactions from the store: revision and message; ends with an empty progress at `last`."""
-    events = list(islice(machine.events(store, wanted.domain, after, last), _PAGE))
-    complete = len(events) < _PAGE
-    if not complete and len({event.revision for event in events}) > 1:
-        # The last transaction of a full page may be cut: leave it to the next page.
-        cut = events[-1].revision
-        events = [event for event in events if event.revision != cut]
-    elif not complete:
-        only = events[0].revision
-        events = list(machine.events(store, wanted.domain, only - 1, only))
-    for revision, group in groupby(events, key=lambda event: event.revision):
-        message = _encode(revision, [event for event in group if wanted.matches(event.key)])
-        yield revision, message or _progress(revision)
-    if complete:
-        yield last, _progress(last)
+def _stored(store: Store, wanted: Filter, after: int, last: int) -> tuple[list[tuple[int, bytes]], int]:
+    """A page of transactions from the store, as revisions and messages, and how far was read."""
+    events: list[Event] = []
+    size = 0
+    for event in machine.events(store, wanted.domain, after, last):
+        events.append(event)
+        size += len(event.value)
+        if len(events) == _PAGE or size > _PAGE_BYTES:
+            events = _whole(store, wanted, events)
+            last = events[-1].revision
+            break
+    messages = (
+        (revision, _encode(revision, [event for event in group if wanted.matches(event.key)]))
+        for revision, group in groupby(events, key=_revision_of_event)
+    )
+    return [(revision, message) for revision, message in messages if message is not None], last
 
 
-def _progress(revision: int) -> bytes:
-    return api.WatchReply(kind=api.WatchReply.PROGRESS, revision=revision).SerializeToString()
+def _whole(store: Store, wanted: Filter, events: list[Event]) -> list[Event]:
+    """A full page without its last transaction, which may be cut; if that is all there is, the whole of it."""
+    cut = events[-1].revision
+    before = [event for event in events if event.revision != cut]
+    return before or list(machine.events(store, wanted.domain, cut - 1, cut))
+
+
+def _whole_transactions(events: Iterator[Event], count: int) -> tuple[list[api.Change], bool]:
+    """About `count` changes, and whether there are more: a transaction is not cut, so that one can go on behind it."""
+    changes: list[api.Change] = []
+    room = limits.PAGE_BYTES_MAX
+    for _, group in groupby(events, key=_revision_of_event):
+        part = [_change(event) for event in group]
+        room -= sum(change.ByteSize() for change in part)
+        if changes and (room < 0 or len(changes) + len(part) > count):
+            return changes, True
+        changes += part
+    return changes, False
 
 
 def _encode(revision: int, events: list[Event]) -> bytes | None:
@@ -347,6 +399,10 @@ def _change(event: Event) -> api.Change:
 
 def _revision_of(changed: Changed) -> int:
     return changed.event.revision
+
+
+def _revision_of_event(event: Event) -> int:
+    return event.revision
 
 
 _SHOWN = frozenset({"flag", "switch", "workflow", "election"})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable
 from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from controlplane import limits
 from controlplane.errors import Invalid
 from controlplane.kernel.transaction import Row
 from controlplane.v1.api_pb2 import Meta
 
-T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -37,17 +38,17 @@ def free_text(value: str, what: str) -> str:
     return value
 
 
-def size(value: bytes, what: str) -> bytes:
-    """A value: bounded. Raises `Invalid`."""
-    if len(value) > limits.VALUE_BYTES_MAX:
+def size(record: M, what: str) -> M:
+    """A record: bounded as a whole, in bytes, because that is what apply bounds. Raises `Invalid`."""
+    if record.ByteSize() > limits.VALUE_BYTES_MAX:
         raise Invalid(
-            f"{what} is larger than {limits.VALUE_BYTES_MAX} bytes",
+            f"with {what} the record is larger than {limits.VALUE_BYTES_MAX} bytes",
             reason="VALUE_TOO_LARGE",
             field=what,
-            bytes=len(value),
+            bytes=record.ByteSize(),
             bytes_max=limits.VALUE_BYTES_MAX,
         )
-    return value
+    return record
 
 
 def between(value: int, low: int, high: int, what: str) -> int:
@@ -57,15 +58,31 @@ def between(value: int, low: int, high: int, what: str) -> int:
     return value
 
 
-def page(rows: Iterator[T], limit: int) -> tuple[list[T], bool]:
-    """At most `limit` rows (0: the default), and whether there are more. Raises `Invalid` above the maximum."""
+def prefix(value: str) -> str:
+    """The beginning of a name: bounded, no control characters. Raises `Invalid`."""
+    if len(value.encode()) > limits.NAME_BYTES_MAX or _CONTROL.search(value):
+        raise Invalid("no name begins like this", reason="PREFIX_BAD", field="prefix")
+    return value
+
+
+def page(rows: Iterable[Row[M]], limit: int) -> tuple[list[Row[M]], bool]:
+    """At most `limit` rows (0: the default), and whether there are more. Raises `Invalid` above the maximum.
+
+    A page of large rows ends earlier, but never before its first row.
+    """
     between(limit, 0, limits.PAGE_MAX, "limit")
-    taken = list(islice(rows, (limit or limits.PAGE_DEFAULT) + 1))
     count = limit or limits.PAGE_DEFAULT
-    return taken[:count], len(taken) > count
+    taken: list[Row[M]] = []
+    room = limits.PAGE_BYTES_MAX
+    for row in rows:
+        room -= row.value.ByteSize()
+        if len(taken) == count or (taken and room < 0):
+            return taken, True
+        taken.append(row)
+    return taken, False
 
 
-def meta(row: Row[T]) -> Meta:  # type: ignore[type-var]
+def meta(row: Row[M]) -> Meta:
     """Where a row stands, for a reply."""
     return Meta(
         revision=row.revision,

@@ -7,6 +7,7 @@ refused, because serving it without them would be a wrong answer that looks righ
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def get(reader: Reader, request: api.GetFlagRequest) -> api.GetFlagReply:
 
 def list_flags(reader: Reader, request: api.ListFlagsRequest) -> api.ListFlagsReply:
     """Flags by name."""
-    rows, more = checks.page(reader.list(FLAG, request.prefix, request.after), request.limit)
+    rows, more = checks.page(reader.list(FLAG, checks.prefix(request.prefix), request.after), request.limit)
     return api.ListFlagsReply(flags=[_view(row) for row in rows], more=more)
 
 
@@ -168,11 +169,10 @@ def _checked(flag: Flag) -> Flag:
         raise Invalid("targeting rules are not supported yet", reason="TARGETING_UNSUPPORTED", field="flag.targeting")
     _check_variants(flag)
     _check_metadata(flag.metadata)
-    checks.size(flag.SerializeToString(deterministic=True), "flag")
     stored = Flag()
     stored.CopyFrom(flag)
     stored.bucketing = BUCKETING
-    return stored
+    return checks.size(stored, "flag")
 
 
 def _check_variants(flag: Flag) -> None:
@@ -193,10 +193,14 @@ def _check_variants(flag: Flag) -> None:
 def _check_value(value: FlagValue, flag_type: FlagType) -> None:
     if value.WhichOneof("value") != _FIELD_OF_TYPE[flag_type]:
         raise Invalid("a variant's value is not of the flag's type", reason="VARIANT_TYPE", field="flag.variants")
-    if flag_type == FlagType.NUMBER and not _NUMBER.fullmatch(value.number_value):
+    if flag_type == FlagType.NUMBER and not _is_number(value.number_value):
         raise Invalid("a number is not decimal text", reason="VARIANT_NUMBER", field="flag.variants")
     if flag_type == FlagType.JSON and not isinstance(_json(value.json_value, "flag.variants"), dict | list):
         raise Invalid("JSON must be an object or a list", reason="VARIANT_JSON", field="flag.variants")
+
+
+def _is_number(text: str) -> bool:
+    return _NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
 
 
 def _check_metadata(metadata: str) -> None:
@@ -205,10 +209,26 @@ def _check_metadata(metadata: str) -> None:
 
 
 def _json(value: str, field: str) -> Any:
+    """What the text says, if every reader can say the same: no NaN, no half characters, nothing bottomless."""
     try:
-        return json.loads(value)
+        parsed = json.loads(value, parse_constant=_refuse_constant)
+        json.dumps(parsed, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise Invalid("not JSON", reason="JSON_BAD", field=field) from None
+    if _deeper_than(parsed, limits.JSON_DEPTH_MAX):
+        raise Invalid(f"JSON is nested deeper than {limits.JSON_DEPTH_MAX} levels", reason="JSON_TOO_DEEP", field=field)
+    return parsed
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(each, levels - 1) for each in inner)
 
 
 def _view(row: Row[Flag]) -> api.FlagView:

@@ -28,13 +28,13 @@ def campaign(tx: Tx, request: api.CampaignRequest) -> api.CampaignReply:
     name = checks.name(request.name, "name")
     process = _process(request.process)
     checks.between(request.ttl_ms, limits.LEASE_TTL_MS_MIN, limits.LEASE_TTL_MS_MAX, "ttl_ms")
-    checks.size(request.value, "value")
+    mine = Election(name=name, holder=tx.actor, process=process, ttl_ms=request.ttl_ms, value=request.value)
+    checks.size(mine, "value")
     row = tx.get(ELECTION, name)
     if row is not None and not _holds(row, tx.actor, process):
         return api.CampaignReply(holder=view(tx, row), elected=False)
     if row is None:
         _room_for_one_more(tx)
-    mine = Election(name=name, holder=tx.actor, process=process, ttl_ms=request.ttl_ms, value=request.value)
     return api.CampaignReply(holder=view(tx, tx.put(ELECTION, name, mine)), elected=True)
 
 
@@ -79,7 +79,7 @@ def get(reader: Reader, request: api.GetElectionRequest) -> api.GetElectionReply
 
 def list_elections(reader: Reader, request: api.ListElectionsRequest) -> api.ListElectionsReply:
     """All held names, by name."""
-    rows, more = checks.page(reader.list(ELECTION, request.prefix, request.after), request.limit)
+    rows, more = checks.page(reader.list(ELECTION, checks.prefix(request.prefix), request.after), request.limit)
     return api.ListElectionsReply(elections=[view(reader, row) for row in rows], more=more)
 
 

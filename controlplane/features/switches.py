@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from controlplane import limits
 from controlplane.errors import Invalid
 from controlplane.features import checks
 from controlplane.kernel.transaction import Kind, Reader, Row, Tx
@@ -64,6 +65,7 @@ def list_switches(reader: Reader, request: api.ListSwitchesRequest) -> api.ListS
 
 def check(reader: Reader, request: api.CheckSwitchesRequest) -> api.CheckSwitchesReply:
     """The engaged switches that cover a subject; none: it may act."""
+    checks.between(len(request.subject.tools), 0, limits.SUBJECT_TOOLS_MAX, "number of tools")
     rows = (reader.get(SWITCH, name) for name in covering(request.subject))
     return api.CheckSwitchesReply(stopped_by=[_view(row) for row in rows if row and row.value.engaged])
 

@@ -48,7 +48,7 @@ def get(reader: Reader, request: api.GetWorkflowRequest) -> api.GetWorkflowReply
 
 def list_workflows(reader: Reader, request: api.ListWorkflowsRequest) -> api.ListWorkflowsReply:
     """Workflows by id."""
-    rows, more = checks.page(reader.list(WORKFLOW, request.prefix, request.after), request.limit)
+    rows, more = checks.page(reader.list(WORKFLOW, checks.prefix(request.prefix), request.after), request.limit)
     return api.ListWorkflowsReply(workflows=[_view(row) for row in rows], more=more)
 
 
@@ -63,16 +63,16 @@ def history(reader: Reader, request: api.GetWorkflowHistoryRequest) -> api.GetWo
 
 
 def _workflow(request: api.CreateWorkflowRequest | api.CompareAndSwapWorkflowRequest) -> Workflow:
-    checks.size(request.state, "state")
     checks.between(request.schema_version, 0, limits.SCHEMA_VERSION_MAX, "schema_version")
     if request.code_version:
         checks.name(request.code_version, "code_version")
-    return Workflow(
+    workflow = Workflow(
         id=request.id,
         state=request.state,
         schema_version=request.schema_version,
         code_version=request.code_version,
     )
+    return checks.size(workflow, "state")
 
 
 def _readable(workflow: Workflow, low: int, high: int) -> None:

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
-from controlplane.errors import Compacted, ControlPlaneError, NotFound
+from controlplane.errors import Compacted, ControlPlaneError, NotFound, Refused
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
 from controlplane.v1.records_pb2 import Partition, Reach
@@ -95,7 +95,16 @@ class Reader:
             yield row(kind, name, event) if event.HasField("value") else None
 
     def at(self, kind: Kind[M], name: str, revision: int) -> Row[M]:
-        """The record as it stood at `revision`. Raises `NotFound`, or `Compacted` below what is kept."""
+        """The record as it stood at `revision`.
+
+        Raises `NotFound`, `Compacted` below what is kept, `Refused` above what was applied: the answer could change.
+        """
+        if revision > self.revision:
+            raise Refused(
+                f"this node is at revision {self.revision}",
+                reason="REVISION_IN_FUTURE",
+                hint="ask with AT_LEAST and that revision",
+            )
         oldest: Row[M] | None = None
         for version in self.history(kind, name):
             if version is None:
