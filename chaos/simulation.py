@@ -207,11 +207,15 @@ class Simulation:
     def _cut_between(self, fault: Fault, side: set[str]) -> None:
         self._cut(fault, [link for link in self.network.links if (link[0] in side) != (link[1] in side)])
 
+    def _bridge(self, fault: Fault, random: Random) -> None:
+        a, b = random.sample(self.names, 2)
+        self._cut(fault, [(a, b), (b, a)])
+
     def _ring(self, fault: Fault, random: Random) -> None:
         order = random.sample(self.names, len(self.names))
-        kept = {frozenset(pair) for pair in zip(order, order[1:] + order[:1], strict=True)}
+        kept = [frozenset(pair) for pair in zip(order, order[1:] + order[:1], strict=True)]
         if len(order) == 3:
-            kept.pop()
+            kept.pop()  # A ring of three is whole: leave a line.
         self._cut(fault, [link for link in self.network.links if frozenset(link) not in kept])
 
     def _flap(self, fault: Fault, random: Random) -> None:
@@ -354,7 +358,7 @@ _STRIKES: dict[str, _Strike] = {
     "one-way-from": lambda s, f, r: s._cut(f, [link for link in s.network.links if link[0] == s.leader()]),
     "one-way-to": lambda s, f, r: s._cut(f, [link for link in s.network.links if link[1] == s.leader()]),
     "one-way-mixed": lambda s, f, r: s._cut(f, r.sample(s.network.links, r.randint(1, len(s.names)))),
-    "bridge": lambda s, f, r: s._cut(f, (lambda a, b: [(a, b), (b, a)])(*r.sample(s.names, 2))),
+    "bridge": lambda s, f, r: s._bridge(f, r),
     "ring": lambda s, f, r: s._ring(f, r),
     "flap": lambda s, f, r: s._flap(f, r),
     "swizzle": lambda s, f, r: s._swizzle(f, r),

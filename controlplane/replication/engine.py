@@ -25,6 +25,7 @@ Rebinding those names is process-wide: nothing else in the process may use PySyn
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -165,6 +166,8 @@ _NO_OP = b"\x01"
 _RAISE_S = 0.05
 _ROLES = (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)
 _NEVER = 1 << 62
+# It takes entry 1 for applied and complains when that is cut; and it applies nothing here.
+logging.getLogger(syncobj.__name__).setLevel(logging.CRITICAL + 1)
 
 
 class _Sealed(NamedTuple):
@@ -297,6 +300,7 @@ class SyncObjCore:
         self._gate = self._nodes[peers[0]] if peers else None
         self._transport = _SyncObjTransport(events)
         self._events = events
+        self._role = Role.FOLLOWER
         self._ahead_s = 0.0
         self._enter(now)
         self._syncobj = self._create(Node(me), _SyncObjJournal(tail), self._conf(fallback_s))
@@ -317,8 +321,12 @@ class SyncObjCore:
             fullDumpFile=None,
             logCompactionMinEntries=_NEVER,
             logCompactionMinTime=_NEVER,
-            onStateChanged=lambda _, new: self._events.role_changed(_ROLES[new]),
+            onStateChanged=lambda _, new: self._changed(_ROLES[new]),
         )
+
+    def _changed(self, role: Role) -> None:
+        self._role = role
+        self._events.role_changed(role)
 
     def _create(self, me: Node, journal: Journal, conf: SyncObjConf) -> SyncObj:
         before = syncobj.createJournal, syncobj.createPoller
@@ -343,7 +351,8 @@ class SyncObjCore:
 
     def campaign(self, now: float) -> None:
         """See `Core`."""
-        self._ahead_s += _RAISE_S
+        if self._role is not Role.LEADER:  # A leader's clock must not jump: it would give up too soon.
+            self._ahead_s += _RAISE_S
         self._transport.told_of_campaign = False
         if self._gate is None:
             return self.tick(now)
