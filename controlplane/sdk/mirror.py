@@ -99,6 +99,7 @@ class Mirror:
         self._fresh_s = -inf
         self._view = _View({}, {})
         self._listing: list[api.Change] = []
+        self._awaits_listing = True
         self._marks: deque[tuple[int, float]] = deque()
 
     # Asking
@@ -150,19 +151,19 @@ class Mirror:
 
         A new listing replaces the content when it is complete, not before.
         """
+        before = self._view
         if reply.kind == api.WatchReply.SNAPSHOT:
             self._listing.extend(reply.changes)
-            return []
-        before = self._view
-        if reply.kind == api.WatchReply.SYNCED:
+        elif reply.kind == api.WatchReply.SYNCED:
             self._complete(reply.revision)
-        elif self.synced and reply.revision > self.revision:
+        elif reply.kind != api.WatchReply.STARTED and not self._awaits_listing and reply.revision > self.revision:
             self._proceed(reply)
         return _differences(before, self._view)
 
-    def restart(self) -> None:
-        """Forget what came of a listing that broke off; the watch begins anew."""
+    def restart(self, *, listing: bool) -> None:
+        """Learn that the watch begins anew, with a listing or from `revision` on; what came of an earlier one goes."""
         self._listing.clear()
+        self._awaits_listing = listing
 
     def mark(self, sent_s: float, revision: int, age_ms: int) -> None:
         """Note that a question sent at `sent_s` was answered by a node at `revision`, of that age (rule 3)."""
@@ -175,7 +176,7 @@ class Mirror:
             self._marks.append((revision, fresh_s))
 
     def _complete(self, revision: int) -> None:
-        listing, self._listing = self._listing, []
+        listing, self._listing, self._awaits_listing = self._listing, [], False
         if revision < self.revision:
             # The node that listed is behind; what is here is newer, and this watch will get there.
             return

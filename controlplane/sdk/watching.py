@@ -146,13 +146,12 @@ class MirrorFeed:
     def request(self) -> bytes:
         """Ask for a listing if there is none, else for what follows it."""
         mirror = self._mirror
-        mirror.restart()
+        listing = self._relist or not mirror.synced
+        mirror.restart(listing=listing)
         # Any node's state will do: the marks tell how old it is.
-        request = api.WatchRequest(header=api.RequestHeader(consistency=api.LOCAL), kinds=KINDS)
-        if mirror.synced and not self._relist:
+        request = api.WatchRequest(header=api.RequestHeader(consistency=api.LOCAL), kinds=KINDS, snapshot=listing)
+        if not listing:
             request.after_revision = mirror.revision
-        else:
-            request.snapshot = True
         return request.SerializeToString()
 
     def receive(self, reply: bytes) -> None:

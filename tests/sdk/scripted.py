@@ -32,6 +32,7 @@ class ScriptedNode:
         self.streams: list[tuple[Any, int]] = []
         self.sessions: list[Any] = []
         self.port = 0
+        self._writing = asyncio.Lock()
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -56,25 +57,32 @@ class ScriptedNode:
     async def push(self, reply: api.WatchReply) -> None:
         """Send a message on every watch that is open."""
         for context, number in self.streams:
-            await context.write(self._reply(api.OperationReply(id=number, reply=reply.SerializeToString(), more=True)))
+            await self._write(
+                context, self._reply(api.OperationReply(id=number, reply=reply.SerializeToString(), more=True))
+            )
 
     async def lead(self, leader: str, address: str) -> None:
         """Say that another node leads."""
         self.region = api.Region(name="eu-west", leader=leader, leader_address=address)
         for context in self.sessions:
-            await context.write(self._reply(region=self.region))
+            await self._write(context, self._reply(region=self.region))
+
+    async def _write(self, context: Any, reply: api.SessionReply) -> None:
+        """Write one at a time, as gRPC wants it."""
+        async with self._writing:
+            await context.write(reply)
 
     def _reply(self, *replies: api.OperationReply, region: api.Region | None = None) -> api.SessionReply:
         return api.SessionReply(replies=replies, region=region, revision=self.revision, age_ms=self.age_ms)
 
     async def _serve(self, requests: AsyncIterator[api.SessionRequest], context: Any) -> None:
         self.sessions.append(context)
-        await context.write(self._reply(region=self.region))
+        await self._write(context, self._reply(region=self.region))
         try:
             async for request in requests:
                 self.messages.append(len(request.operations))
                 if not self.silent:
-                    await context.write(self._reply(*self._answers(context, request)))
+                    await self._write(context, self._reply(*self._answers(context, request)))
         finally:
             self.sessions.remove(context)
             self.streams = [each for each in self.streams if each[0] is not context]
@@ -100,8 +108,9 @@ class ScriptedNode:
         return replies
 
 
-def connected(*nodes: ScriptedNode) -> list[ScriptedNode]:
-    """Return the nodes, those with open sessions first."""
+async def connected(*nodes: ScriptedNode) -> list[ScriptedNode]:
+    """Return the nodes, the one that the client chose first, as soon as the others were let go."""
+    await eventually(lambda: sum(len(node.sessions) for node in nodes) == 1)
     return sorted(nodes, key=lambda node: not node.sessions)
 
 

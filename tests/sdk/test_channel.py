@@ -128,7 +128,7 @@ async def test_a_message_stays_within_its_bound() -> None:
 
 async def test_a_broken_session_is_not_noticed() -> None:
     async with scripted(in_turn(None), in_turn(None)) as nodes, client(*(node.address for node in nodes)) as cp:
-        at, other = connected(*nodes)
+        at, other = await connected(*nodes)
         other.script = in_turn(created())
         call = asyncio.create_task(cp.create_workflow("w", b"state"))
         await eventually(lambda: bool(requests(at.seen)))
@@ -142,7 +142,7 @@ async def test_a_broken_session_is_not_noticed() -> None:
 async def test_a_silent_session_is_left() -> None:
     answer = in_turn(created())
     async with scripted(answer, answer) as nodes, client(*(node.address for node in nodes)) as cp:
-        at, other = connected(*nodes)
+        at, other = await connected(*nodes)
         await cp.create_workflow("w", b"state")
         at.silent = True
         began = monotonic()

@@ -170,15 +170,27 @@ def test_a_listing_that_broke_off_leaves_no_trace() -> None:
     mirror = fresh(switch("acme", engaged=True, revision=3))
     mirror.feed(W(kind=W.SNAPSHOT, revision=20, changes=[model_flag("half", revision=15)]))
     assert mirror.stopped(0.0, "acme")
-    mirror.restart()
+    mirror.restart(listing=True)
     listed(mirror, 21, model_flag("whole", revision=16, name="other"))
     assert mirror.flag("agent_model") is None
     assert mirror.stopped(0.0, "acme") == ()
 
 
+def test_nothing_is_known_until_a_listing_is_complete() -> None:
+    mirror = fresh()
+    mirror.restart(listing=True)
+    mirror.mark(4.0, 20, 0)
+    for message in (W(kind=W.STARTED, revision=20), W(kind=W.SNAPSHOT, revision=20), W(kind=W.PROGRESS, revision=20)):
+        mirror.feed(message)
+        assert mirror.revision == 10
+        assert mirror.age_s(4.0) == 4.0
+    mirror.feed(W(kind=W.SYNCED, revision=20))
+    assert mirror.age_s(4.0) == 0.0
+
+
 def test_a_node_that_is_behind_takes_nothing_back() -> None:
     mirror = fresh(switch("acme", engaged=True, revision=9))
-    mirror.restart()
+    mirror.restart(listing=True)
     listed(mirror, 5)
     assert mirror.revision == 10
     assert mirror.stopped(0.0, "acme")
@@ -251,7 +263,7 @@ def _ask(region: Region, mirror: Mirror, now: float, *, lag: int) -> None:
 
 def _restart(region: Region, mirror: Mirror, cursor: int, *, lag: int, listing: bool) -> int:
     """The watch broke; it goes on, or lists again at a node that may lag."""
-    mirror.restart()
+    mirror.restart(listing=listing)
     if not listing:
         return mirror.revision
     revision = max(0, len(region.engaged) - 1 - lag)

@@ -1,0 +1,127 @@
+"""Scenarios around a fork, each run in a fresh process: `forking.py SCENARIO ADDRESS`.
+
+A fork copies whatever else runs in a process, so a test runner with servers inside is no place for them.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from controlplane.sdk.nonce import nonce
+from controlplane.sdk.sync import ControlPlane
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """Fork, run, and demand that the child ends well."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 0, f"the child ended with {code}"
+
+
+def add_one(cp: ControlPlane, workflow: str) -> None:
+    cp.update_state_with_retry(workflow, lambda state: {"n": state["n"] + 1}, max_retries=1000)
+
+
+def count(cp: ControlPlane, workflow: str) -> int:
+    return int(json.loads(cp.get_workflow(workflow).workflow.workflow.state)["n"])
+
+
+def parent_never_connected(address: str) -> None:
+    with_parent = ControlPlane(address, insecure=True)
+    in_child(lambda: with_parent.create_workflow("unconnected", b'{"n":0}'))
+    assert count(with_parent, "unconnected") == 0
+    with_parent.close()
+
+
+def parent_connected(address: str) -> None:
+    with ControlPlane(address, insecure=True) as cp:
+        cp.create_workflow("forked", b'{"n":0}')
+
+        def work() -> None:
+            cp.ensure_alive()
+            for _ in range(5):
+                add_one(cp, "forked")
+            cp.close()
+
+        for _ in range(3):
+            in_child(work)
+            add_one(cp, "forked")
+        assert count(cp, "forked") == 18
+
+
+def parent_busy(address: str) -> None:
+    """Calls are under way in other threads: they end, with their answers, and go on afterwards."""
+    with ControlPlane(address, insecure=True) as cp, ThreadPoolExecutor(4) as pool:
+        cp.create_workflow("busy", b'{"n":0}')
+        adding = [pool.submit(add_one, cp, "busy") for _ in range(200)]
+        for _ in range(3):
+            in_child(lambda: None)
+        for each in adding:
+            each.result()
+        assert count(cp, "busy") == 200
+
+
+def child_of_a_busy_parent_works(address: str) -> None:
+    with ControlPlane(address, insecure=True) as cp, ThreadPoolExecutor(4) as pool:
+        cp.create_workflow("both", b'{"n":0}')
+        adding = [pool.submit(add_one, cp, "both") for _ in range(50)]
+        in_child(lambda: add_one(cp, "both"))
+        for each in adding:
+            each.result()
+        assert count(cp, "both") == 51
+
+
+def _worker(address: str, workflow: str) -> None:
+    with ControlPlane(address, insecure=True) as cp:
+        add_one(cp, workflow)
+
+
+def by_multiprocessing(address: str) -> None:
+    context = multiprocessing.get_context("fork")
+    with ControlPlane(address, insecure=True) as cp:
+        cp.create_workflow("pool", b'{"n":0}')
+        workers = [context.Process(target=_worker, args=(address, "pool")) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(30)
+        assert [worker.exitcode for worker in workers] == [0, 0, 0]
+        assert count(cp, "pool") == 3
+
+
+def request_ids_differ(_: str) -> None:
+    nonce()
+    read, write = os.pipe()
+    in_child(lambda: [os.write(write, nonce()) for _ in range(10)])
+    theirs = os.read(read, 160)
+    ours = {nonce() for _ in range(600)}
+    assert not ours & {theirs[at : at + 16] for at in range(0, 160, 16)}
+
+
+SCENARIOS = {
+    each.__name__: each
+    for each in (
+        parent_never_connected,
+        parent_connected,
+        parent_busy,
+        child_of_a_busy_parent_works,
+        by_multiprocessing,
+        request_ids_differ,
+    )
+}
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[1]](sys.argv[2])
