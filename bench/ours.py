@@ -120,10 +120,11 @@ class Ours:
     async def reader(self, node: int) -> AsyncIterator[Write]:
         """Linearizable reads of one record, through one node."""
         async with self._channel(node) as channel:
-            get = _method(channel, "Agents/GetWorkflow", api.GetWorkflowReply)
+            # A list of one: unlike a get it has an answer whether or not the record exists, as etcd's range has.
+            page = _method(channel, "Agents/ListWorkflows", api.ListWorkflowsReply)
 
             async def read(worker: int) -> object:
-                return await get(api.GetWorkflowRequest(id=_id(worker)), timeout=1)
+                return await page(api.ListWorkflowsRequest(prefix=_id(worker), limit=1), timeout=1)
 
             yield read
 

@@ -101,7 +101,7 @@ class Run:
             async with asyncio.timeout(budget_s):
                 await phase()
         except (*load.FAILURES, LookupError, OSError, ExceptionGroup) as error:
-            self.trouble.append(f"{name}: {type(error).__name__}: {error}")
+            self.trouble.append(f"{name}: {_said(error)}")
             self._say(f"{name} was not measured whole: {self.trouble[-1]}")
 
     async def _start(self) -> None:
@@ -222,6 +222,13 @@ class Run:
                 self._say(f"restart with {count} records, round {number + 1} of {self._plan.restarts}: {side.name}")
                 async with self._alone(side):
                     self.samples.add(side.name, "restart", await _restart_s(side))
+
+
+def _said(error: BaseException) -> str:
+    """The first of the errors that came together, in one line."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer in time'}"
 
 
 def _made(folder: Path) -> Path:
