@@ -39,7 +39,9 @@ from controlplane.v1 import api_pb2 as api
 
 SESSION: Final = "/controlplane.v1.Agents/Session"
 
-ROUTED_ANEW: Final = frozenset({"NOT_LEADER", "NO_LEADER", "LOG_NOT_RUNNING", "STOPPING"})
+ROUTED_ANEW: Final = frozenset(
+    {"NOT_LEADER", "NOT_LEADING", "NO_LEADER", "ENTRY_DISCARDED", "LOG_NOT_RUNNING", "STOPPING"}
+)
 """Reasons of `Unavailable` that another attempt, perhaps elsewhere, can cure within the caller's deadline."""
 SETTLED_DOUBTS: Final = frozenset({"OUTCOME_FORGOTTEN", "EPOCH_CHANGED", "INTERNAL"})
 """Reasons of `OutcomeUnknown` that asking again cannot cure."""
@@ -106,11 +108,12 @@ class Forwarder:
         self._wake.set()
 
     def recall(self) -> list[Request]:
-        """Take back everything unanswered, oldest first; what may have happened already says so."""
-        for request in self._sent.values():
+        """Take back, oldest first, what may be sent again; what may have happened already says so."""
+        sent = {key: each for key, each in self._sent.items() if _is_repeatable(each)}
+        for key, request in sent.items():
+            del self._sent[key]
             request.doubt = _broken()
-        recalled = [*self._sent.values(), *self._unsent]
-        self._sent.clear()
+        recalled = [*sent.values(), *self._unsent]
         self._unsent.clear()
         return recalled
 
@@ -181,6 +184,8 @@ class Forwarder:
         if not up:
             for request in self.recall():
                 self._on_error(request, request.doubt or _no_leader())
+            for identifier in tuple(self._sent):
+                self._sent.pop(identifier).failed(_broken())
         self._on_change()
 
     async def _write(self, stream: grpc.aio.StreamStreamCall[Any, Any]) -> None:
@@ -365,9 +370,13 @@ def _is_curable(request: Request, error: BaseException) -> bool:
     if isinstance(error, Unavailable):
         return error.reason in ROUTED_ANEW
     if isinstance(error, OutcomeUnknown):
-        # Only what carries a request id may be sent twice.
-        return request.call.method in features.WRITES and error.reason not in SETTLED_DOUBTS
+        return _is_repeatable(request) and error.reason not in SETTLED_DOUBTS
     return False
+
+
+def _is_repeatable(request: Request) -> bool:
+    """Whether `request` may be sent twice: only what carries a request id."""
+    return request.call.method in features.WRITES
 
 
 def _room_for(request: Request) -> int:

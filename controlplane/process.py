@@ -20,22 +20,29 @@ from typing import Final, cast
 import structlog
 from cryptography import x509
 
-from controlplane.config import ConfigError, NodeConfig, RegionConfig, Timing, split_address
+from controlplane import limits
+from controlplane.config import FIRST_EPOCH, KINDS, ConfigError, NodeConfig, RegionConfig, Timing, split_address
 from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
 from controlplane.errors import ControlPlaneError, Fatal
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import Node
 from controlplane.replication import Log, guard
+from controlplane.replication.local import LocalLog
 from controlplane.replication.raft import RaftConfig, RaftLog
 from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.storage import RocksStore
 from controlplane.telemetry import Counts, MeasuredLog, MetricsServer, NodeCollector
+from controlplane.v1 import records_pb2
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 HANDOVER_S: Final = 2.0
+DEV_NODE: Final = "dev"
+DEV_IDENTITY: Final = Identity("dev", "dev", "local", "operator", "developer")
+"""Whom everybody is taken for by `controlplane dev`."""
+
 _EXPIRY_WARNING = timedelta(days=30)
 _LOOK_S = 0.25
 _PLENTY_BYTES = 1 << 62
@@ -55,14 +62,11 @@ class Part:
 class Process:
     """Parts that start in order and stop in reverse, until asked to end or until one of `failures` says why not."""
 
-    def __init__(
-        self, parts: Sequence[Part], failures: Sequence[asyncio.Future[None]], drain: Stop, ready: Callable[[], None]
-    ) -> None:
-        self._parts, self._failures = parts, failures
-        self._drain, self._ready = drain, ready
+    def __init__(self, parts: Sequence[Part], failures: Sequence[asyncio.Future[None]], drain: Stop) -> None:
+        self._parts, self._failures, self._drain = parts, failures, drain
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Run until `stopping` is set. Raises `Fatal` if the node may not go on."""
+    async def run(self, stopping: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Run until `stopping` is set; call `ready` once everything is up. Raises `Fatal` if it may not go on."""
         started: list[Part] = []
         stop = asyncio.create_task(_set(stopping))
         try:
@@ -70,7 +74,7 @@ class Process:
                 if not await self._until(asyncio.ensure_future(part.start()), stop):
                     return
                 started.append(part)
-            self._ready()
+            ready()
             await self._until(stop, stop)
             await self._drain()
         finally:
@@ -104,7 +108,49 @@ async def serve(config: RegionConfig, name: str, data: Path, start: Start, stopp
     # A node is the durable machine that this log asks for; the port promises its callers less.
     node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
     server = Server(config, name, node, credentials, counts=counts, data=data)
-    await _process(config.node(name), node, server, [node.failed, raft.failed]).run(stopping)
+    process = _process(config.node(name), node, server, [node.failed, raft.failed])
+    await process.run(stopping, lambda: _log.info("serving", address=server.address))
+
+
+async def dev(port: int, data: Path, stopping: asyncio.Event, say: Callable[[str], None]) -> None:
+    """Run a region of one node without certificates, on loopback, until `stopping` is set. Raises `Fatal`."""
+    config = _dev_config(port, data)
+    empty = not (data / "IDENTITY").exists()
+    start = Start.BOOTSTRAP if empty else Start.NORMAL
+    folder = open_folder(data, fleet=config.fleet, region=config.name, node=DEV_NODE, start=start)
+    store, counts = RocksStore(folder.store), Counts()
+    node = _node(config, DEV_NODE, store, LocalLog(DEV_NODE, store), counts)
+    server = Server(config, DEV_NODE, node, None, counts=counts, data=data, everybody=DEV_IDENTITY)
+    process = _process(config.node(DEV_NODE), node, server, [node.failed])
+    await process.run(stopping, lambda: say(f"controlplane dev on 127.0.0.1:{server.port}, data in {data}"))
+
+
+def _dev_config(port: int, data: Path) -> RegionConfig:
+    address = f"127.0.0.1:{port}"
+    return RegionConfig(
+        file=data,
+        fleet=DEV_IDENTITY.fleet,
+        name=DEV_IDENTITY.region,
+        jurisdiction="local",
+        authority=data,
+        nodes=(NodeConfig(DEV_NODE, address, address, "127.0.0.1:0", data, data),),
+        partitions=(_dev_partition(),),
+        administrators=(DEV_IDENTITY,),
+        timing=Timing(),
+        quota_bytes=limits.QUOTA_BYTES,
+        ballast_bytes=0,
+    )
+
+
+def _dev_partition() -> records_pb2.Partition:
+    return records_pb2.Partition(
+        id=f"{DEV_IDENTITY.region}.{DEV_IDENTITY.environment}.all",
+        home=DEV_IDENTITY.region,
+        epoch=FIRST_EPOCH,
+        reach=records_pb2.HOME_ONLY,
+        environment=DEV_IDENTITY.environment,
+        default_for=KINDS,
+    )
 
 
 def read_credentials(config: RegionConfig, node: NodeConfig) -> Credentials:
@@ -210,7 +256,6 @@ def _process(mine: NodeConfig, node: Node, server: Server, failures: Sequence[as
         ],
         failures,
         drain=lambda: _drain(server, node, mine.name),
-        ready=lambda: _log.info("serving", address=mine.address, port=server.port),
     )
 
 

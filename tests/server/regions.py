@@ -243,7 +243,9 @@ async def running(folder: Path, size: int = 1) -> AsyncIterator[Region]:
     """A region of `size` nodes, up and with a leader."""
     region = Region(folder, size)
     try:
-        await asyncio.gather(*(region.start(node.name, Start.BOOTSTRAP) for node in region.config.nodes))
+        async with asyncio.TaskGroup() as starting:
+            for node in region.config.nodes:
+                starting.create_task(region.start(node.name, Start.BOOTSTRAP))
         await region.leader()
         yield region
     finally:

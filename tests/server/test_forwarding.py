@@ -1,0 +1,190 @@
+"""Three nodes: any of them takes any call, and callers do not notice who leads or that the leader changed."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from controlplane import limits
+from controlplane.datadir import Start
+from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
+from controlplane.v1 import api_pb2 as api
+from tests.server.regions import create, flag, operation, running, until
+
+
+def followers(region, leader):
+    return [name for name in region.members if name != leader]
+
+
+async def test_every_node_takes_writes_and_reads_them_back(tmp_path):
+    async with running(tmp_path, 3) as region, contextlib.AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(region.caller(node=name)) for name in region.members]
+        for number, caller in enumerate(callers):
+            await caller.call("CreateWorkflow", create(f"w{number}"))
+            for reader in callers:
+                reply = await reader.call("GetWorkflow", api.GetWorkflowRequest(id=f"w{number}"))
+                assert api.GetWorkflowReply.FromString(reply).workflow.version == 1
+
+
+async def test_a_forwarded_write_is_the_callers(tmp_path):
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        node = followers(region, leader)[0]
+        async with region.caller("operator", node=node, name="maria") as maria:
+            reply = api.SetFlagReply.FromString(await maria.call("SetFlag", flag("f")))
+            assert reply.meta.actor == "controlplane://acme/prod/eu-west/operator/maria"
+            assert reply.header.node == leader
+
+
+async def test_errors_survive_forwarding(tmp_path):
+    async with running(tmp_path, 3) as region:
+        node = followers(region, await region.leader())[0]
+        async with region.caller(node=node) as agent:
+            await agent.call("CreateWorkflow", create("w"))
+            with pytest.raises(ControlPlaneError) as raised:
+                await agent.call("CreateWorkflow", create("w"))
+            assert type(raised.value).__name__ == "Refused"
+            assert raised.value.details
+
+
+async def test_what_was_forwarded_is_not_forwarded_again(tmp_path):
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        here, there = followers(region, leader)
+        async with region.caller("peer", "all", node=here, name=there) as peer:
+            talk = await peer.session()
+            uri = "controlplane://acme/prod/eu-west/agent/a"
+            await talk.send(operation(1, "CreateWorkflow", create("w"), on_behalf_of=uri))
+            error = await talk.error(1)
+            assert isinstance(error, Unavailable)
+            assert error.reason == "NOT_LEADER"
+            assert error.details["leader"] == leader
+
+
+async def test_a_session_at_a_follower_keeps_its_order(tmp_path):
+    async with running(tmp_path, 3) as region:
+        node = followers(region, await region.leader())[0]
+        async with region.caller(node=node) as agent:
+            talk = await agent.session()
+            await talk.send(operation(0, "CreateWorkflow", create("w")))
+            swaps = [
+                api.CompareAndSwapWorkflowRequest(
+                    header=create("w").header, id="w", version=version, state=b"x", schema_version=1
+                )
+                for version in range(1, 100)
+            ]
+            await talk.send(*(operation(n, "CompareAndSwapWorkflow", swap) for n, swap in enumerate(swaps, 1)))
+            for number in range(100):
+                assert not (await talk.reply(number)).status
+
+
+async def writes_until(caller, prefix, done):
+    """Write one record after another; returns how many were acknowledged. Any failure fails the test."""
+    count = 0
+    while not done.is_set():
+        await caller.call("CreateWorkflow", create(f"{prefix}{count}"), timeout_s=10)
+        count += 1
+    return count
+
+
+async def test_callers_do_not_notice_a_transfer(tmp_path):
+    async with running(tmp_path, 3) as region, contextlib.AsyncExitStack() as stack:
+        callers = {name: await stack.enter_async_context(region.caller(node=name)) for name in region.members}
+        operator = await stack.enter_async_context(region.caller("operator", node="n1"))
+        done = asyncio.Event()
+        writing = [asyncio.create_task(writes_until(caller, name, done)) for name, caller in callers.items()]
+        for _ in range(3):
+            before = await region.leader()
+            target = followers(region, before)[0]
+            reply = await operator.call("TransferRegion", api.TransferRegionRequest(target=target))
+            assert api.TransferRegionReply.FromString(reply).leader == target
+            await until(lambda target=target: region.members[target].log.status().ready)
+        done.set()
+        counts = await asyncio.gather(*writing)
+        assert all(counts)
+        for name, count in zip(callers, counts, strict=True):
+            for number in range(count):
+                await callers["n1"].call("GetWorkflow", api.GetWorkflowRequest(id=f"{name}{number}"))
+
+
+async def test_callers_of_the_others_do_not_notice_a_leader_that_is_gone(tmp_path):
+    async with running(tmp_path, 3) as region, contextlib.AsyncExitStack() as stack:
+        leader = await region.leader()
+        others = followers(region, leader)
+        callers = {name: await stack.enter_async_context(region.caller(node=name)) for name in others}
+        done = asyncio.Event()
+        writing = [asyncio.create_task(writes_until(caller, name, done)) for name, caller in callers.items()]
+        await until(lambda: region.members[leader].node.revision > 50)
+        await region.members.pop(leader).stop()
+        reached = max(member.node.revision for member in region.members.values())
+        await until(lambda: min(member.node.revision for member in region.members.values()) > reached + 50)
+        done.set()
+        assert all(await asyncio.gather(*writing))
+
+
+async def test_a_session_survives_a_leader_that_is_gone(tmp_path):
+    """64 operations in flight at a follower while its leader goes: each answered once, none failed."""
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        async with region.caller(node=followers(region, leader)[0]) as agent:
+            talk = await agent.session()
+            sent = 64
+            await talk.send(*(operation(n, "CreateWorkflow", create(f"w{n}")) for n in range(sent)))
+            stopping = None
+            while len(talk.replies) < 1000:
+                message = await talk.receive()
+                assert not any(reply.status for reply in message.replies)
+                more = range(sent, sent + len(message.replies))
+                await talk.send(*(operation(n, "CreateWorkflow", create(f"w{n}")) for n in more))
+                sent = more.stop
+                if stopping is None and sent > 300:
+                    stopping = asyncio.create_task(region.members.pop(leader).stop())
+            await stopping
+            assert all(len(replies) == 1 for replies in talk.replies.values())
+            assert any(message.region.leader not in ("", leader) for message in talk.messages)
+
+
+async def test_without_a_majority_calls_wait_and_then_say_so(tmp_path):
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        gone = followers(region, leader)
+        for name in gone:
+            await region.members.pop(name).stop()
+        async with region.caller(node=leader) as agent:
+            with pytest.raises((Unavailable, OutcomeUnknown)):
+                await agent.call("CreateWorkflow", create("w"), timeout_s=1.5)
+            # What needs nobody else is still answered.
+            local = api.RequestHeader(consistency=api.LOCAL)
+            await agent.call("ListWorkflows", api.ListWorkflowsRequest(header=local))
+
+
+async def test_a_call_waits_for_the_leader_to_come(tmp_path):
+    """Two of three nodes are down; a call made now is answered as soon as one of them is back."""
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        gone = followers(region, leader)
+        for name in gone:
+            await region.members.pop(name).stop()
+        await until(lambda: region.members[leader].log.status().leader is None)
+        async with region.caller(node=leader) as agent:
+            call = asyncio.create_task(agent.call("CreateWorkflow", create("w"), timeout_s=20))
+            router = region.members[leader].server.router
+            await until(lambda: router.waiting == 1)
+            await region.start(gone[0], Start.NORMAL)
+            await call
+            assert router.waiting == 0
+
+
+async def test_waiting_calls_are_bounded_and_end_by_their_deadline(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 10)
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        for name in followers(region, leader):
+            await region.members.pop(name).stop()
+        await until(lambda: region.members[leader].log.status().leader is None)
+        async with region.caller("operator", node=leader) as operator:
+            talk = await operator.session()
+            await talk.send(*(operation(n, "CreateWorkflow", create("w"), timeout_ms=500) for n in range(12)))
+            reasons = [(await talk.error(n)).reason for n in range(12)]
+            assert reasons == ["NO_LEADER"] * 10 + ["OVERLOADED"] * 2
+            assert region.members[leader].server.router.waiting == 0
