@@ -99,4 +99,5 @@ def _print_trace(result: Result) -> None:
     print(f"fingerprint {result.fingerprint:08x}")
 
 
-main()
+if __name__ == "__main__":
+    main()
