@@ -71,7 +71,7 @@ class Process:
         stop = asyncio.create_task(_set(stopping))
         try:
             for part in self._parts:
-                if not await self._until(asyncio.ensure_future(part.start()), stop):
+                if not await self._started(part, stop):
                     return
                 started.append(part)
             ready()
@@ -82,6 +82,12 @@ class Process:
             for part in reversed(started):
                 with contextlib.suppress(ControlPlaneError):
                     await part.stop()
+
+    async def _started(self, part: Part, stop: asyncio.Future[None]) -> bool:
+        try:
+            return await self._until(asyncio.ensure_future(part.start()), stop)
+        except ControlPlaneError as error:
+            raise Fatal(f"{part.name}: {error}") from error
 
     async def _until(self, work: asyncio.Future[None], stop: asyncio.Future[None]) -> bool:
         """Wait for `work`, a stop or a failure; tell whether work came to its end. Raises what failed."""
