@@ -25,7 +25,7 @@ from controlplane.node import Call
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
 from controlplane.v1.state_pb2 import Entry, Txn
-from tests.node.harness import AGENT, DEV, OTHER, PROCESS, SPARE, Region, reply_of, settle, within
+from tests.node.harness import AGENT, DEV, OTHER, PROCESS, SPARE, Attempt, Region, reply_of, settle, within
 
 
 def entry_of(packed: bytes) -> Entry:
@@ -522,66 +522,91 @@ async def test_a_full_disk_refuses_ordinary_writes_only() -> None:
 # Every interleaving
 
 
-STEPS = st.lists(
-    st.sampled_from(["submit", "commit", "unknown", "late", "discard", "foreign", "own", "depose", "retry"]),
-    max_size=40,
-)
+class Schedule:
+    """Requests that compete for four names, while entries are lost, late, discarded, or overtaken."""
+
+    def __init__(self, region: Region) -> None:
+        self.region, self.log = region, region.log
+        self.futures: list[asyncio.Future[bytes]] = []
+        self.requests: list[api.CreateWorkflowRequest] = []
+        self.undecided: list[Attempt] = []
+        self.lost: list[Attempt] = []
+
+    async def step(self, name: str) -> None:
+        await settle(6)
+        while not self.log.appends.empty():
+            self.undecided.append(self.log.appends.get_nowait())
+        getattr(self, name)()
+
+    def ask(self, request: api.CreateWorkflowRequest) -> None:
+        self.futures.append(self.region.submit("CreateWorkflow", request))
+        self.requests.append(request)
+
+    def submit(self) -> None:
+        nonce = self.region.entropy(16)
+        self.ask(creation(f"n{len(self.requests) % 4}", request_id=nonce, since=1))
+
+    def retry(self) -> None:
+        if self.requests:
+            self.ask(self.requests[-1 - len(self.futures) % len(self.requests)])
+
+    def foreign(self) -> None:
+        self.log.commit(foreign(self.region))
+
+    def own(self) -> None:
+        self.log.commit(b"")
+
+    def depose(self) -> None:
+        self.log.lose()
+        self.log.lead()
+
+    def late(self) -> None:
+        if self.lost:
+            self.log.commit(self.lost.pop().entry)
+
+    def commit(self) -> None:
+        if self.undecided:
+            self.undecided.pop().commit()
+
+    def discard(self) -> None:
+        if self.undecided:
+            self.undecided.pop().discard()
+
+    def unknown(self) -> None:
+        if self.undecided:
+            self.lost.append(self.undecided.pop())
+            self.lost[-1].unknown()
+
+    async def finish(self) -> None:
+        while self.lost:
+            self.late()
+        self.log.automatic = True
+        while self.undecided:
+            self.commit()
+        await settle()
+        while not self.log.appends.empty():
+            self.log.appends.get_nowait().commit()
+            await settle()
 
 
-@settings(max_examples=150, deadline=None)
-@given(STEPS)
+STEPS = ("submit", "commit", "unknown", "late", "discard", "foreign", "own", "depose", "retry")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(STEPS), max_size=40))
 def test_no_schedule_makes_a_request_happen_twice_or_lose_its_answer(steps: list[str]) -> None:
     asyncio.run(interleave(steps))
 
 
 async def interleave(steps: list[str]) -> None:
-    """Requests compete for four names, while entries are lost, late, discarded, or overtaken."""
     async with Region() as region:
         await region.create("w")
         region.log.automatic = False
-        futures: list[asyncio.Future[bytes]] = []
-        requests: list[api.CreateWorkflowRequest] = []
-        undecided, lost = [], []
-
-        def submit(request: api.CreateWorkflowRequest) -> None:
-            futures.append(region.submit("CreateWorkflow", request))
-            requests.append(request)
-
+        schedule = Schedule(region)
         for step in steps:
-            await settle(6)
-            while not region.log.appends.empty():
-                undecided.append(region.log.appends.get_nowait())
-            if step == "submit":
-                submit(creation(f"n{len(requests) % 4}", request_id=region.entropy(16), since=1))
-            elif step == "retry" and requests:
-                submit(requests[-1 - len(futures) % len(requests)])
-            elif step == "foreign":
-                region.log.commit(foreign(region))
-            elif step == "own":
-                region.log.commit(b"")
-            elif step == "depose":
-                region.log.lose()
-                region.log.lead()
-            elif step == "late" and lost:
-                region.log.commit(lost.pop().entry)
-            elif step in ("commit", "unknown", "discard") and undecided:
-                attempt = undecided.pop()
-                getattr(attempt, step)()
-                lost += [attempt] if step == "unknown" else []
-        await finish(region, undecided, lost)
-        await check_answers(region, futures, requests)
-
-
-async def finish(region: Region, undecided: list, lost: list) -> None:
-    for attempt in lost:
-        region.log.commit(attempt.entry)
-    region.log.automatic = True
-    for attempt in undecided:
-        attempt.commit()
-    await settle()
-    while not region.log.appends.empty():
-        region.log.appends.get_nowait().commit()
-        await settle()
+            await schedule.step(step)
+        await schedule.finish()
+        await check_answers(region, schedule.futures, schedule.requests)
 
 
 async def check_answers(

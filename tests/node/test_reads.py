@@ -1,0 +1,214 @@
+"""What a read may be answered from, and when."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from controlplane import limits
+from controlplane.errors import ControlPlaneError, Invalid, Refused, Unavailable
+from controlplane.kernel import machine
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1.state_pb2 import Entry, Txn
+from tests.node.harness import Region, reply_of, settle, until, within
+
+LINEARIZABLE, AT_LEAST, LOCAL = api.LINEARIZABLE, api.AT_LEAST, api.LOCAL
+
+
+def reading(region: Region, deadline_s: float = 5.0, **header: object) -> asyncio.Future[bytes]:
+    return region.submit("GetWorkflow", api.GetWorkflowRequest(id="w", header=header), deadline_s=deadline_s)
+
+
+async def version(future: asyncio.Future[bytes]) -> int:
+    return int(reply_of("GetWorkflow", await within(future)).workflow.version)
+
+
+async def failure(future: asyncio.Future[bytes]) -> ControlPlaneError:
+    with pytest.raises(ControlPlaneError) as caught:
+        await within(future)
+    return caught.value
+
+
+def refusal(region: Region) -> bytes:
+    """An entry that takes one revision and changes no record."""
+    return machine.pack(Entry(base=region.node.revision, salt=region.entropy(16), txns=[Txn()]))
+
+
+async def test_reads_that_arrive_together_share_a_barrier_and_later_ones_wait_for_their_own() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        early = [reading(region) for _ in range(5)]
+        first = await within(region.log.barriers.get())
+        late = reading(region)
+        second = await within(region.log.barriers.get())
+        assert region.log.barriers.empty()
+        first.answer()
+        assert [await version(future) for future in early] == [1] * 5
+        await settle()
+        assert not late.done()
+        second.answer()
+        assert await version(late) == 1
+
+
+async def test_a_read_sees_what_was_committed_before_it_even_if_its_barrier_ends_first() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        early = reading(region)
+        barrier = await within(region.log.barriers.get())
+        write = region.submit(
+            "CompareAndSwapWorkflow", api.CompareAndSwapWorkflowRequest(id="w", version=1, state=b"x")
+        )
+        (await within(region.log.appends.get())).commit()
+        await within(write)
+        after = reading(region)
+        barrier.answer()
+        assert await version(early) == 2
+        assert not after.done()
+        (await within(region.log.barriers.get())).answer()
+        assert await version(after) == 2
+
+
+async def test_a_barrier_that_fails_fails_its_reads_and_no_others() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        one = reading(region)
+        first = await within(region.log.barriers.get())
+        other = reading(region)
+        second = await within(region.log.barriers.get())
+        first.discard()
+        assert isinstance(await failure(one), Unavailable)
+        second.answer()
+        assert await version(other) == 1
+
+
+async def test_a_barrier_waits_as_long_as_the_most_patient_reader_and_no_longer() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        read = reading(region, deadline_s=0.01)
+        assert (await failure(read)).reason == "TIMEOUT"
+        read = reading(region, deadline_s=-1.0)
+        assert isinstance(await failure(read), Unavailable)
+
+
+async def test_losing_leadership_fails_no_read() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        reads = [reading(region), reading(region, consistency=AT_LEAST, revision=2)]
+        barrier = await within(region.log.barriers.get())
+        region.submit("CreateWorkflow", api.CreateWorkflowRequest(id="v"))
+        (await within(region.log.appends.get())).unknown()
+        region.submit("CreateWorkflow", api.CreateWorkflowRequest(id="u"))
+        region.log.lose()
+        await settle()
+        assert not any(read.done() for read in reads)
+        barrier.answer()
+        region.log.commit(refusal(region))
+        assert [await version(read) for read in reads] == [1, 1]
+
+
+async def test_local_reads_are_immediate_and_say_how_old_they_may_be() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        region.log.lose()
+        region.log.fresh_s = 1.5
+        read = reading(region, consistency=LOCAL, revision=99)
+        assert read.done()
+        header = reply_of("GetWorkflow", read.result()).header
+        assert (header.revision, header.age_ms) == (1, 1500)
+        region.log.fresh_s = float("inf")
+        assert reply_of("GetWorkflow", reading(region, consistency=LOCAL).result()).header.age_ms == (1 << 32) - 1
+        region.log.fresh_s = 1e30
+        assert reply_of("GetWorkflow", reading(region, consistency=LOCAL).result()).header.age_ms == (1 << 32) - 1
+
+
+async def test_at_least_waits_for_its_revision_even_if_that_changed_nothing() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        assert reading(region, consistency=AT_LEAST, revision=1).done()
+        waiting = [reading(region, consistency=AT_LEAST, revision=revision) for revision in (3, 2, 4)]
+        await settle()
+        for revision in (2, 3):
+            region.log.commit(refusal(region))
+            await settle()
+            expected = [wanted <= revision for wanted in (3, 2, 4)]
+            assert [read.done() for read in waiting] == expected
+        region.log.commit(refusal(region))
+        assert [reply_of("GetWorkflow", await within(read)).header.revision for read in waiting] == [3, 2, 4]
+
+
+async def test_at_least_gives_up_at_its_deadline_and_leaves_nothing_behind() -> None:
+    async with Region() as region:
+        await region.create("w")
+        for _ in range(20):
+            read = reading(region, deadline_s=0.002, consistency=AT_LEAST, revision=(1 << 64) - 1)
+            error = await failure(read)
+            assert (type(error), error.reason) == (Unavailable, "REVISION_NOT_REACHED")
+        assert region.node._watches._waiting == []
+        await until(lambda: not region.node._readers)
+
+
+async def test_reads_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 3)
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        waiting = [reading(region), reading(region, consistency=AT_LEAST, revision=9), reading(region)]
+        for header in ({}, {"consistency": AT_LEAST, "revision": 9}):
+            assert (await failure(reading(region, **header))).reason == "OVERLOADED"
+        assert reading(region, consistency=LOCAL).done()
+        while not waiting[0].done():
+            (await within(region.log.barriers.get())).answer()
+            await settle()
+        assert await version(waiting[0]) == 1
+
+
+@pytest.mark.parametrize("consistency", [3, -1, 1 << 30])
+async def test_an_unknown_consistency_is_not_taken_for_a_weak_one(consistency: int) -> None:
+    async with Region() as region:
+        await region.create("w")
+        error = await failure(reading(region, consistency=consistency))
+        assert (type(error), error.reason) == (Invalid, "CONSISTENCY_UNKNOWN")
+
+
+async def test_an_error_of_one_read_is_its_own() -> None:
+    async with Region() as region:
+        await region.create("w")
+        bad = region.submit("GetWorkflow", api.GetWorkflowRequest(id="nobody"))
+        good = reading(region)
+        assert (await failure(bad)).reason == "WORKFLOW_NOT_FOUND"
+        assert await version(good) == 1
+
+
+async def test_a_reader_that_went_away_is_in_nobody_s_way() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        gone, stays = reading(region), reading(region)
+        gone.cancel()
+        (await within(region.log.barriers.get())).answer()
+        assert await version(stays) == 1
+
+
+async def test_a_revision_that_is_not_there_yet_is_not_answered_with_the_present() -> None:
+    async with Region() as region:
+        await region.create("w")
+        request = api.GetWorkflowRequest(id="w", at_revision=2, header={"consistency": LOCAL})
+        error = await failure(region.submit("GetWorkflow", request))
+        assert (type(error), error.reason) == (Refused, "REVISION_IN_FUTURE")
+        request.at_revision = 1
+        assert (await within(region.submit("GetWorkflow", request))) is not None
+
+
+@pytest.mark.parametrize("method", ["Nothing", "", "Watch", "x" * 5000])
+async def test_an_unknown_method_is_invalid(method: str) -> None:
+    async with Region() as region:
+        error = await failure(region.submit(method, api.GetWorkflowRequest(id="w")))
+        assert (type(error), error.reason) == (Invalid, "METHOD_UNKNOWN")
+        assert len(str(error)) < 200
