@@ -137,6 +137,7 @@ class Node:
             off=world.off,
             core=world.core,
         )
+        disk.learner = self.guard.learner  # Always so, unless that rule is switched off.
         self._later(world.random.uniform(0, 0.02), self.pump)
 
     @property

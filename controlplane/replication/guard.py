@@ -58,6 +58,9 @@ from controlplane.v1.raft_pb2 import RaftMessage
 WIRE_VERSION = 1
 """Of raft.proto. A node refuses every other version."""
 
+# Far above any term that can be reached, far below where arithmetic or the wire's 64 bits would end.
+_TERM_MAX = 1 << 60
+
 MATCHED = wire.AppendAck.RESULT_MATCHED
 CONFLICT = wire.AppendAck.RESULT_CONFLICT
 HEARD = wire.AppendAck.RESULT_HEARD
@@ -348,11 +351,11 @@ class Guard(CoreEvents):
     def receive(self, peer: str, message: RaftMessage, now: float) -> None:
         """Take a message from `peer`, in the order sent on one link. Raises `Malformed` (close the link) or `Fatal`."""
         self._now = now
-        if message.version != WIRE_VERSION or peer not in self._heard_at:
+        if message.version != WIRE_VERSION:
             raise Malformed(f"wire version {message.version} from {peer}; this node speaks {WIRE_VERSION}")
         body = message.WhichOneof("body")
-        if body is None:
-            raise Malformed(f"a message without a known body from {peer}")
+        if body is None or peer not in self._heard_at or message.term > _TERM_MAX:
+            raise Malformed(f"a message from {peer} that no peer sends")
         self._heard_at[peer] = now
         _HANDLERS[body](self, peer, message.term, getattr(message, body))
 
@@ -683,8 +686,10 @@ class Guard(CoreEvents):
         if self._role is not Role.LEADER or not current or ack.result == STALE:
             return
         progress = self._progress[peer]
-        if ack.learner != progress.learner and not self._same_disk(peer, progress, ack):
+        if ack.learner != progress.learner and not self._still_counts(progress, learner=ack.learner):
             return
+        if ack.round > self._round and "B2" not in self._off:
+            raise Malformed(f"{peer} answers round {ack.round}; this leader is at {self._round}")
         progress.heard, progress.free_bytes = self._now, ack.free_bytes
         progress.round = max(progress.round, ack.round)
         if ack.result == MATCHED:
@@ -695,10 +700,10 @@ class Guard(CoreEvents):
         self._conclude_rounds()
         self._replicate(peer, progress, beat=False)
 
-    def _same_disk(self, peer: str, progress: Progress, ack: wire.AppendAck) -> bool:
+    def _still_counts(self, progress: Progress, *, learner: bool) -> bool:
         """Rule 18: note that a follower became a learner, or counts again. False if this node no longer leads."""
-        progress.learner = ack.learner
-        if not ack.learner:
+        progress.learner = learner
+        if not learner:
             return True
         if progress.fed_index and "recount" not in self._off:
             # The core cannot forget that it counted the lost disk; a new election does.
@@ -719,9 +724,10 @@ class Guard(CoreEvents):
         if "B4" not in self._off:
             progress.refused(ack.prev_index, ack.hint, ack.stream)
         else:
+            # As the library does: each refusal of a pipelined run moves it, and the last one wins.
             progress.probe()
             progress.mode = Mode.STREAM
-            progress.next_index = max(1, min(ack.hint, self._tail.last_index) + 1)
+            progress.next_index = max(1, min(ack.prev_index, self._tail.last_index))
 
     def _replicate(self, peer: str, progress: Progress, beat: bool) -> None:
         if not self._linked[peer] or not (beat or self._sends_at_once):
@@ -730,7 +736,7 @@ class Guard(CoreEvents):
             progress.send_snapshot(self._usable_snapshot(), self._now)
         if progress.mode is Mode.SNAPSHOT:
             self._replicate_snapshot(peer, progress, beat)
-        elif progress.mode is Mode.PROBE:
+        elif progress.mode is Mode.PROBE and "B4" not in self._off:
             self._probe(peer, progress, beat)
         else:
             self._stream(peer, progress, beat)
@@ -1074,7 +1080,7 @@ class Guard(CoreEvents):
             return
         self._numbers += 1
         self._forwarded[self._numbers] = (self._now, reads)
-        ask = wire.Read(nonce=self._nonce, number=self._numbers)
+        ask = wire.Read(nonce=self._nonce, number=self._numbers, learner=self._learner)
         self._host.send(leader, RaftMessage(version=WIRE_VERSION, term=self._tail.term, read=ask))
 
     def _expire_reads(self) -> None:
@@ -1127,6 +1133,9 @@ class Guard(CoreEvents):
             self._host.send(peer, RaftMessage(version=WIRE_VERSION, term=self._tail.term, read_reply=reply))
 
     def _on_read(self, peer: str, term: int, ask: wire.Read) -> None:
+        progress = self._progress.get(peer)
+        if progress and ask.learner and not progress.learner:
+            self._still_counts(progress, learner=True)
         if self._role is Role.LEADER and len(self._remote_reads) < self._bounds.reads_max:
             self._remote_reads.append((peer, ask))
         else:
@@ -1170,7 +1179,7 @@ class Guard(CoreEvents):
         self._join_reading = False
         if proven and self._join_seq is None:
             self._core.burn_vote(max(self._peer_terms.values(), default=0), self._now)
-            self._join_seq = self._tail.seq
+            self._join_seq, self._join_at = self._tail.seq, inf
             self._conclude_join()
 
     def _conclude_join(self) -> None:

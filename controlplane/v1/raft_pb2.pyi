@@ -164,12 +164,14 @@ class SnapshotAck(_message.Message):
     def __init__(self, index: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Read(_message.Message):
-    __slots__ = ("nonce", "number")
+    __slots__ = ("nonce", "number", "learner")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LEARNER_FIELD_NUMBER: _ClassVar[int]
     nonce: int
     number: int
-    def __init__(self, nonce: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+    learner: bool
+    def __init__(self, nonce: _Optional[int] = ..., number: _Optional[int] = ..., learner: _Optional[bool] = ...) -> None: ...
 
 class ReadReply(_message.Message):
     __slots__ = ("nonce", "number", "known", "index")

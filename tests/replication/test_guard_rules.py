@@ -209,7 +209,8 @@ def test_b14_a_read_waits_for_a_commit_of_the_leaders_own_term(off: frozenset[st
     node.hear("b", node.tail.term, vote_reply=wire.VoteReply())
     node.read()
     node.tick()
-    ack = wire.AppendAck(result=wire.AppendAck.RESULT_HEARD, round=99)
+    asked = max(append.round for _, append in node.said("append"))
+    ack = wire.AppendAck(result=wire.AppendAck.RESULT_HEARD, round=asked)
     node.hear("b", node.tail.term, append_ack=ack)
     node.tick()
     assert bool(node.reads) == bool(off)
@@ -492,3 +493,41 @@ def test_a_slow_follower_gets_a_snapshot_and_the_log_is_held_for_it() -> None:
 def test_timing_is_checked() -> None:
     with pytest.raises(ValueError, match="beats"):
         Timing(0.1, 0.2, 0.05)
+
+
+def test_replace_a_leader_learns_from_a_read_that_a_disk_was_replaced() -> None:
+    node = Solo()
+    node.lead()
+    node.hear("b", node.tail.term, read=wire.Read(nonce=1, number=1, learner=True))
+    assert node.guard.role is Role.FOLLOWER
+    assert [reply.known for _, reply in node.said("read_reply")] == [False]
+
+
+def test_replace_waiting_for_the_host_is_not_busy() -> None:
+    node = Solo(learner=True)
+    node.append("b", 3, (0, 0))
+    node.sync()
+    node.tick()
+    for peer, ask in node.said("pre_vote"):
+        node.hear(peer, 3, pre_vote_reply=wire.PreVoteReply(nonce=ask.nonce))
+    node.tick(TIMING.election_min_s)
+    ((_, ask),) = node.said("read")
+    node.hear("b", 3, read_reply=wire.ReadReply(nonce=ask.nonce, number=ask.number, known=True, index=0))
+    node.tick()
+    node.sync()
+    node.tick(0.001)
+    assert node.caught_up_calls == 1
+    assert node.guard.deadline > node.now
+
+
+def test_acks_that_no_follower_sends_close_the_link() -> None:
+    node = Solo()
+    node.lead()
+    with pytest.raises(Malformed, match="beyond"):
+        node.matched("b", node.tail.last_index + 1)
+    with pytest.raises(Malformed, match="round"):
+        node.matched("b", 1, round=10**6)
+    with pytest.raises(Malformed):
+        node.hear("b", 1 << 63, append=wire.Append())
+    with pytest.raises(Malformed):
+        node.hear("stranger", 1, append=wire.Append())
