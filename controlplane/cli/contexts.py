@@ -12,6 +12,9 @@ from controlplane.cli.command import Cpctl, Group, pass_cpctl, table
 from controlplane.cli.settings import Contexts, Settings, config_file, load, save
 from controlplane.cli.shapes import Shape
 
+# Kept whole, so that it does not matter from where cpctl is called.
+_FILE = click.Path(dir_okay=False, resolve_path=True)
+
 
 @click.group("context", cls=Group)
 def context() -> None:
@@ -41,18 +44,25 @@ def list_(cpctl: Cpctl) -> None:
 @context.command("set")
 @click.argument("name")
 @click.option("--address", "addresses", multiple=True, help="host:port, as often as there are nodes.")
-@click.option("--authority", default="", type=click.Path(dir_okay=False, resolve_path=True))
-@click.option("--certificate", default="", type=click.Path(dir_okay=False, resolve_path=True))
-@click.option("--key", default="", type=click.Path(dir_okay=False, resolve_path=True))
+@click.option("--authority", type=_FILE)
+@click.option("--certificate", type=_FILE)
+@click.option("--key", type=_FILE)
 @click.option("--insecure", is_flag=True, help="For `controlplane dev` only.")
 @pass_cpctl
 def set_(
-    cpctl: Cpctl, *, name: str, addresses: tuple[str, ...], authority: str, certificate: str, key: str, insecure: bool
+    cpctl: Cpctl,
+    *,
+    name: str,
+    addresses: tuple[str, ...],
+    authority: str | None,
+    certificate: str | None,
+    key: str | None,
+    insecure: bool,
 ) -> None:
     """Add or change a context; the first one becomes current."""
     file = config_file(os.environ)
     contexts = load(file)
-    given = Settings(addresses, authority, certificate, key, insecure)
+    given = Settings(addresses, authority or "", certificate or "", key or "", insecure)
     settings = given.or_else(contexts.table.get(name, Settings())).checked()
     save(file, Contexts(contexts.current or name, {**contexts.table, name: settings}))
     cpctl.done({"name": name, "file": str(file)}, f"{name} is kept in {file}")
