@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from google.protobuf.message import DecodeError, Message
@@ -486,28 +487,25 @@ class Node:
         working = Working(self.store)
         working.at_ms = max(working.at_ms, self._wall_ms())
         entry = Entry(base=working.base, at_ms=working.at_ms, salt=self._entropy(16))
+        entry.base_hash = working.base_hash
         batch: list[_Waiting] = []
         txns: list[Txn] = []
         size, now = 0, self.clock()
-        asked: set[bytes] = set()
+        asked: dict[tuple[str, bytes], _Waiting] = {}
         # A transaction can be twice as large as a value (the reply may repeat it), so the last one still fits.
         while self._queue and len(batch) < limits.BATCH_TXNS_MAX and size < limits.ENTRY_BYTES_MAX // 4:
             waiting = self._queue.pop()
-            if waiting.done.done():
-                continue
-            # A twin in the same batch has no outcome yet that may be told: the log tells it, as it tells the first.
-            twin = waiting.request is not None and waiting.request.nonce in asked
-            if not twin and self._told(working, waiting):
+            if waiting.done.done() or _joins_twin(waiting, asked) or self._told(working, waiting):
                 continue
             txn = self._plan_one(working, waiting, now)
             if txn is None:
                 continue
-            working.run(txn, new=not twin)
+            working.run(txn, proven=True)
             size += txn.ByteSize()
             txns.append(txn)
             batch.append(waiting)
             if waiting.request is not None:
-                asked.add(waiting.request.nonce)
+                asked[waiting.request.identity, waiting.request.nonce] = waiting
         entry.txns.extend(txns)
         return batch, working, entry
 
@@ -547,20 +545,24 @@ class Node:
             reply = waiting.feature(tx)
         except (Refused, NotFound, errors.Compacted) as refusal:
             return tx.seal(waiting.request, refusal=refusal)
-        return None if reply is None else tx.seal(waiting.request, reply.SerializeToString(deterministic=True))
+        if reply is None:
+            return None
+        txn = tx.seal(waiting.request, reply.SerializeToString(deterministic=True))
+        flaw = machine.malformed(txn)
+        if flaw:
+            raise Invalid(f"the transaction is malformed: {flaw}", reason="TRANSACTION_MALFORMED")
+        return txn
 
     def _room(self, working: Working, waiting: _Waiting) -> None:
         """Ordinary writes stop while there is still room to stop agents. Raises `Refused`, which is not replicated."""
         room = self._quota_bytes + (limits.QUOTA_RESERVED_BYTES if waiting.reserved else 0)
-        if working.live_bytes > room and not _has_twin(working, waiting):
+        if working.live_bytes > room:
             raise Refused(
                 f"the region holds {working.live_bytes} bytes, its quota is {self._quota_bytes}",
                 reason="STORE_FULL",
                 hint="remove what is not needed, or raise quota_bytes; kill switches still work",
             )
-        if self._free_bytes is None or waiting.reserved or self._free_bytes() >= limits.DISK_FREE_BYTES_MIN:
-            return
-        if not _has_twin(working, waiting):
+        if self._free_bytes is not None and not waiting.reserved and self._free_bytes() < limits.DISK_FREE_BYTES_MIN:
             raise Refused(
                 "the disks of this region are nearly full",
                 reason="DISK_FULL",
@@ -781,7 +783,7 @@ def _raise(outcome: Outcome) -> NoReturn:
             hint="read the present state, and decide again; do not repeat the request",
         )
     if outcome.verdict == Outcome.REUSED:
-        raise Invalid("this request id was used for another request", reason="REQUEST_ID_REUSED")
+        raise _reused()
     if outcome.verdict == Outcome.MALFORMED:
         raise Invalid(f"the transaction is malformed: {outcome.detail}", reason="TRANSACTION_MALFORMED")
     raise Contended("others kept writing what this request read", reason="CONTENDED", hint="ask again")
@@ -803,9 +805,32 @@ def _not_leader(status: LogStatus) -> Unavailable:
     )
 
 
-def _has_twin(working: Working, waiting: _Waiting) -> bool:
-    """Whether the same request was planned already: it must not be refused for what its twin will be granted."""
-    return waiting.request is not None and working.answer(waiting.request) is not None
+def _joins_twin(waiting: _Waiting, asked: dict[tuple[str, bytes], _Waiting]) -> bool:
+    """Let a request that is in this batch already share the answer of its twin; true if there is one."""
+    request = waiting.request
+    twin = asked.get((request.identity, request.nonce)) if request is not None else None
+    if request is None or twin is None or twin.request is None:
+        return False
+    if twin.request.digest != request.digest:
+        _fail(waiting.done, _reused())
+    else:
+        twin.done.add_done_callback(partial(_share, waiting.done))
+    return True
+
+
+def _share(done: asyncio.Future[bytes], twin: asyncio.Future[bytes]) -> None:
+    if done.done():
+        return
+    if twin.cancelled():
+        done.set_exception(OutcomeUnknown("the first attempt was given up", reason="ATTEMPT_GIVEN_UP"))
+    elif (error := twin.exception()) is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(twin.result())
+
+
+def _reused() -> Invalid:
+    return Invalid("this request id was used for another request", reason="REQUEST_ID_REUSED")
 
 
 def _check_consistency(header: api.RequestHeader) -> None:

@@ -157,23 +157,33 @@ class Working:
             self.revision += 1  # The hash moves on, so the revision has to.
         stale = message.base != self.base
         self.at_ms = max(self.at_ms, message.at_ms)
+        proven = not stale and bool(message.base_hash)
+        if proven and message.base_hash != self._hash:
+            raise Fatal(
+                f"the leader's state and this node's differ at revision {self.base}: keep both data folders, and"
+                " restart the odd one out with --replace and an empty folder"
+            )
         for txn in message.txns:
             if stale:
                 self._conflict(f"planned over revision {message.base}")
             else:
-                self.run(txn)
+                self.run(txn, proven=proven)
 
-    def run(self, txn: Txn, *, new: bool = False) -> Outcome:
-        """Run one transaction and return what becomes of it. `new`: `answer` was asked and knew nothing of it."""
+    def run(self, txn: Txn, *, proven: bool = False) -> Outcome:
+        """Run one transaction and return what becomes of it. `proven`: it was planned over this very state."""
         self.revision += 1
-        known = self._known(txn.request, self.revision) if txn.HasField("request") and not new else None
-        outcome = known or self._objection(txn) or self._effect(txn)
+        outcome = (None if proven else self._objection(txn)) or self._effect(txn)
         self._outcomes.append(outcome)
         return outcome
 
     def answer(self, request: RequestId) -> Outcome | None:
         """What the next transaction would be told if it carried this request and had nothing to do but ask."""
         return self._known(request, self.revision + 1)
+
+    @property
+    def base_hash(self) -> bytes:
+        """The running hash of what this was begun over."""
+        return self._hash
 
     def finish(self, store: Store, index: int, term: int, entry: bytes) -> Applied:
         """Write everything to `store` as one batch. `store` must be what this was begun over, unchanged since."""
@@ -212,6 +222,10 @@ class Working:
         return kept
 
     def _objection(self, txn: Txn) -> Outcome | None:
+        known = self._known(txn.request, self.revision) if txn.HasField("request") else None
+        return known or self._flaw(txn)
+
+    def _flaw(self, txn: Txn) -> Outcome | None:
         flaw = malformed(txn)
         if flaw:
             return Outcome(verdict=Outcome.MALFORMED, revision=self.revision, detail=flaw)

@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Entry(_message.Message):
-    __slots__ = ("base", "at_ms", "salt", "txns")
+    __slots__ = ("base", "at_ms", "salt", "txns", "base_hash")
     BASE_FIELD_NUMBER: _ClassVar[int]
     AT_MS_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     TXNS_FIELD_NUMBER: _ClassVar[int]
+    BASE_HASH_FIELD_NUMBER: _ClassVar[int]
     base: int
     at_ms: int
     salt: bytes
     txns: _containers.RepeatedCompositeFieldContainer[Txn]
-    def __init__(self, base: _Optional[int] = ..., at_ms: _Optional[int] = ..., salt: _Optional[bytes] = ..., txns: _Optional[_Iterable[_Union[Txn, _Mapping]]] = ...) -> None: ...
+    base_hash: bytes
+    def __init__(self, base: _Optional[int] = ..., at_ms: _Optional[int] = ..., salt: _Optional[bytes] = ..., txns: _Optional[_Iterable[_Union[Txn, _Mapping]]] = ..., base_hash: _Optional[bytes] = ...) -> None: ...
 
 class Txn(_message.Message):
     __slots__ = ("request", "actor", "action", "reason", "scope", "guards", "writes", "reply", "refusal", "trims")
