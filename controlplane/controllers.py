@@ -114,15 +114,15 @@ class Controllers:
         return RequestHeader() if any(declared) else None
 
     async def _tick(self) -> None:
-        for key, revision in self._reaper.expired(self._node.clock()):
-            await self._expire(key, revision)
+        # Together: one after the other would take so long that the rest look like a stall of this loop.
+        await asyncio.gather(*(self._expire(*due) for due in self._reaper.expired(self._node.clock())))
         await self._drop_old()
 
     async def _drop_old(self) -> None:
         """Drop what is past keeping, step by step, until nothing is or the round is over."""
         system = partitions.system(self._node.region)
         for _ in range(limits.TRIM_STEPS_MAX):
-            if _past_keeping(self._retention, self._node.revision) == self._retention:
+            if self._due(self._retention, self._node.revision) == self._retention:
                 return
             if not await self._attempt("Trim", system, self._trim):
                 return
@@ -143,7 +143,7 @@ class Controllers:
     def _trim(self, tx: Tx) -> RequestHeader | None:
         row = tx.get(partitions.RETENTION, partitions.RETENTION_NAME)
         kept = row.value if row else Retention()
-        self._retention = _past_keeping(kept, tx.revision)
+        self._retention = self._due(kept, tx.revision)
         if self._retention == kept:
             return None
         tx.put(partitions.RETENTION, partitions.RETENTION_NAME, self._retention, quiet=True)
@@ -153,6 +153,9 @@ class Controllers:
         if self._retention.outcome_slice > kept.outcome_slice:
             tx.trim(*keys.outcome_slices(kept.outcome_slice, self._retention.outcome_slice))
         return RequestHeader()
+
+    def _due(self, kept: Retention, revision: int) -> Retention:
+        return _past_keeping(kept, revision, self._node.state.outcome_span)
 
     def _all_partitions(self) -> list[Partition]:
         return [partitions.system(self._node.region), *self._node.partitions.values()]
@@ -181,12 +184,12 @@ class Controllers:
             self._node.failed.set_exception(task.exception() or RuntimeError("controllers ended"))
 
 
-def _past_keeping(kept: Retention, revision: int) -> Retention:
+def _past_keeping(kept: Retention, revision: int, span: int) -> Retention:
     """How far the next step of trimming goes; `kept` itself if nothing is due."""
     floor, cut = kept.event_floor, kept.outcome_slice
     if revision - limits.EVENTS_KEPT - floor >= limits.TRIM_REVISIONS:
         floor += limits.TRIM_REVISIONS
     # Only the present generation of outcomes and the one before are ever asked for.
-    last = max(0, revision // limits.OUTCOME_SPAN - 1) << 8
-    slices = max(1, 2 * limits.TRIM_REVISIONS * 256 // limits.OUTCOME_SPAN)
+    last = max(0, revision // span - 1) << 8
+    slices = max(1, 2 * limits.TRIM_REVISIONS * 256 // span)
     return Retention(event_floor=floor, outcome_slice=min(last, cut + slices))

@@ -1,0 +1,406 @@
+"""What the leader does by itself, on a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from controlplane import controllers, limits
+from controlplane.controllers import STALL_S, Controllers, Reaper
+from controlplane.errors import Compacted, ControlPlaneError, Fatal, OutcomeUnknown, Refused
+from controlplane.features.partitions import PARTITION, system
+from controlplane.kernel import keys, machine
+from controlplane.kernel.transaction import Reader
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1.records_pb2 import Partition, Reach
+from tests.kernel.material import seeded
+from tests.node.harness import AGENT, CONFIG, OTHER, PARTITIONS, PROCESS, STATE, Region, message, settle, until, within
+
+TTL_S = 10.0
+STEP_S = 0.4
+"""Less than a stall."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers, "TICK_S", 0.0005)
+
+
+@asynccontextmanager
+async def leading(region: Region) -> AsyncIterator[Controllers]:
+    """Controllers that have taken over."""
+    loops = Controllers(region.node)
+    async with region:
+        loops.start()
+        try:
+            await until(lambda: loops._term is not None)
+            yield loops
+        finally:
+            await loops.stop()
+
+
+async def pass_time(region: Region, loops: Controllers, seconds: float) -> None:
+    """Let time pass in steps that the loop keeps up with."""
+    end = region.now_s + seconds
+    while region.now_s < end - 1e-9:
+        region.now_s = min(end, region.now_s + STEP_S)
+        await until(lambda: loops._reaper._last_tick == region.now_s)
+    await settle(50)
+
+
+def campaign(name: str = "e", process: bytes = PROCESS, ttl_ms: int = int(TTL_S * 1000)) -> api.CampaignRequest:
+    return api.CampaignRequest(name=name, process=process, ttl_ms=ttl_ms)
+
+
+async def held(region: Region, name: str = "e") -> bool:
+    request = api.GetElectionRequest(name=name, header={"consistency": api.LOCAL})
+    return bool((await region.call("GetElection", request)).HasField("holder"))
+
+
+def renewal(fence: api.Fence, process: bytes = PROCESS) -> api.RenewRequest:
+    return api.RenewRequest(name="e", process=process, fence=fence)
+
+
+# Leases
+
+
+async def test_a_lease_expires_after_standing_still_for_its_whole_time_and_not_before() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        await region.call("Campaign", campaign())
+        await pass_time(region, loops, TTL_S - 0.01)
+        assert await held(region)
+        await pass_time(region, loops, 0.02)
+        await until(lambda: not loops._reaper._due)
+        assert not await held(region)
+
+
+async def test_a_renewal_starts_the_time_again() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        fence = (await region.call("Campaign", campaign())).holder.fence
+        for _ in range(3):
+            await pass_time(region, loops, TTL_S - 1)
+            await region.call("Renew", renewal(fence))
+        assert await held(region)
+        await pass_time(region, loops, TTL_S + 0.1)
+        assert not await held(region)
+        with pytest.raises(Refused) as caught:
+            await region.call("Renew", renewal(fence))
+        assert caught.value.reason == "LEASE_LOST"
+
+
+async def test_each_lease_has_its_own_time() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        for n in range(1, 6):
+            await region.call("Campaign", campaign(f"e{n}", ttl_ms=n * 1000))
+        for n in range(1, 6):
+            await pass_time(region, loops, 1.0)
+            assert [await held(region, f"e{m}") for m in range(1, 6)] == [m > n for m in range(1, 6)]
+
+
+async def test_expiry_is_an_event_and_leaves_the_name_to_others_with_a_greater_fence() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        first = (await region.call("Campaign", campaign())).holder.fence
+        following = region.watch(api.WatchRequest(kinds=["election"], after_revision=region.node.revision))
+        await message(following)
+        await pass_time(region, loops, TTL_S + 0.1)
+        reply = await message(following)
+        while not reply.changes:
+            reply = await message(following)
+        assert reply.changes[0].meta.action == "ExpireElection"
+        assert not reply.changes[0].HasField("election")
+        second = (await region.call("Campaign", campaign(process=b"q" * 16), actor=OTHER)).holder
+        assert second.election.holder == OTHER
+        assert second.fence.revision > first.revision
+
+
+async def test_a_stall_of_the_loop_says_nothing_about_holders() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        await region.call("Campaign", campaign())
+        await pass_time(region, loops, TTL_S - 1)
+        region.now_s += 60.0
+        await until(lambda: loops._reaper._last_tick == region.now_s)
+        await settle(50)
+        assert await held(region)
+        await pass_time(region, loops, TTL_S - 0.1)
+        assert await held(region)
+        await pass_time(region, loops, 0.2)
+        assert not await held(region)
+
+
+async def test_after_a_change_of_leader_every_lease_has_its_full_time_again() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        await region.call("Campaign", campaign())
+        await pass_time(region, loops, TTL_S - 1)
+        region.log.lose()
+        await until(lambda: loops._term is None)
+        region.now_s += STEP_S
+        region.log.lead()
+        await until(lambda: loops._term == region.log.term)
+        await pass_time(region, loops, TTL_S - 0.1)
+        assert await held(region)
+        await pass_time(region, loops, 0.2)
+        assert not await held(region)
+
+
+async def test_a_new_leader_times_leases_that_were_taken_before_it_led() -> None:
+    before = Region()
+    async with before:
+        await before.call("Campaign", campaign())
+    after = Region(store=before.store)
+    async with leading(after) as loops:
+        await pass_time(after, loops, TTL_S - 0.1)
+        assert await held(after)
+        await pass_time(after, loops, 0.2)
+        assert not await held(after)
+
+
+async def test_a_follower_expires_nothing() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        await region.call("Campaign", campaign())
+        region.log.lose()
+        region.now_s += 10 * TTL_S
+        await until(lambda: loops._term is None)
+        await settle(50)
+        assert await held(region)
+
+
+@pytest.mark.parametrize("first", ["renewal", "expiry"])
+async def test_a_race_of_renewal_and_expiry_is_decided_by_their_order(first: str) -> None:
+    region = Region()
+    async with leading(region) as loops:
+        fence = (await region.call("Campaign", campaign())).holder.fence
+        await pass_time(region, loops, TTL_S - 0.1)
+        region.log.automatic = False
+        if first == "renewal":
+            renewed = region.submit("Renew", renewal(fence))
+            attempt = await within(region.log.appends.get())
+            await pass_time(region, loops, 0.2)
+        else:
+            region.now_s += 0.2
+            attempt = await within(region.log.appends.get())
+            renewed = region.submit("Renew", renewal(fence))
+        region.log.automatic = True
+        attempt.commit()
+        if first == "renewal":
+            await within(renewed)
+            await settle(50)
+            assert await held(region)
+        else:
+            with pytest.raises(Refused) as caught:
+                await within(renewed)
+            assert caught.value.reason == "LEASE_LOST"
+            assert not await held(region)
+
+
+async def test_an_expiry_that_fails_is_proposed_again() -> None:
+    region = Region()
+    errors: list[ControlPlaneError] = []
+    async with region:
+        loops = Controllers(region.node, errors.append)
+        loops.start()
+        await until(lambda: loops._term is not None)
+        await region.call("Campaign", campaign())
+        await pass_time(region, loops, TTL_S - 0.1)
+        region.log.automatic = False
+        region.now_s += 0.2
+        (await within(region.log.appends.get())).unknown()
+        await until(lambda: bool(errors))
+        assert isinstance(errors[0], OutcomeUnknown)
+        (await within(region.log.appends.get())).commit()
+        region.log.automatic = True
+        await until(lambda: not loops._reaper._due)
+        assert not await held(region)
+        await loops.stop()
+
+
+async def test_many_leases_expire_together_in_few_entries() -> None:
+    """One after the other, slow commits would look like a stall, and those that remain would start again."""
+    region = Region()
+    async with leading(region) as loops:
+        for n in range(40):
+            await region.call("Campaign", campaign(f"e{n}"))
+        await pass_time(region, loops, TTL_S - 0.1)
+        entries = len(region.log.entries)
+        region.log.automatic = False
+        region.now_s += 0.2
+        attempt = await within(region.log.appends.get())
+        await settle(50)
+        region.log.automatic = True
+        attempt.commit()
+        await until(lambda: not loops._reaper._due)
+        assert len(region.log.entries) - entries <= 2
+
+
+def test_the_reaper_knows_only_what_it_is_told() -> None:
+    reaper = Reaper()
+    reaper.arm(b"a", 1, 1.0, 0.0)
+    reaper.arm(b"b", 2, 2.0, 0.0)
+    assert reaper.expired(0.0) == []
+    assert reaper.expired(0.4) == []
+    assert reaper.expired(0.8) == []
+    assert reaper.expired(1.0) == [(b"a", 1)]
+    reaper.arm(b"a", 3, 1.0, 1.0)
+    assert reaper.expired(1.4) == []
+    reaper.forget(b"a")
+    assert reaper.expired(1.8) == []
+    assert reaper.expired(2.0) == [(b"b", 2)]
+    assert reaper.expired(2.0 + STALL_S + 0.1) == []
+    reaper.clear()
+    assert reaper.expired(1000.0) == []
+
+
+# Partitions
+
+
+def declared(region: Region) -> dict[str, Partition]:
+    reader = Reader(region.store, system("eu"), region.node.revision)
+    return {row.name: row.value for row in reader.list(PARTITION)}
+
+
+async def test_partitions_are_declared_once() -> None:
+    region = Region()
+    async with leading(region):
+        assert declared(region) == {partition.id: partition for partition in PARTITIONS}
+        assert region.node.revision == 1
+        region.log.lose()
+        await settle()
+        region.log.lead()
+        await settle(200)
+        assert region.node.revision == 1
+    again = Region(store=region.store)
+    async with leading(again):
+        assert again.node.revision == 1
+
+
+async def test_a_new_partition_is_added_and_default_kinds_may_change() -> None:
+    region = Region(partitions=[CONFIG])
+    async with leading(region):
+        assert set(declared(region)) == {CONFIG.id}
+    moved = Partition.FromString(CONFIG.SerializeToString())
+    moved.default_for[:] = ["flag"]
+    wider = Region(store=region.store, partitions=[moved, STATE])
+    async with leading(wider):
+        assert set(declared(wider)) == {CONFIG.id, STATE.id}
+
+
+@pytest.mark.parametrize("change", [{"reach": Reach.HOME_ONLY}, {"environment": "dev"}, {"home": "us"}])
+async def test_a_region_file_that_contradicts_what_was_created_stops_the_node(change: dict[str, object]) -> None:
+    region = Region(partitions=[CONFIG])
+    async with leading(region):
+        pass
+    other = Partition.FromString(CONFIG.SerializeToString())
+    for name, value in change.items():
+        setattr(other, name, value)
+    wrong = Region(store=region.store, partitions=[other])
+    await wrong.node.start()
+    loops = Controllers(wrong.node)
+    loops.start()
+    with pytest.raises(Fatal, match="region file"):
+        await within(wrong.node.failed)
+    await loops.stop()
+    await wrong.node.stop()
+
+
+# Retention
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "EVENTS_KEPT", 20)
+    monkeypatch.setattr(limits, "TRIM_REVISIONS", 5)
+
+
+def rows(region: Region, prefix: bytes) -> list[bytes]:
+    return [key for key, _ in region.store.scan(*keys.children(prefix))]
+
+
+@pytest.mark.usefixtures("_short")
+async def test_events_are_trimmed_and_who_asks_for_them_is_told() -> None:
+    region = Region()
+    async with leading(region) as loops:
+        created = [(await region.create(f"w{n}")).header.revision for n in range(60)]
+        scope = api.WatchRequest(kinds=["workflow"], after_revision=0)
+        await until(lambda: loops._due(loops._retention, region.node.revision) == loops._retention)
+        floor = loops._retention.event_floor
+        assert floor <= region.node.revision - limits.EVENTS_KEPT
+        with pytest.raises(Compacted) as caught:
+            await message(region.watch(scope))
+        assert int(caught.value.details["oldest"]) == floor + 1
+        with pytest.raises(Compacted):
+            await region.call("ListEvents", api.ListEventsRequest(kinds=["workflow"], after_revision=floor - 1))
+        kept = await region.call("ListEvents", api.ListEventsRequest(kinds=["workflow"], after_revision=floor))
+        revisions = [change.meta.revision for change in kept.changes]
+        assert revisions == [revision for revision in created if revision > floor]
+        domain = keys.EVENT + keys.domain("eu", "HOME_ONLY")
+        assert all(int.from_bytes(key[-10:-2], "big") > floor for key in rows(region, domain))
+        assert (await region.workflow("w0")).workflow.version == 1
+
+
+@pytest.mark.usefixtures("_short")
+async def test_outcomes_are_trimmed_only_when_they_can_no_longer_be_asked_for() -> None:
+    """The span that counts is the one the store was made with, not what this release would choose."""
+    span = 16
+    region = Region()
+    seeded(region.store, span)
+    region.node.reloaded()
+    async with leading(region) as loops:
+        asked: list[tuple[api.CreateWorkflowRequest, int]] = []
+        answered = 0
+        for n in range(80):
+            header = {"request_id": region.entropy(16), "since": region.node.revision}
+            request = api.CreateWorkflowRequest(id=f"w{n}", header=header)
+            asked.append((request, (await region.call("CreateWorkflow", request)).header.revision))
+            for earlier, revision in asked[-span:]:
+                try:
+                    assert (await region.call("CreateWorkflow", earlier)).header.revision == revision
+                except OutcomeUnknown:
+                    assert earlier.header.since < machine.outcome_floor(region.node.revision + 1, span)
+                else:
+                    answered += 1
+        assert answered > 200
+        await until(lambda: loops._retention.outcome_slice == (region.node.revision // span - 1) << 8)
+        await settle(200)
+        oldest = int.from_bytes(rows(region, keys.OUTCOME)[0][1:9], "big")
+        assert oldest == region.node.revision // span - 1
+
+
+@pytest.mark.usefixtures("_short")
+async def test_a_request_older_than_what_is_kept_never_runs_twice() -> None:
+    region = Region()
+    seeded(region.store, 16)
+    region.node.reloaded()
+    async with leading(region):
+        await region.create("w")
+        request = api.CompareAndSwapWorkflowRequest(
+            id="w", version=1, state=b"x", header={"request_id": b"r" * 16, "since": region.node.revision}
+        )
+        await region.call("CompareAndSwapWorkflow", request)
+        await region.swap("w", 2)
+        for n in range(50):
+            await region.create(f"w{n}")
+        with pytest.raises(OutcomeUnknown) as caught:
+            await region.call("CompareAndSwapWorkflow", request)
+        assert caught.value.reason == "OUTCOME_FORGOTTEN"
+        asked = api.GetOutcomeRequest(header=request.header)
+        assert (await region.call("GetOutcome", asked)).known == api.GetOutcomeReply.FORGOTTEN
+        assert (await region.workflow("w")).workflow.version == 3
+
+
+async def test_nothing_is_trimmed_before_its_time() -> None:
+    region = Region()
+    async with leading(region):
+        for n in range(30):
+            await region.create(f"w{n}")
+        await settle(100)
+        kept = await region.call("ListEvents", api.ListEventsRequest(kinds=["workflow"]))
+        assert len(kept.changes) == 30
+        assert kept.changes[0].meta.actor == AGENT
