@@ -32,6 +32,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import click
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -58,7 +59,7 @@ EXIT_CODES: dict[type[sdk.ControlPlaneError], int] = {
     sdk.OutcomeUnknown: 9,
 }
 _WIDTH_OF_PIPES = 200
-_CONNECT_TIMEOUT_S = 3.0
+_CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class Cpctl:
     watch_every_s: float | None = None
     request_id: bytes | None = None
     live: Live | None = None
+    waiting: Status | None = None
 
     @asynccontextmanager
     async def connect(self, addresses: Sequence[str] = ()) -> AsyncIterator[sdk.ControlPlane]:
@@ -103,12 +105,26 @@ class Cpctl:
 
     def show(self, document: Any, people: Callable[[Any], RenderableType]) -> None:
         """Print a document: as one line of JSON for programs, as `people(document)` for people."""
+        self.stop_waiting()
         if self.as_json:
             click.echo(json.dumps(document, ensure_ascii=False))
         elif self.live is not None:
             self.live.update(people(document), refresh=True)
         else:
             console().print(people(document))
+
+    def start_waiting(self) -> None:
+        """Let people at a terminal see that something is going on; until the next output."""
+        terminal = console(err=True)
+        if terminal.is_terminal and not self.as_json and self.watch_every_s is None:
+            self.waiting = terminal.status("asking the region ...")
+            self.waiting.start()
+
+    def stop_waiting(self) -> None:
+        """The answer is there."""
+        if self.waiting is not None:
+            self.waiting.stop()
+            self.waiting = None
 
     def done(self, document: Any, sentence: str) -> None:
         """Say that a write is done."""
@@ -163,9 +179,11 @@ def run(
 
 def finish(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` to its end; leave the process with the exit code of what it raised."""
+    cpctl.start_waiting()
     try:
         asyncio.run(work)
     except sdk.ControlPlaneError as error:
+        cpctl.stop_waiting()
         _complain(cpctl, error)
         sys.exit(EXIT_CODES.get(type(error), EXIT_DEFECT))
     except KeyboardInterrupt:
@@ -173,6 +191,8 @@ def finish(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
     except BrokenPipeError:
         # Whoever read the output has seen enough. Python would complain when it flushes at exit.
         sys.stdout = None
+    finally:
+        cpctl.stop_waiting()
 
 
 async def _repeat(cpctl: Cpctl, once: Callable[[], Awaitable[None]]) -> None:

@@ -21,6 +21,8 @@ FLAG_TYPES = {records.BOOL: "bool", records.STRING: "string", records.INT: "int"
     records.NUMBER: "number",
     records.JSON: "json",
 }
+# What a node says that has never had proof of being up to date.
+_AGE_UNKNOWN_MS = (1 << 32) - 1
 SCOPE_KINDS = {
     records.SCOPE_REGION: "region",
     records.SCOPE_ENVIRONMENT: "environment",
@@ -37,7 +39,7 @@ def served(header: api.ReplyHeader) -> Shape:
         "revision": header.revision,
         "region": header.region,
         "node": header.node,
-        "age_ms": header.age_ms,
+        "age_ms": header.age_ms if header.age_ms < _AGE_UNKNOWN_MS else None,
         "epoch": header.epoch,
     }
 
