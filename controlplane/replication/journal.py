@@ -10,8 +10,9 @@ rests on is here and nowhere else, so damage must be noticed, never repaired:
    changed, moved or copied is noticed.
 3. **One state row** holds term, vote, boundary, commit and *last* index and is rewritten with every batch.
    Entries must be exactly boundary + 1 .. last: a missing row is noticed at either end too.
-4. **A tear is not damage.** A batch cut off by a crash was never reported as synced and is dropped. A record
-   of the write-ahead log that is whole but wrong, anywhere, is damage.
+4. **A tear is not damage.** A batch cut off by a crash was never reported as synced and is dropped. A record of the
+   write-ahead log that is whole but wrong, anywhere, is damage. One thing cannot be told from a tear: a flipped bit in
+   the length of the very last record, if it then points past the end of the file.
 5. **Trimming deletes rows, never rewrites them**; RocksDB gives the space back as it compacts.
 6. **The commit index is advisory**: a run of nothing else is written without a sync.
 

@@ -10,7 +10,7 @@ are.
    owner decides on that. Refusals carry a stable reason. The dialling side relies on the fleet's CA and on
    the address in the certificate.
 2. **Order.** One stream per direction and peer. A newer one (by generation) replaces the older, whose
-   messages are dropped from then on; a stream of a process that was already succeeded is refused.
+   messages are dropped from then on.
 3. **A broken link is news.** The end of either stream is reported at once; silence is found by keepalive
    within about two seconds and, earlier, by the owner's own timers.
 4. **Bounded.** What waits for a peer is bounded in bytes and count; when full it is dropped and the link
@@ -29,12 +29,13 @@ import contextlib
 import ipaddress
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from controlplane import status
 from controlplane.errors import ControlPlaneError, Denied, Invalid, Refused, Unavailable
@@ -46,6 +47,7 @@ from controlplane.v1.raft_pb2 import RaftMessage
 
 WIRE_VERSION = 1
 _GOODBYE_S = 0.1
+_REDIAL_AT_LEAST_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class _Inbound:
 
     process: bytes
     generation: int
-    task: asyncio.Task[Any] | None
+    replaced: asyncio.Future[None]
 
 
 @dataclass(slots=True, eq=False)
@@ -128,11 +130,10 @@ class _Link:
     waiting_bytes: int = 0
     work: asyncio.Event = field(default_factory=asyncio.Event)
     redial: asyncio.Event = field(default_factory=asyncio.Event)
+    overflow: asyncio.Event = field(default_factory=asyncio.Event)
     outbound: bool = False
     inbound: _Inbound | None = None
-    succeeded: deque[bytes] = field(default_factory=lambda: deque(maxlen=8))
     up: bool = False
-    overflowed: bool = False
 
 
 class Transport:
@@ -210,7 +211,7 @@ class Transport:
         bounds = self._bounds
         if link.waiting_bytes > bounds.waiting_bytes_max or len(link.waiting) > bounds.waiting_count_max:
             self._drop(link)
-            link.overflowed = True
+            link.overflow.set()
         link.work.set()
 
     def is_up(self, peer: str) -> bool:
@@ -278,22 +279,23 @@ class Transport:
     # Dialling.
 
     async def _keep(self, link: _Link) -> None:
-        """Keep one stream to the peer, for ever:
-
-        The pause between attempts grows, and ends when the peer dials us.
-        """
-        pause = self._bounds.redial_min_s
+        """Keep one stream to the peer for ever; the pause between attempts grows, and ends when the peer dials us."""
+        bounds, loop = self._bounds, asyncio.get_running_loop()
+        pause_s = bounds.redial_min_s
         while True:
-            if await self._dialled(link):
-                pause = self._bounds.redial_min_s
-            link.redial.clear()
+            began_s = loop.time()
+            await self._dialled(link)
+            if loop.time() - began_s > bounds.redial_max_s:
+                pause_s = bounds.redial_min_s
+            await asyncio.sleep(min(pause_s, _REDIAL_AT_LEAST_S) * self._random.uniform(0.5, 1.0))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause * self._random.uniform(0.5, 1.0)):
+                async with asyncio.timeout(pause_s * self._random.uniform(0.5, 1.0)):
                     await link.redial.wait()
-            pause = min(2 * pause, self._bounds.redial_max_s)
+            link.redial.clear()
+            pause_s = min(2 * pause_s, bounds.redial_max_s)
 
-    async def _dialled(self, link: _Link) -> bool:
-        """Run one stream to its end; tell whether it had come up."""
+    async def _dialled(self, link: _Link) -> None:
+        """Run one stream to its end."""
         channel = self._channel(link.address)
         try:
             call = PeerStub(channel).Stream()
@@ -312,11 +314,10 @@ class Transport:
         except (TimeoutError, asyncio.InvalidStateError):
             pass
         finally:
-            came_up, link.outbound = link.outbound, False
+            link.outbound = False
             self._drop(link)
             self._changed(link)
             await channel.close()
-        return came_up
 
     async def _greet(self, link: _Link, call: _Call) -> None:
         self._generation += 1
@@ -334,25 +335,24 @@ class Transport:
             raise _Unfit from error
 
     async def _run(self, link: _Link, call: _Call) -> None:
-        """Write until either side ends the stream."""
+        """Write until either side ends the stream, or the peer reads too slowly."""
         link.outbound = True
-        link.overflowed = False
+        link.overflow.clear()
         self._changed(link)
-        writer = asyncio.create_task(self._write(link, call))
-        reader = asyncio.create_task(_until_end(call))
+        ends = [asyncio.create_task(end) for end in (self._write(link, call), _until_end(call), link.overflow.wait())]
         try:
-            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            writer.cancel()
+            ends[0].cancel()
             await _say_goodbye(call)
             raise
         finally:
-            writer.cancel()
-            reader.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     async def _write(self, link: _Link, call: _Call) -> None:
-        while not link.overflowed:
+        while True:
             await link.work.wait()
             link.work.clear()
             while link.waiting:
@@ -380,25 +380,31 @@ class Transport:
 
     # Answering.
 
-    async def serve(self, frames: AsyncIterator[PeerFrame], context: _Context) -> AsyncIterator[PeerFrame]:
-        """Answer one stream:
-
-        Greet, then hand what it brings to the owner until it ends or a newer one replaces it.
-        """
+    async def serve(self, context: _Context) -> None:
+        """Answer one stream: greet, then hand what it brings to the owner until it ends or a newer one replaces it."""
         async with asyncio.timeout(self._bounds.hello_timeout_s):
-            first = await anext(aiter(frames))
+            first = await context.read()
+        if not isinstance(first, PeerFrame):
+            raise Invalid("the stream ended without a hello", reason="HELLO_MISSING")
         link = self._admit(first, context)
-        mine = _Inbound(first.hello.process, first.hello.generation, asyncio.current_task())
-        yield PeerFrame(hello=self._hello(link.peer))
+        await context.write(PeerFrame(hello=self._hello(link.peer)))
+        mine = _Inbound(first.hello.process, first.hello.generation, asyncio.get_running_loop().create_future())
         self._replace(link, mine)
+        listening = asyncio.create_task(self._hear(link, mine, context))
         try:
-            async for frame in frames:
-                if link.inbound is not mine or not self._take_in(link, frame):
-                    return
+            await asyncio.wait({listening, mine.replaced}, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done():
+                listening.result()
         finally:
+            listening.cancel()
             if link.inbound is mine:
                 link.inbound = None
                 self._changed(link)
+
+    async def _hear(self, link: _Link, mine: _Inbound, context: _Context) -> None:
+        while isinstance(frame := await context.read(), PeerFrame):
+            if link.inbound is not mine or not self._take_in(link, frame):
+                return
 
     def _admit(self, frame: PeerFrame, context: _Context) -> _Link:
         peer = frame.hello.node
@@ -408,12 +414,10 @@ class Transport:
         link = self._links.get(peer)
         if link is None:
             raise Denied(f"{peer} is not a node of this region", reason="PEER_UNKNOWN")
-        hello = frame.hello
         newest = link.inbound
-        stale = newest and newest.process == hello.process and newest.generation >= hello.generation
-        if stale or hello.process in link.succeeded:
+        if newest and newest.process == frame.hello.process and newest.generation >= frame.hello.generation:
             raise Refused("a newer stream is open", reason="STREAM_STALE")
-        self._owner.meet(peer, hello)
+        self._owner.meet(peer, frame.hello)
         return link
 
     def _replace(self, link: _Link, mine: _Inbound) -> None:
@@ -421,15 +425,11 @@ class Transport:
 
         The peer is dialled back if we have no stream to it.
         """
-        old, link.inbound = link.inbound, mine
-        if old is not None:
-            if old.process != mine.process:
-                link.succeeded.append(old.process)
-            if old.task is not None:
-                old.task.cancel()
+        if link.inbound is not None:
+            link.inbound.replaced.set_result(None)
             link.inbound = None
             self._changed(link)
-            link.inbound = mine
+        link.inbound = mine
         link.redial.set()
         self._changed(link)
 
@@ -448,7 +448,7 @@ class Transport:
         return True
 
 
-class _Unfit(Exception):  # noqa: N818 - a verdict, not a failure.
+class _Unfit(Exception):
     """We dialled a peer and do not want it: our refusal, which the peer learns when it dials us."""
 
 
@@ -462,18 +462,20 @@ class _Service(PeerServicer):
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def Stream(self, frames: AsyncIterator[PeerFrame], context: _Context) -> AsyncIterator[PeerFrame]:  # noqa: N802
+    async def Stream(self, _frames: object, context: _Context) -> None:  # noqa: N802
         """See peer.proto."""
+        counters = self._transport.counters
         try:
-            async for frame in self._transport.serve(frames, context):
-                yield frame
+            await self._transport.serve(context)
         except ControlPlaneError as error:
-            self._transport.counters.streams_refused += 1
-            trailers = ((status.TRAILER, status.encode(error)),)
-            await context.abort(status.code_of(error), str(error), trailers)
-        except (TimeoutError, StopAsyncIteration):
-            self._transport.counters.streams_refused += 1
+            counters.streams_refused += 1
+            await context.abort(status.code_of(error), str(error), ((status.TRAILER, status.encode(error)),))
+        except TimeoutError:
+            counters.streams_refused += 1
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no hello arrived")
+        except DecodeError:
+            counters.frames_malformed += 1
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame")
 
 
 def _check_hello(frame: PeerFrame, me: Identity, peer: str, bounds: LinkBounds) -> None:
