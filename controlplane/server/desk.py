@@ -37,6 +37,17 @@ class Peer(Protocol):
         """Properties of the caller's certificate."""
 
 
+class Principal:
+    """Somebody for whom calls are made, with what has been found out already."""
+
+    __slots__ = ("admitted", "identity", "uri")
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity, self.uri = identity, identity.uri
+        self.admitted: set[str] = set()
+        """Methods that `Desk.admit` let through."""
+
+
 class Desk:
     """Admits calls and has them answered."""
 
@@ -104,12 +115,14 @@ class Desk:
 
     def call(self, caller: Identity, method: str, request: bytes, timeout_s: float | None) -> Call:
         """Return an admitted request as the node takes it. Raises `Unavailable` if there is no time left."""
-        if timeout_s is None:
-            timeout_s = limits.CALL_TIMEOUT_S
-        elif timeout_s <= 0:
+        if timeout_s is not None and timeout_s <= 0:
             raise Unavailable("the deadline had passed on arrival", reason="DEADLINE")
-        deadline = self._node.clock() + min(timeout_s, limits.CALL_TIMEOUT_MAX_S)
-        return Call(method, request, _uri_of(caller), caller.environment, deadline)
+        return Call(method, request, caller.uri, caller.environment, self.deadline(timeout_s))
+
+    def deadline(self, timeout_s: float | None) -> float:
+        """Return, on the node's clock, when a call that arrives now must be answered."""
+        timeout_s = limits.CALL_TIMEOUT_S if timeout_s is None else min(timeout_s, limits.CALL_TIMEOUT_MAX_S)
+        return self._node.clock() + timeout_s
 
     def run(self, request: Request) -> None:
         """Have a call that has one reply answered."""
@@ -199,8 +212,3 @@ def _identity(uri: str) -> Identity:
         return Identity.parse(uri)
     except Invalid as error:
         raise Denied(str(error), reason=error.reason, hint=error.hint) from error
-
-
-@lru_cache(maxsize=16_384)
-def _uri_of(identity: Identity) -> str:
-    return identity.uri

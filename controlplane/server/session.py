@@ -27,7 +27,7 @@ from controlplane.errors import ControlPlaneError, Invalid, Unavailable
 from controlplane.forward import Request
 from controlplane.identity import Identity
 from controlplane.node import Call
-from controlplane.server.desk import SESSION, STREAMS, Desk
+from controlplane.server.desk import SESSION, STREAMS, Desk, Principal
 from controlplane.v1 import api_pb2 as api
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,7 +59,7 @@ class Session:
     def __init__(self, desk: Desk, caller: Identity, context: Context) -> None:
         self._desk, self._caller, self._context = desk, caller, context
         self._final = caller.role == "peer"
-        self._admitted: set[tuple[Identity, str]] = set()
+        self._principals: dict[str, Principal] = {} if self._final else {"": Principal(caller)}
         self._running: dict[int, asyncio.Task[None] | None] = {}
         self._reads = self._watches = 0
         self._ready: deque[tuple[int, bytes, bytes, bool]] = deque()
@@ -178,20 +178,25 @@ class Session:
         self._desk.run(_Operation(self, identifier, call, self._final))
 
     def _call(self, operation: api.Operation, method: str) -> Call:
-        principal = self._caller
-        if self._final or operation.on_behalf_of:
-            principal = self._desk.principal(self._caller, operation.on_behalf_of)
-        if (principal, method) not in self._admitted:
+        principal = self._principals.get(operation.on_behalf_of) or self._meet(operation.on_behalf_of)
+        if method not in principal.admitted:
             self._admit(principal, method)
         timeout_ms = operation.timeout_ms
-        return self._desk.call(principal, method, operation.request, timeout_ms / 1000 if timeout_ms else None)
+        deadline = self._desk.deadline(timeout_ms / 1000 if timeout_ms else None)
+        return Call(method, operation.request, principal.uri, principal.identity.environment, deadline)
 
-    def _admit(self, principal: Identity, method: str) -> None:
+    def _meet(self, on_behalf_of: str) -> Principal:
+        principal = Principal(self._desk.principal(self._caller, on_behalf_of))
+        if len(self._principals) >= limits.OPERATIONS_PER_SESSION_MAX:
+            self._principals.clear()
+        self._principals[on_behalf_of] = principal
+        return principal
+
+    def _admit(self, principal: Principal, method: str) -> None:
         if method == SESSION:
             raise Invalid("a session holds no sessions", reason="METHOD_UNKNOWN")
-        self._desk.admit(principal, method)
-        if len(self._admitted) < limits.OPERATIONS_PER_SESSION_MAX:
-            self._admitted.add((principal, method))
+        self._desk.admit(principal.identity, method)
+        principal.admitted.add(method)
 
     # -- streams
 
