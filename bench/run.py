@@ -40,9 +40,9 @@ class Plan:
 
 
 FULL = Plan(
-    seconds=3.0,
-    rounds=4,
-    failovers=9,
+    seconds=2.0,
+    rounds=3,
+    failovers=7,
     events=10,
     watchers=(1, 100, 500, 1000),
     records=(1_000, 10_000, 100_000),
@@ -50,12 +50,12 @@ FULL = Plan(
     snapshots=5,
 )
 QUICK = Plan(
-    seconds=1.0,
+    seconds=0.7,
     rounds=2,
-    failovers=3,
+    failovers=2,
     events=3,
-    watchers=(1, 100, 500),
-    records=(1_000, 100_000),
+    watchers=(1, 500),
+    records=(100_000,),
     restarts=1,
     snapshots=2,
 )
