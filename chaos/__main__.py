@@ -31,6 +31,7 @@ def main() -> None:
 @click.option("--trace", is_flag=True, help="Print the trace of the first violation (or of the only schedule).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def simulate_command(  # noqa: PLR0913 - one per option.
+    *,
     nodes: str,
     schedules: int,
     seed: int,
@@ -59,9 +60,7 @@ def simulate_command(  # noqa: PLR0913 - one per option.
     else:
         _print(report, again)
     if trace:
-        only = Simulation(
-            make_schedule(seed, nodes=int(nodes), seconds=seconds, profile=profile), off=frozenset(off)
-        )
+        only = Simulation(make_schedule(seed, nodes=int(nodes), seconds=seconds, profile=profile), off=frozenset(off))
         _print_trace(report.violations[0] if report.violations else only.run())
     missing = report.missing_faults() if profile != "calm" and report.runs >= _ALL_FAULTS_FROM else []
     for kind in missing:

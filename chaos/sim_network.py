@@ -58,7 +58,7 @@ class Network:
         self._at, self._clock = at, clock
         self._pairs = [link for link in self.links if link[0] < link[1]]
         self._blocks = dict.fromkeys(self.links, 0)
-        self._queues: dict[Link, deque[tuple[float, tuple[int, ...], Any]]] = {l: deque() for l in self.links}
+        self._queues: dict[Link, deque[tuple[float, tuple[int, ...], Any]]] = {link: deque() for link in self.links}
         self._last_at = dict.fromkeys(self.links, 0.0)
         self._heard_at = dict.fromkeys(self.links, 0.0)
         self._up = dict.fromkeys(self.links, False)

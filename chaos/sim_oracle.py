@@ -14,12 +14,11 @@ from chaos.sim_disk import Disk
 from controlplane.replication import Role
 from controlplane.replication.tail import Entry, Tail
 
-
 # How far back logs are compared each time; what is older was compared before.
 _MATCHED_BACK = 64
 
 
-class Violation(Exception):  # noqa: N818 - it ends a run; it is what the run was for.
+class Violation(Exception):
     """An invariant is broken; the text begins with its name."""
 
 

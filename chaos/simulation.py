@@ -102,9 +102,7 @@ class Simulation:
         except Violation as found:
             violation = f"{found} (at {self._now:.3f} s)"
         counts = self.counts + self.oracle.counts + self.network.counts
-        return Result(
-            self.schedule.seed, violation, self._now, counts, self.faults, self.fingerprint, list(self.trace)
-        )
+        return Result(self.schedule.seed, violation, self._now, counts, self.faults, self.fingerprint, list(self.trace))
 
     def run_until(self, seconds: float) -> None:
         """Run every event before `seconds`; raises `Violation`."""

@@ -17,9 +17,9 @@ decides, and is kept from doing anything:
 4. Its clock is the guard's (B19). `campaign` sets it ahead a little, so that its own timeouts never decide anything.
 5. It owns no thread, socket, file, fork or notify pipe (B11, B17, B18, B19).
 
-What this rests on beyond the documented API: the module names `createJournal`, `createPoller` and `monotonicTime`, seven
-message formats, the no-op byte, and "no election while unconnected". Hence the pinned version and the hashes below.
-Rebinding those names is process-wide: nothing else in the process may use PySyncObj.
+What this rests on beyond the documented API: the module names `createJournal`, `createPoller` and `monotonicTime`,
+seven message formats, the no-op byte, and "no election while unconnected". Hence the pinned version and the hashes
+below. Rebinding those names is process-wide: nothing else in the process may use PySyncObj.
 """
 
 from __future__ import annotations
@@ -111,16 +111,16 @@ class Core(Protocol):
     def burn_vote(self, term: int, now: float) -> None:
         """Move up to `term` and never vote for anyone in it."""
 
-    def follow(  # noqa: PLR0913 - these are the fields of one append.
-        self, leader: str, term: int, prev_index: int, prev_term: int, commit: int, entries: Sequence[Entry], now: float
+    def follow(
+        self, leader: str, term: int, prev: tuple[int, int], commit: int, entries: Sequence[Entry], now: float
     ) -> None:
-        """`leader` leads `term`. Cut what follows prev_index, add `entries`, commit up to min(commit, last index).
+        """Cut what follows `prev`, add `entries`, commit up to min(commit, last index): `leader` leads `term`.
 
-        (prev_index, prev_term) must be in the tail. An older term changes nothing.
+        `prev` is (index, term) of an entry in the tail. An older term changes nothing.
         """
 
     def matched(self, peer: str, index: int, now: float) -> None:
-        """The leader's log up to `index` is on `peer`'s disk, and `peer` is alive. Never lowers what was told before."""
+        """Count the log up to `index` as on `peer`'s disk, and `peer` as alive; a lower index changes nothing."""
 
     def propose(self, number: int, payload: bytes) -> None:
         """Queue a proposal for the next tick; the caller bounds how many."""
@@ -294,7 +294,9 @@ _CLIENT = Node(":client")
 class SyncObjCore:
     """PySyncObj as a `Core`. `fallback_s` is how long a leader stays one without hearing from a majority (B14)."""
 
-    def __init__(self, me: str, peers: Sequence[str], tail: Tail, events: CoreEvents, fallback_s: float, now: float) -> None:
+    def __init__(
+        self, me: str, peers: Sequence[str], tail: Tail, events: CoreEvents, fallback_s: float, now: float
+    ) -> None:
         verify_engine()
         self._nodes = {peer: Node(peer) for peer in peers}
         self._gate = self._nodes[peers[0]] if peers else None
@@ -380,16 +382,16 @@ class SyncObjCore:
         """See `Core`. A request for a vote that every log satisfies, from nobody."""
         self._ask_vote(_NOBODY, term, _NEVER, _NEVER, now)
 
-    def follow(  # noqa: PLR0913
-        self, leader: str, term: int, prev_index: int, prev_term: int, commit: int, entries: Sequence[Entry], now: float
+    def follow(
+        self, leader: str, term: int, prev: tuple[int, int], commit: int, entries: Sequence[Entry], now: float
     ) -> None:
         """See `Core`."""
         message = {
             "type": "append_entries",
             "term": term,
             "commit_index": commit,
-            "prevLogIdx": prev_index,
-            "prevLogTerm": prev_term,
+            "prevLogIdx": prev[0],
+            "prevLogTerm": prev[1],
             "entries": [(_Sealed(entry.payload), entry.index, entry.term) for entry in entries],
         }
         self._deliver(self._nodes[leader], message, now)
@@ -411,7 +413,9 @@ class SyncObjCore:
 class ModelCore:
     """What the guard uses of the library, written anew: same port, same decisions in the same order."""
 
-    def __init__(self, me: str, peers: Sequence[str], tail: Tail, events: CoreEvents, fallback_s: float, now: float) -> None:
+    def __init__(
+        self, me: str, peers: Sequence[str], tail: Tail, events: CoreEvents, fallback_s: float, now: float
+    ) -> None:
         self._me = me
         self._peers = tuple(peers)
         self._tail = tail
@@ -505,8 +509,8 @@ class ModelCore:
             if major(self._votes, len(self._peers) + 1):
                 self._lead(now)
 
-    def follow(  # noqa: PLR0913
-        self, leader: str, term: int, prev_index: int, prev_term: int, commit: int, entries: Sequence[Entry], now: float
+    def follow(
+        self, leader: str, term: int, prev: tuple[int, int], commit: int, entries: Sequence[Entry], now: float
     ) -> None:
         """See `Core`."""
         if term < self._tail.term:
@@ -514,8 +518,8 @@ class ModelCore:
         if term > self._tail.term:
             self._tail.set_term(term, None)
         self._become(Role.FOLLOWER)
-        if self._tail.last_index > prev_index:
-            self._tail.cut(prev_index + 1)
+        if self._tail.last_index > prev[0]:
+            self._tail.cut(prev[0] + 1)
         for entry in entries:
             self._tail.add(entry)
         self._tail.set_commit(min(commit, self._tail.last_index))

@@ -40,20 +40,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from math import inf
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
-from controlplane import limits
 from controlplane.errors import Fatal
 from controlplane.replication import LogStatus, Machine, PeerStatus, Role
 from controlplane.replication.engine import Core, CoreEvents, SyncObjCore, major
+from controlplane.replication.host import Bounds, Done, Host, Malformed, Outcome, Timing
 from controlplane.replication.progress import Mode, Progress
+from controlplane.replication.reads import Asker, ReadDone, Reads
 from controlplane.replication.snapshots import Snapshot, SnapshotMeta
 from controlplane.replication.tail import Entry, Tail
 from controlplane.v1 import raft_pb2 as wire
 from controlplane.v1.raft_pb2 import RaftMessage
+
+__all__ = ["WIRE_VERSION", "Bounds", "Done", "Guard", "Host", "Malformed", "Outcome", "SnapshotMeta", "Timing"]
 
 WIRE_VERSION = 1
 """Of raft.proto. A node refuses every other version."""
@@ -67,112 +69,11 @@ HEARD = wire.AppendAck.RESULT_HEARD
 STALE = wire.AppendAck.RESULT_UNSPECIFIED
 
 
-class Malformed(Exception):  # noqa: N818 - the peer's fault, not ours: its link is closed.
-    """A peer sent what no correct peer sends: the host closes the link and counts it."""
-
-
-class Outcome(Enum):
-    """What became of a proposal; all but UNKNOWN are definite."""
-
-    APPLIED = "applied"  # Committed, on this node's disk and applied here.
-    REFUSED = "refused"  # It never entered a log.
-    DISCARDED = "discarded"  # It stood in a log, but another entry was committed in its place.
-    UNKNOWN = "unknown"  # It may yet be committed, or was, unseen.
-
-
-# Called once, from inside `tick`, with the outcome and the index (0 when REFUSED).
-Done = Callable[[Outcome, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds. An election starts after a silence drawn from [min, max]; a leader's beat must be well below min."""
-
-    election_min_s: float = 0.150
-    election_max_s: float = 0.300
-    beat_s: float = 0.030
-
-    def __post_init__(self) -> None:
-        if not 0 < 3 * self.beat_s <= self.election_min_s < self.election_max_s:
-            raise ValueError("beats must be three times as frequent as elections, and election_min_s < election_max_s")
-
-    @property
-    def fallback_s(self) -> float:
-        """How long a leader stays one without hearing from a majority."""
-        return 2 * self.election_max_s
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Everything here that could grow. An append is at most one entry or `append_bytes_max` of them."""
-
-    entry_bytes_max: int = limits.ENTRY_BYTES_MAX
-    append_bytes_max: int = 256 * 1024
-    appends_in_flight_max: int = 32
-    chunk_bytes: int = 256 * 1024
-    chunks_in_flight_max: int = 8
-    proposals_max: int = 1024
-    reads_max: int = 4096
-    applies_per_tick_max: int = 512
-    # What the log may grow to only because a snapshot is under way; beyond it the transfer starts again.
-    held_bytes_max: int = 256 * 1024 * 1024
-
-
-class Host(Protocol):
-    """What the guard needs done. No method may call the guard back, except as `snapshot_chunk` says."""
-
-    def send(self, peer: str, message: RaftMessage) -> None:
-        """Queue `message` for `peer`; it may be lost. It must not be changed. Report a broken link later, not from here."""
-
-    def changed(self) -> None:
-        """Role, leader, term or readiness changed."""
-
-    def mark(self) -> bytes:
-        """Return this node's applied (revision, running hash); opaque to the guard, called at every beat."""
-
-    def marked(self, peer: str, mark: bytes) -> None:
-        """Compare the mark of the leader `peer`; raise `Fatal` if it contradicts this node's state."""
-
-    def free_bytes(self) -> int:
-        """Return the room left on this node's disk; rides on acks, so keep it cached."""
-
-    def snapshot_wanted(self) -> None:
-        """Make a snapshot of the machine's present state off the loop, then call `snapshot_ready` or `snapshot_unready`.
-
-        Never asked for twice at once.
-        """
-
-    def snapshot_chunk(self, meta: SnapshotMeta, offset: int, data: bytes) -> None:
-        """Write a piece of the leader's snapshot; pieces come in order, offset 0 starts anew and drops what was there.
-
-        Report with `snapshot_written` (at once from within, if it likes). When `meta.size` bytes are there: verify,
-        install into a new folder durably and switch to it, all off the loop, then call `snapshot_installed` or
-        `snapshot_failed`. Between the last piece and that call the guard applies nothing.
-        """
-
-    def caught_up(self) -> None:
-        """Record durably that this learner's disk counts from now on, then call `joined`."""
-
-
-@dataclass(slots=True)
-class _Read:
-    done: Callable[[bool], None]
-    started: float
-
-
 @dataclass(slots=True)
 class _Drain:
     target: str
     until: float
     ask_at: float
-
-
-@dataclass(slots=True)
-class _Round:
-    number: int
-    index: int
-    reads: list[_Read]
-    remote: list[tuple[str, wire.Read]]
 
 
 class Guard(CoreEvents):
@@ -218,7 +119,6 @@ class Guard(CoreEvents):
         self._role = Role.FOLLOWER
         self._leader: str | None = None
         self._leader_seen = -inf
-        self._election_at = 0.0
         self._pre_votes: tuple[int, set[str]] | None = None
         self._votes: tuple[int, set[str]] = (0, set())
         self._forced = False
@@ -233,7 +133,7 @@ class Guard(CoreEvents):
         self._installing = False
 
         self._progress: dict[str, Progress] = {}
-        self._beat_at = 0.0
+        self._beat_at, self._election_at = 0.0, 0.0
         self._drain: _Drain | None = None
         self._snapshot: Snapshot | None = None
         self._snapshot_floor: int | None = None  # While one is being made: what was applied when it was asked for.
@@ -244,14 +144,12 @@ class Guard(CoreEvents):
         self._pending: dict[int, list[tuple[int, Done]]] = {}
         self._pending_count = 0
 
-        self._round = 0
-        self._round_starts: deque[tuple[int, float]] = deque()
-        self._rounds: deque[_Round] = deque()
-        self._reads: list[_Read] = []
-        self._remote_reads: list[tuple[str, wire.Read]] = []
-        self._forwarded: dict[int, tuple[float, list[_Read]]] = {}
-        self._waiting_reads: list[tuple[int, _Read]] = []
-        self._fresh_at = -inf
+        self._reads = Reads(
+            reads_max=bounds.reads_max,
+            patience_s=timing.fallback_s,
+            answer=self._answer,
+            reply=self._reply_read,
+        )
 
         self._learner = learner and "replace" not in off
         self._peer_terms: dict[str, int] = {}
@@ -294,13 +192,7 @@ class Guard(CoreEvents):
         self._release_snapshot()
         if "B16" in self._off:
             self._give_up_pending()
-        rounds, self._rounds = self._rounds, deque()
-        self._round_starts.clear()
-        for lost in rounds:
-            self._fail_reads(lost.reads)
-            self._answer_remote(lost.remote, None)
-        remote, self._remote_reads = self._remote_reads, []
-        self._answer_remote(remote, None)
+        self._reads.leadership_ended()
 
     def _give_up_pending(self) -> None:
         # Only with B16 off: what the library does when it reports a change of leader.
@@ -402,7 +294,8 @@ class Guard(CoreEvents):
             self._stand()
         if self._learner:
             self._learn()
-        self._ask_reads()
+        if self._reads.waiting:
+            self._ask_reads()
         self._apply()
         self._report()
         self._deliver()
@@ -445,7 +338,7 @@ class Guard(CoreEvents):
     def _stand(self) -> None:
         self._rearm()
         if self._role is Role.CANDIDATE and self._held:
-            return  # The votes asked for are still waiting for this disk: another term would wait as long.
+            return None  # The votes asked for are still waiting for this disk: another term would wait as long.
         self._leader = None
         if not self._peers or "B13" in self._off:
             return self._campaign(forced=False)
@@ -455,9 +348,7 @@ class Guard(CoreEvents):
 
     def _ask_pre_votes(self, peers: Iterable[str], next_term: int) -> None:
         tail = self._tail
-        ask = wire.PreVote(
-            next_term=next_term, last_index=tail.last_index, last_term=tail.last_term, nonce=self._nonce
-        )
+        ask = wire.PreVote(next_term=next_term, last_index=tail.last_index, last_term=tail.last_term, nonce=self._nonce)
         for peer in peers:
             self._host.send(peer, RaftMessage(version=WIRE_VERSION, term=tail.term, pre_vote=ask))
 
@@ -535,7 +426,7 @@ class Guard(CoreEvents):
         self._leader, self._leader_seen, self._pre_votes = peer, self._now, None
         self._rearm()
         if term != tail.term or self._role is not Role.FOLLOWER or commit > tail.commit:
-            self._core.follow(peer, term, tail.last_index, tail.last_term, commit, (), self._now)
+            self._core.follow(peer, term, (tail.last_index, tail.last_term), commit, (), self._now)
         if self._verified[0] != term:
             self._verified, self._matched_sent = (term, 0), 0
 
@@ -641,7 +532,7 @@ class Guard(CoreEvents):
         self._hear(peer, term, 0)
         first = prev_index + known
         new = entries[known:]
-        self._core.follow(peer, term, first, tail.term_at(first), min(commit, end), new, self._now)
+        self._core.follow(peer, term, (first, tail.term_at(first)), min(commit, end), new, self._now)
         if tail.last_index != end:
             raise Fatal("the core did not take a verified append")
 
@@ -659,14 +550,14 @@ class Guard(CoreEvents):
     def _lead(self) -> None:
         self._continue_transfer()
         beat = self._now >= self._beat_at
-        if self._start_round(beat):
+        if self._begin_round(beat):
             beat = True
         if beat:
             self._beat_at = self._now + self._timing.beat_s
         for peer, progress in self._progress.items():
             self._replicate(peer, progress, beat)
         if not self._peers:
-            self._conclude_rounds()
+            self._count_echoes()
 
     def _feed(self, peer: str, progress: Progress, *, alive: bool) -> None:
         """Tell the core what counts: verified by the follower in this term, and not beyond our own disk."""
@@ -688,8 +579,8 @@ class Guard(CoreEvents):
         progress = self._progress[peer]
         if ack.learner != progress.learner and not self._still_counts(progress, learner=ack.learner):
             return
-        if ack.round > self._round and "B2" not in self._off:
-            raise Malformed(f"{peer} answers round {ack.round}; this leader is at {self._round}")
+        if ack.round > self._reads.round and "B2" not in self._off:
+            raise Malformed(f"{peer} answers round {ack.round}; this leader is at {self._reads.round}")
         progress.heard, progress.free_bytes = self._now, ack.free_bytes
         progress.round = max(progress.round, ack.round)
         if ack.result == MATCHED:
@@ -697,7 +588,7 @@ class Guard(CoreEvents):
         elif ack.result == CONFLICT:
             self._on_conflict(progress, ack)
         self._feed(peer, progress, alive=True)
-        self._conclude_rounds()
+        self._count_echoes()
         self._replicate(peer, progress, beat=False)
 
     def _still_counts(self, progress: Progress, *, learner: bool) -> bool:
@@ -774,7 +665,7 @@ class Guard(CoreEvents):
             prev_index=prev_index,
             prev_term=tail.term_at(prev_index),
             commit=tail.commit,
-            round=self._round,
+            round=self._reads.round,
             stream=progress.stream,
             mark=b"" if entries else self._host.mark(),
         )
@@ -783,9 +674,7 @@ class Guard(CoreEvents):
         self._host.send(peer, RaftMessage(version=WIRE_VERSION, term=tail.term, append=append))
 
     def _send_unanchored(self, peer: str, progress: Progress) -> None:
-        append = wire.Append(
-            unanchored=True, commit=self._tail.commit, round=self._round, stream=progress.stream
-        )
+        append = wire.Append(unanchored=True, commit=self._tail.commit, round=self._reads.round, stream=progress.stream)
         self._host.send(peer, RaftMessage(version=WIRE_VERSION, term=self._tail.term, append=append))
 
     # ------------------------------------------------------------------------------------------------- transfer
@@ -933,7 +822,7 @@ class Guard(CoreEvents):
 
     def _check_chunk(self, peer: str, chunk: wire.SnapshotChunk) -> SnapshotMeta:
         size = len(chunk.data)
-        if not 0 < chunk.size or chunk.offset + size > chunk.size or (not size and chunk.offset < chunk.size):
+        if not chunk.size > 0 or chunk.offset + size > chunk.size or (not size and chunk.offset < chunk.size):
             raise Malformed(f"a snapshot chunk from {peer} does not fit its snapshot")
         return SnapshotMeta(chunk.index, chunk.index_term, chunk.size, chunk.digest)
 
@@ -1024,10 +913,7 @@ class Guard(CoreEvents):
             self._applied, self._applied_term = entry.index, entry.term
             if self._pending:
                 self._resolve(entry.index, entry.term)
-        if self._waiting_reads:
-            waiting, self._waiting_reads = self._waiting_reads, []
-            for index, read in waiting:
-                self._read_at(index, read)
+        self._reads.applied(self._applied, self._now)
 
     def _resolve(self, index: int, term: int | None) -> None:
         """Answer the proposals that stood at `index`, which turned out to hold an entry of `term` (None: not seen)."""
@@ -1059,107 +945,57 @@ class Guard(CoreEvents):
 
     # ---------------------------------------------------------------------------------------------------- reads
 
-    def read(self, done: Callable[[bool], None], now: float) -> None:
-        """Answer True once the machine holds all that was committed when this was called; False: could not be proven."""
+    def read(self, done: ReadDone, now: float) -> None:
+        """Answer True once the machine holds all that was committed when this was called; False: it was not proven."""
         self._now = now
-        if len(self._reads) >= self._bounds.reads_max:
-            self._answer(done, False)
-        else:
-            self._reads.append(_Read(done, now))
+        self._reads.ask(done, now)
 
     def _ask_reads(self) -> None:
-        """A follower's reads go to the leader, all that wait as one; what waited too long is given up."""
-        if self._reads or self._forwarded:
-            self._expire_reads()
-        if self._role is Role.LEADER or not self._reads:
+        """Ask the leader for an index at which this node's reads may be answered."""
+        reads = self._reads
+        reads.expire(self._now)
+        if self._role is Role.LEADER or not reads.asked:
             return
-        reads, self._reads = self._reads, []
         leader = self._leader
-        if leader is None or leader == self._me or len(self._forwarded) >= self._bounds.reads_max:
-            self._fail_reads(reads)
-            return
         self._numbers += 1
-        self._forwarded[self._numbers] = (self._now, reads)
-        ask = wire.Read(nonce=self._nonce, number=self._numbers, learner=self._learner)
-        self._host.send(leader, RaftMessage(version=WIRE_VERSION, term=self._tail.term, read=ask))
+        if leader is None or leader == self._me:
+            reads.no_leader()
+        elif reads.forward(self._numbers, self._now):
+            ask = wire.Read(nonce=self._nonce, number=self._numbers, learner=self._learner)
+            self._host.send(leader, RaftMessage(version=WIRE_VERSION, term=self._tail.term, read=ask))
 
-    def _expire_reads(self) -> None:
-        since = self._now - self._timing.fallback_s
-        for number in [number for number, (sent, _) in self._forwarded.items() if sent < since]:
-            self._fail_reads(self._forwarded.pop(number)[1])
-        if self._reads and self._reads[0].started < since:
-            late = [read for read in self._reads if read.started < since]
-            self._reads = [read for read in self._reads if read.started >= since]
-            self._fail_reads(late)
-
-    def _fail_reads(self, reads: list[_Read]) -> None:
-        for read in reads:
-            self._answer(read.done, False)
-
-    def _start_round(self, beat: bool) -> bool:
+    def _begin_round(self, beat: bool) -> bool:
         """Begin a round if it is due: every beat, or at once for reads. True if every follower has to hear of it."""
         tail = self._tail
-        asked = (self._reads or self._remote_reads) and (
-            tail.term_at(tail.commit) == tail.term or "readterm" in self._off
-        )
-        if not (beat or asked):
-            return False
-        self._round += 1
-        self._round_starts.append((self._round, self._now))
-        if asked:
-            self._rounds.append(_Round(self._round, tail.commit, self._reads, self._remote_reads))
-            self._reads, self._remote_reads = [], []
-            if "readround" in self._off:
-                self._conclude_round(self._rounds.pop())
-        return True
+        able = self._reads.waiting and (tail.term_at(tail.commit) == tail.term or "readterm" in self._off)
+        begun = self._reads.begin(tail.commit, self._now, beat=beat, able=able)
+        if begun and "readround" in self._off:
+            self._reads.echoed(self._reads.round, self._applied, self._now)
+        return begun
 
-    def _conclude_rounds(self) -> None:
-        """Answer the reads of every round that a majority has answered."""
-        counted = [0 if progress.learner else progress.round for progress in self._progress.values()]
-        answered = sorted([self._round, *counted])[len(self._peers) // 2]
-        while self._round_starts and self._round_starts[0][0] <= answered:
-            self._fresh_at = max(self._fresh_at, self._round_starts.popleft()[1])
-        while self._rounds and self._rounds[0].number <= answered:
-            self._conclude_round(self._rounds.popleft())
+    def _count_echoes(self) -> None:
+        echoes = [0 if progress.learner else progress.round for progress in self._progress.values()]
+        majority = sorted([self._reads.round, *echoes])[len(self._peers) // 2]
+        self._reads.echoed(majority, self._applied, self._now)
 
-    def _conclude_round(self, done: _Round) -> None:
-        for read in done.reads:
-            self._read_at(done.index, read)
-        self._answer_remote(done.remote, done.index)
+    def _reply_read(self, asker: Asker, index: int | None) -> None:
+        peer, ask = asker
+        reply = wire.ReadReply(nonce=ask.nonce, number=ask.number, known=index is not None, index=index or 0)
+        self._host.send(peer, RaftMessage(version=WIRE_VERSION, term=self._tail.term, read_reply=reply))
 
-    def _answer_remote(self, remote: list[tuple[str, wire.Read]], index: int | None) -> None:
-        for peer, ask in remote:
-            reply = wire.ReadReply(nonce=ask.nonce, number=ask.number, known=index is not None, index=index or 0)
-            self._host.send(peer, RaftMessage(version=WIRE_VERSION, term=self._tail.term, read_reply=reply))
-
-    def _on_read(self, peer: str, term: int, ask: wire.Read) -> None:
+    def _on_read(self, peer: str, _: int, ask: wire.Read) -> None:
         progress = self._progress.get(peer)
         if progress and ask.learner and not progress.learner:
             self._still_counts(progress, learner=True)
-        if self._role is Role.LEADER and len(self._remote_reads) < self._bounds.reads_max:
-            self._remote_reads.append((peer, ask))
+        if self._role is Role.LEADER:
+            self._reads.ask_remote((peer, ask))
         else:
-            self._answer_remote([(peer, ask)], None)
+            self._reply_read((peer, ask), None)
 
-    def _on_read_reply(self, peer: str, term: int, reply: wire.ReadReply) -> None:
-        if reply.nonce != self._nonce:
-            return
-        _, reads = self._forwarded.pop(reply.number, (0.0, []))
-        if not reply.known:
-            self._fail_reads(reads)
-            return
-        for read in reads:
-            self._read_at(reply.index, read)
-
-    def _read_at(self, index: int, read: _Read) -> None:
-        """Answer `read` when the machine has applied `index`."""
-        if self._applied >= index:
-            self._fresh_at = max(self._fresh_at, read.started)
-            self._answer(read.done, True)
-        elif self._now - read.started > self._timing.fallback_s:
-            self._answer(read.done, False)
-        else:
-            self._waiting_reads.append((index, read))
+    def _on_read_reply(self, _: str, __: int, reply: wire.ReadReply) -> None:
+        if reply.nonce == self._nonce:
+            index = reply.index if reply.known else None
+            self._reads.told(reply.number, index, self._applied, self._now)
 
     # ------------------------------------------------------------------------------------------ a replaced disk
 
@@ -1240,7 +1076,7 @@ class Guard(CoreEvents):
             applied=self._applied,
             last=self._tail.last_index,
             ready=self.ready,
-            fresh_s=now - self._fresh_at,
+            fresh_s=now - self._reads.fresh_at,
             peers={peer: self._peer_status(peer, now) for peer in self._peers},
         )
 

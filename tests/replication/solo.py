@@ -12,6 +12,7 @@ from controlplane.v1 import raft_pb2 as wire
 from controlplane.v1.raft_pb2 import RaftMessage
 
 TIMING = Timing()
+EMPTY = Recovered()
 
 
 class Solo:
@@ -21,7 +22,7 @@ class Solo:
         self,
         peers: tuple[str, ...] = ("b", "c"),
         *,
-        recovered: Recovered = Recovered(),
+        recovered: Recovered = EMPTY,
         applied: tuple[int, int] = (0, 0),
         off: frozenset[str] | set[str] = frozenset(),
         seed: int = 1,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +24,14 @@ from controlplane.replication import Role, engine
 from controlplane.replication.engine import ModelCore, SyncObjCore, engine_problems, verify_engine
 from controlplane.replication.tail import Entry, Op, Recovered, Tail
 
+EMPTY = Recovered()
 FOLDER = Path(pysyncobj.__file__).parent
 
 
 class Core:
     """A core with everything it says and writes."""
 
-    def __init__(self, make: Any, peers: tuple[str, ...] = ("b", "c"), recovered: Recovered = Recovered()) -> None:
+    def __init__(self, make: Any, peers: tuple[str, ...] = ("b", "c"), recovered: Recovered = EMPTY) -> None:
         self.said: list[tuple[Any, ...]] = []
         self.ops: list[Op] = []
         self.tail = Tail(recovered, lambda _, op: self.ops.append(op))
@@ -80,9 +83,6 @@ def test_a_changed_or_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [SyncObjCore, ModelCore])
 def test_b11_b17_b19_a_core_owns_no_socket_thread_file_or_fork(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import threading
-
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the core reached for the outside")
 
@@ -248,7 +248,7 @@ def follow(random: Random, core: Core, peer: str, now: float) -> None:
     prev = random.randint(tail.commit, tail.last_index)
     added = [Entry(prev + 1 + k, term, b"f") for k in range(random.randint(0, 3))]
     commit = random.randint(0, prev + len(added))
-    core.core.follow(peer, term, prev, tail.term_at(prev), commit, added, now)
+    core.core.follow(peer, term, (prev, tail.term_at(prev)), commit, added, now)
 
 
 @pytest.mark.parametrize("block", range(4))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from controlplane.errors import Fatal
 from controlplane.replication import Role
 from controlplane.replication.guard import Bounds, Malformed, Outcome, Timing
 from controlplane.replication.tail import Cut, Entry, Recovered
@@ -413,8 +414,6 @@ def test_a_single_node_answers_only_what_is_synced() -> None:
 
 
 def test_two_leaders_in_a_term_stop_the_process() -> None:
-    from controlplane.errors import Fatal
-
     node = Solo()
     node.lead()
     with pytest.raises(Fatal, match="both lead"):
@@ -422,8 +421,6 @@ def test_two_leaders_in_a_term_stop_the_process() -> None:
 
 
 def test_a_conflict_with_a_committed_entry_stops_the_process() -> None:
-    from controlplane.errors import Fatal
-
     node = Solo(recovered=holding(5, term=1, commit=5), applied=(5, 1))
     with pytest.raises(Fatal, match="committed"):
         node.append("b", 2, (4, 2))
