@@ -190,6 +190,7 @@ class Node:
         self._reads: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]] = []
         self._readers: set[asyncio.Future[bytes]] = set()
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
+        self._ready = False
         self._planned: _Planned | None = None
         self._answers: list[Outcome] | None = None
         self._applied_listeners: list[Callable[[Applied], None]] = []
@@ -205,6 +206,7 @@ class Node:
         """Bring up the log and begin to answer. Raises `Fatal`."""
         self.log.on_change(self._role_changed)
         await self.log.start(self)
+        self._role_changed()
         for work in (self._plan_forever(), self._read_forever(), self._tick_forever()):
             self._own(work)
 
@@ -443,9 +445,8 @@ class Node:
         )
 
     def _enqueue(self, waiting: _Waiting) -> None:
-        status = self.log.status()
-        if not status.ready:
-            raise _not_leader(status)
+        if not self._ready:
+            raise _not_leader(self.log.status())
         if waiting.request and waiting.request.since > self._state.revision:
             raise Invalid(
                 f"header.since is {waiting.request.since}; the region is at revision {self._state.revision}",
@@ -717,6 +718,7 @@ class Node:
 
     def _role_changed(self) -> None:
         status = self.log.status()
+        self._ready = status.ready
         if not status.ready and self._queue:
             self._fail_waiting(_not_leader(status))
 
