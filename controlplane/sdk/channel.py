@@ -49,7 +49,7 @@ LATE_S: Final = 0.04
 SILENT_S: Final = 0.08
 """Silence after which a stream is probed, and again after which it is given up. Doubled each time that happens."""
 SILENT_MAX_S: Final = 2.0
-TRUSTED_AFTER_S: Final = 10.0
+TRUSTED_AFTER_S: Final = 1.0
 """A stream that held so long restores the usual patience."""
 DIAL_APART_S: Final = 0.02
 AVOID_S: Final = 0.5
