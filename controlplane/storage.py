@@ -74,10 +74,7 @@ _RESTORE = "Restore this node from its peers: move the data folder away and star
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How much memory one RocksDB may take:
-
-    `cache_bytes` of blocks, two write buffers of `write_buffer_bytes`.
-    """
+    """How much memory one RocksDB may take: a cache of blocks, and two write buffers."""
 
     cache_bytes: int = 16 << 20
     write_buffer_bytes: int = 8 << 20
@@ -139,9 +136,9 @@ class RocksStore:
         return _down(cursor, start, self._path) if reverse else _up(cursor, start, self._path)
 
     def commit(self, batch: Batch) -> None:
-        """Write `batch` as one:
+        """Write `batch` as one, in the order of effect that `Batch` says.
 
-        Its range deletes, then deletes, then puts. Survives the process, not yet a power cut.
+        It survives the process at once, and a power cut after the next `sync`.
         """
         writes = WriteBatch(raw_mode=True)
         for start, end in batch.ranges:
@@ -194,10 +191,7 @@ class RocksStore:
         return Staged(generation, database)
 
     def adopt(self, staged: Staged) -> None:
-        """Switch to what `stage` built, durably:
-
-        Two small syncs on the calling thread. Older views stay readable.
-        """
+        """Switch to what `stage` built, durably, by two small syncs. Views taken before stay readable."""
         _write_current(self._folder, staged.generation)
         old, self._db, self._generation = self._db, staged.database, staged.generation
         old.close()
@@ -218,10 +212,7 @@ class RocksStore:
         return _generation_folder(self._folder, self._generation)
 
     def _open(self, generation: int) -> Rdict:
-        """A power cut may tear unsynced writes:
-
-        What follows the tear is dropped, and the log brings it again.
-        """
+        """Open; what follows a tear that a power cut left is dropped, and the log brings it again."""
         path = _generation_folder(self._folder, generation)
         try:
             return Rdict(str(path), rocks_options(self._tuning, DBRecoveryMode.point_in_time()))
@@ -313,10 +304,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def write_snapshot(view: StoreSnapshot, path: Path, header: SnapshotHeader) -> bytes:
-    """Write all rows of `view` to `path`, synced;
-
-    Return the SHA-256 of the file. For a thread: it yields often.
-    """
+    """Write all rows of `view` to `path`, synced; return the SHA-256 of the file. For a thread: it yields often."""
     with path.open("wb") as file:
         sink = _Digesting(file)
         _write_header(sink, header)

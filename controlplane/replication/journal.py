@@ -151,7 +151,7 @@ class Journal:
                 state.last, state.commit = index, max(index, min(state.commit, index))
 
     def _open(self) -> Rdict:
-        """Opened so that only a tear at the very end is forgiven, and so that a lost folder is not taken for a new one."""
+        """Open so that only a tear at the very end is forgiven, and lost files are not taken for a new journal."""
         self._folder.mkdir(parents=True, exist_ok=True)
         options = rocks_options(_TUNING, DBRecoveryMode.tolerate_corrupted_tail_records())
         fresh = not any(self._folder.iterdir())
@@ -226,10 +226,7 @@ class JournalThread:
     """The one thread that writes a journal: batches in the order given, each reported when it is durable."""
 
     def __init__(self, journal: Journal, done: Callable[[int, float, Fatal | None], None]) -> None:
-        """`done(seq, seconds, error)` is called from the thread after each batch;
-
-        After an error nothing is written.
-        """
+        """`done(seq, seconds, error)` is called from the thread after each batch, the last time after an error."""
         self._journal = journal
         self._done = done
         self._batches: SimpleQueue[tuple[int, list[Op]] | None] = SimpleQueue()

@@ -163,10 +163,7 @@ class RaftLog:
         return self._transport.counters
 
     async def listen(self) -> None:
-        """Open the peer port;
-
-        `start` does it too. Apart, so that addresses may be known before any node dials.
-        """
+        """Open the peer port, as `start` does too: apart, so that `port` may be known before any node dials."""
         if not self._transport.port:
             await self._transport.start()
 
@@ -226,7 +223,7 @@ class RaftLog:
         """See `Log`. Asks again through changes of leader until `timeout_s` is over."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not await self._round():
+                while not await self._round():  # noqa: ASYNC110 - nothing announces that a round may succeed now.
                     await asyncio.sleep(_RETRY_S)
         except TimeoutError:
             raise Unavailable("no majority confirmed this node's state in time", reason="NO_MAJORITY") from None
@@ -273,8 +270,8 @@ class RaftLog:
     def _check_journal(self) -> None:
         if self._folder.identity.standing is Standing.MEMBER and self._journal.empty:
             raise Fatal(
-                f"journal {self._folder.journal} is empty, but this node is a member of its region. Restore it from its "
-                f"peers: move the data folder away and start with --replace."
+                f"journal {self._folder.journal} is empty, but this node is a member of its region. Restore it from "
+                f"its peers: move the data folder away and start with --replace."
             )
 
     async def _join(self) -> None:
@@ -493,10 +490,7 @@ class RaftLog:
         self._tell(lambda guard, _: guard.trim(index, entries, size))
 
     async def _look_at_the_disk(self) -> None:
-        """Refresh the free bytes that ride on acks;
-
-        Give up the ballast when they run out, lay it again later.
-        """
+        """Refresh the free bytes that ride on acks; give up the ballast when they run short, lay it again later."""
         self.free_bytes = await self._on_disk(self._folder.free_bytes)
         ballast = self.config.ballast_bytes
         if self.free_bytes < ballast // 2 and self._folder.ballast_bytes:

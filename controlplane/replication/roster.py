@@ -66,10 +66,7 @@ class Roster:
             self._with_data.add(peer)
 
     def join(self) -> None:
-        """Every peer was met:
-
-        Remember them all, durably. Raises `Fatal` for a replacement among empty peers.
-        """
+        """Remember every peer, durably, once all were met. Raises `Fatal` for a replacement among empty peers."""
         if self._folder.identity.standing is Standing.REPLACING and not self._with_data:
             raise Fatal(
                 f"{self._folder.path}: none of the peers has data to replace a lost disk from. "

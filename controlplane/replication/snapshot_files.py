@@ -108,10 +108,7 @@ def produce(view: StoreSnapshot, folder: Path, header: SnapshotHeader, serial: i
 
 
 def stage(incoming: Incoming, meta: SnapshotMeta, store: SnapshotStore, fleet: str, region: str) -> Staged | None:
-    """Check the received snapshot and build a state from it;
-
-    None when it is not what was announced. For a thread.
-    """
+    """Check the received snapshot and build a state from it; None if it is not as announced. For a thread."""
     try:
         path = incoming.finish(meta)
         return store.stage(path, header_of(fleet, region, meta.index, meta.term))

@@ -176,7 +176,7 @@ class Transport:
     async def start(self) -> None:
         """Open the port (`port` tells which, when 0 was asked for). Raises `Unavailable` when it is taken."""
         server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=self._bounds.streams_max)
-        add_PeerServicer_to_server(_Service(self), server)
+        add_PeerServicer_to_server(_Service(self), server)  # type: ignore[no-untyped-call]
         try:
             self.port = self._bind(server)
         except RuntimeError as error:
@@ -298,7 +298,7 @@ class Transport:
         """Run one stream to its end."""
         channel = self._channel(link.address)
         try:
-            call = PeerStub(channel).Stream()
+            call = PeerStub(channel).Stream()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(self._bounds.hello_timeout_s):
                     await self._greet(link, call)
@@ -421,10 +421,7 @@ class Transport:
         return link
 
     def _replace(self, link: _Link, mine: _Inbound) -> None:
-        """From here on only this stream is listened to;
-
-        The peer is dialled back if we have no stream to it.
-        """
+        """Listen only to this stream from here on, and dial the peer back if we have none to it."""
         if link.inbound is not None:
             link.inbound.replaced.set_result(None)
             link.inbound = None

@@ -150,7 +150,8 @@ from pathlib import Path
 from tests.replication.test_transport import *
 
 async def main():
-    ca, certificate, key, address = (Path(sys.argv[1], name).read_bytes() for name in ("ca", "certificate", "key", "address"))
+    names = ("ca", "certificate", "key", "address")
+    ca, certificate, key, address = (Path(sys.argv[1], name).read_bytes() for name in names)
     child = await end("n2", Credentials(ca, certificate, key))
     child.transport.dial({"n1": address.decode()})
     print(child.transport.port, flush=True)
@@ -166,7 +167,7 @@ async def test_b15_sigkill_of_a_peer_is_reported_within_milliseconds(tmp_path: P
     for name, content in {**contents, "address": f"127.0.0.1:{one.transport.port}".encode()}.items():
         (tmp_path / name).write_bytes(content)
     root = str(Path(__file__).parents[2])
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: ASYNC220 - it must not die with this loop, and starts at once.
         [sys.executable, "-c", CHILD, str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from controlplane import storage
 from controlplane.errors import Fatal
 from controlplane.kernel.store import Batch, MemoryStore
 from controlplane.storage import RocksStore
@@ -117,9 +118,7 @@ def test_it_opens_again_with_what_it_had(tmp_path: Path) -> None:
 def test_a_crash_while_it_is_created_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     RocksStore(tmp_path / "whole").close()
     (tmp_path / "half").mkdir()
-    from controlplane.storage import _write_current
-
-    _write_current(tmp_path / "half", 0)
+    storage._write_current(tmp_path / "half", 0)
     (tmp_path / "half" / "000001").mkdir()
     (tmp_path / "half" / "000001" / "MANIFEST-000001").write_bytes(b"torn")
     store = RocksStore(tmp_path / "half")
@@ -129,9 +128,7 @@ def test_a_crash_while_it_is_created_leaves_nothing_in_the_way(tmp_path: Path) -
 
 def test_an_unknown_format_stops_it(tmp_path: Path) -> None:
     RocksStore(tmp_path).close()
-    from controlplane.storage import _pointer_checksum
-
-    (tmp_path / "CURRENT").write_text(f"store 2 1 {_pointer_checksum('2', '1')}\n")
+    (tmp_path / "CURRENT").write_text(f"store 2 1 {storage._pointer_checksum('2', '1')}\n")
     with pytest.raises(Fatal, match=r"CURRENT: store format 2 is not known"):
         RocksStore(tmp_path)
 
@@ -154,12 +151,16 @@ def test_damage_is_named_with_the_next_step(tmp_path: Path, damage: str) -> None
         case "table":
             flip(next((tmp_path / "000001").glob("*.sst")))
     with pytest.raises(Fatal, match=str(tmp_path)) as raised:
-        store = RocksStore(tmp_path)
-        try:
-            list(store.scan(b"a", b"z"))
-        finally:
-            store.close()
+        read_all(tmp_path)
     assert "--replace" in str(raised.value)
+
+
+def read_all(folder: Path) -> None:
+    store = RocksStore(folder)
+    try:
+        list(store.scan(b"a", b"z"))
+    finally:
+        store.close()
 
 
 def flip(path: Path) -> None:
