@@ -86,6 +86,57 @@ def test_what_was_planned_is_what_is_applied(history: list[Planned], txns: list[
     assert rows(leader) == rows(follower)
 
 
+def sound(working: Working, each: Txn) -> bool:
+    """What a leader makes sure of before it plans a transaction."""
+    if machine.malformed(each) or (each.HasField("request") and working.answer(each.request)):
+        return False
+    found = [machine.event_at(working.view, guard.key) for guard in each.guards]
+    return [event.revision if event else 0 for event in found] == [guard.revision for guard in each.guards]
+
+
+@given(HISTORIES, st.lists(TXNS, min_size=1, max_size=6))
+def test_what_was_proven_sound_comes_out_as_if_it_were_checked_again(history: list[Planned], txns: list[Txn]) -> None:
+    leader = fresh()
+    replayed(leader, recorded(history))
+    follower, doubter = leader.snapshot(), leader.snapshot()
+    working = Working(leader)
+    entry = Entry(base=working.base, salt=b"s" * 16)
+    for each in txns:
+        if sound(working, each):
+            working.run(each, proven=True)
+            entry.txns.append(each)
+    if not entry.txns:
+        return
+    index = working.index + 1
+    checked = machine.apply(doubter, index, 1, machine.pack(entry))
+    entry.base_hash = working.base_hash
+    packed = machine.pack(entry)
+    finished, applied = working.finish(leader, index, 1, packed), machine.apply(follower, index, 1, packed)
+    assert finished == applied
+    assert rows(leader) == rows(follower)
+    assert applied.outcomes == checked.outcomes
+    assert [row for row in rows(follower) if row[0] != keys.STATE] == [
+        row for row in rows(doubter) if row[0] != keys.STATE
+    ]
+
+
+def test_an_entry_planned_over_another_past_stops_the_node_and_changes_nothing() -> None:
+    store = fresh()
+    apply(store, txn(put("a")))
+    before = rows(store)
+    other = machine.pack(Entry(base=1, base_hash=b"x" * 32, txns=[txn(put("b"))]))
+    with pytest.raises(Fatal, match="--replace"):
+        machine.apply(store, 2, 1, other)
+    assert rows(store) == before
+
+
+def test_an_entry_planned_earlier_in_another_past_is_a_conflict_like_any_stale_one() -> None:
+    store = fresh()
+    apply(store, txn(put("a")))
+    stale = machine.pack(Entry(base=0, base_hash=b"x" * 32, txns=[txn(put("b"))]))
+    assert machine.apply(store, 2, 1, stale).outcomes[0].verdict == CONFLICT
+
+
 # Totality
 
 
