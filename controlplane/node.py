@@ -56,6 +56,7 @@ AGE_UNKNOWN_MS = (1 << 32) - 1
 
 _DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew"})
 _MARKS_KEPT = 512
+_ASKED_MAX = 8192
 
 
 class Call(NamedTuple):
@@ -108,6 +109,35 @@ class _Waiting:
     attempts: int = 0
 
 
+class _Asked:
+    """The requests that this node planned last and that were applied.
+
+    A request whose caller had seen `floor` before it first asked, and that is not among them, is certainly new: there
+    is no need to look for its outcome. What anybody else planned raises the floor.
+    """
+
+    def __init__(self, floor: int) -> None:
+        self._floor = floor
+        self._applied: dict[tuple[str, bytes], int] = {}
+
+    def is_new(self, request: RequestId) -> bool:
+        """True only if no outcome of `request` can be in the store."""
+        return request.since >= self._floor and (request.identity, request.nonce) not in self._applied
+
+    def add(self, requests: Sequence[RequestId], revision: int) -> None:
+        """These were applied, up to `revision`."""
+        for request in requests:
+            self._applied[request.identity, request.nonce] = revision
+        while len(self._applied) > _ASKED_MAX:
+            oldest = next(iter(self._applied))
+            self._floor = max(self._floor, self._applied.pop(oldest))
+
+    def forget(self, revision: int) -> None:
+        """Something else was applied, up to `revision`."""
+        self._floor = revision
+        self._applied.clear()
+
+
 class _Queue:
     """Calls that wait to be planned: kill switches, renewals and the region's own first, each sort in order."""
 
@@ -155,6 +185,7 @@ class _Queue:
 class _Planned:
     entry: bytes
     working: Working
+    requests: list[RequestId]
 
 
 class Node:
@@ -191,6 +222,8 @@ class Node:
         self._readers: set[asyncio.Future[bytes]] = set()
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
         self._ready = False
+        self._recent = machine.RecentEvents()
+        self._asked = _Asked(self._state.revision)
         self._planned: _Planned | None = None
         self._answers: list[Outcome] | None = None
         self._applied_listeners: list[Callable[[Applied], None]] = []
@@ -239,15 +272,17 @@ class Node:
 
     def apply(self, index: int, term: int, entry: bytes) -> None:
         """See `replication.Machine`."""
-        planned, self._planned = self._planned, None
-        if planned and planned.entry == entry and planned.working.base == self._state.revision:
+        planned = self._planned
+        mine = planned is not None and planned.entry == entry
+        if planned and mine and planned.working.base == self._state.revision:
             applied = planned.working.finish(self.store, index, term, entry)
         else:
-            applied = machine.apply(self.store, index, term, entry)
-            if planned and planned.entry != entry:
-                self._planned = planned
-        if planned and planned.entry == entry:
-            self._answers = applied.outcomes
+            applied = machine.apply(self.store, index, term, entry, self._recent)
+        if planned and mine:
+            self._planned, self._answers = None, applied.outcomes
+            self._asked.add(planned.requests, applied.state.revision)
+        elif entry:
+            self._asked.forget(applied.state.revision)
         self._took(applied)
 
     def mark(self) -> bytes:
@@ -267,6 +302,8 @@ class Node:
     def reloaded(self) -> None:
         """The store was replaced by a snapshot: forget everything derived from the old one."""
         self._state = machine.state_of(self.store)
+        self._recent.clear()
+        self._asked.forget(self._state.revision)
         self._marks.clear()
         self._watches.reset(self._state.revision)
 
@@ -468,7 +505,10 @@ class Node:
         if not batch:
             return
         packed = machine.pack(entry)
-        self._planned, self._answers = _Planned(packed, working), None
+        self._planned, self._answers = (
+            _Planned(packed, working, [w.request for w in batch if w.request is not None]),
+            None,
+        )
         try:
             await self.log.append(packed, timeout_s=limits.CALL_TIMEOUT_S)
         except ControlPlaneError as error:
@@ -485,7 +525,7 @@ class Node:
 
     def _plan(self) -> tuple[list[_Waiting], Working, Entry]:
         """Turn what waits into one entry; what needs no entry is answered on the way."""
-        working = Working(self.store)
+        working = Working(self.store, self._recent)
         working.at_ms = max(working.at_ms, self._wall_ms())
         entry = Entry(base=working.base, at_ms=working.at_ms, salt=self._entropy(16))
         entry.base_hash = working.base_hash
@@ -512,7 +552,10 @@ class Node:
 
     def _told(self, working: Working, waiting: _Waiting) -> bool:
         """Answer a request that has an outcome already, or none any more; true if that was all."""
-        outcome = working.answer(waiting.request) if waiting.request is not None else None
+        request = waiting.request
+        if request is None or self._asked.is_new(request):
+            return False
+        outcome = working.answer(request)
         if outcome is None:
             return False
         _settle(waiting.done, outcome, waiting.partition, self)
@@ -582,6 +625,7 @@ class Node:
 
     def _took(self, applied: Applied) -> None:
         self._state = applied.state
+        self._recent.took(applied)
         self._marks[applied.state.revision] = applied.state.hash
         if len(self._marks) > _MARKS_KEPT:
             del self._marks[next(iter(self._marks))]

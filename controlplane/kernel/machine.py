@@ -65,21 +65,59 @@ def event_at(view: View, key: bytes) -> Event | None:
     return None if packed is None else Event.FromString(packed)
 
 
+class RecentEvents:
+    """The newest events of the records written last, bounded by count and bytes: what is written is soon read again.
+
+    Belongs to one store: whoever applies to it hands every `Applied` to `took`, and whoever replaces it calls `clear`.
+    """
+
+    def __init__(self, count_max: int = 4096, bytes_max: int = 8 * 1024 * 1024) -> None:
+        self.events: dict[bytes, Event] = {}
+        self._sizes: dict[bytes, int] = {}
+        self._bytes = 0
+        self._count_max, self._bytes_max = count_max, bytes_max
+
+    def took(self, applied: Applied) -> None:
+        """Remember what an entry wrote, and forget what it deleted."""
+        for changed in applied.changed:
+            key, event = changed.key, changed.event
+            self._bytes -= self._sizes.pop(key, 0)
+            self.events.pop(key, None)
+            if event.HasField("value"):
+                self.events[key] = event
+                self._sizes[key] = len(changed.encoded)
+                self._bytes += len(changed.encoded)
+        while len(self.events) > self._count_max or self._bytes > self._bytes_max:
+            oldest = next(iter(self.events))
+            del self.events[oldest]
+            self._bytes -= self._sizes.pop(oldest)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.events.clear()
+        self._sizes.clear()
+        self._bytes = 0
+
+
 class Records(Overlay):
     """An overlay that takes each record apart once: planning and applying read the same few again and again."""
 
-    def __init__(self, base: View) -> None:
+    def __init__(self, base: View, recent: RecentEvents | None = None) -> None:
         super().__init__(base)
         self._events: dict[bytes, Event | None] = {}
+        self._recent = recent.events if recent is not None else {}
 
     def event(self, key: bytes) -> Event | None:
         """See `event_at`."""
-        try:
-            return self._events[key]
-        except KeyError:
-            packed = self.get(keys.RECORD + key)
-            event = self._events[key] = None if packed is None else Event.FromString(packed)
+        event = self._events.get(key)
+        if event is not None or key in self._events:
             return event
+        event = self._recent.get(key)
+        if event is None:
+            packed = self.get(keys.RECORD + key)
+            event = None if packed is None else Event.FromString(packed)
+        self._events[key] = event
+        return event
 
     def write(self, key: bytes, event: Event, encoded: bytes) -> None:
         """Set a record."""
@@ -94,7 +132,7 @@ class Records(Overlay):
 
 def outcome_of(view: View, request: RequestId, revision: int, span: int) -> Outcome | None:
     """The kept outcome of a request, looked up in the generation of `revision` and the one before."""
-    where = _outcome_key(request)
+    where = outcome_key(request)
     newest = revision // span
     for generation in range(newest, max(newest - 2, -1), -1):
         packed = view.get(keys.generation(generation) + where)
@@ -103,7 +141,8 @@ def outcome_of(view: View, request: RequestId, revision: int, span: int) -> Outc
     return None
 
 
-def _outcome_key(request: RequestId) -> bytes:
+def outcome_key(request: RequestId) -> bytes:
+    """Where a request's outcome stands within its generation."""
     # A digest spreads evenly whatever nonces callers choose, so that a generation can be dropped in equal parts.
     return hashlib.sha256(request.nonce + request.identity.encode()).digest()[:16]
 
@@ -118,12 +157,12 @@ def pack(entry: Entry) -> bytes:
     return _FORMAT + entry.SerializeToString(deterministic=True)
 
 
-def apply(store: Store, index: int, term: int, entry: bytes) -> Applied:
-    """Apply the entry at `index`; once, however often it is handed in.
+def apply(store: Store, index: int, term: int, entry: bytes, recent: RecentEvents | None = None) -> Applied:
+    """Apply the entry at `index`; once, however often it is handed in. `recent` spares lookups, and decides nothing.
 
     Total: bad content is an outcome. Raises `Fatal` only for an entry of a format this program does not know.
     """
-    working = Working(store)
+    working = Working(store, recent)
     if index <= working.index:
         return Applied(state_of(store), [], [])
     if entry:
@@ -134,9 +173,9 @@ def apply(store: Store, index: int, term: int, entry: bytes) -> Applied:
 class Working:
     """A store with an entry on top that is not finished yet."""
 
-    def __init__(self, base: View) -> None:
+    def __init__(self, base: View, recent: RecentEvents | None = None) -> None:
         state = state_of(base)
-        self.view = Records(base)
+        self.view = Records(base, recent)
         self.index, self.revision, self.span = state.index, state.revision, state.outcome_span
         self.base = state.revision
         self.at_ms = state.at_ms
@@ -247,7 +286,7 @@ class Working:
                 self.view.drop(trim.start, trim.end)
         if txn.HasField("request"):
             outcome.digest = txn.request.digest
-            where = keys.generation(self.revision // self.span) + _outcome_key(txn.request)
+            where = keys.generation(self.revision // self.span) + outcome_key(txn.request)
             self.view.put(where, outcome.SerializeToString(deterministic=True))
         return outcome
 
