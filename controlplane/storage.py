@@ -116,6 +116,7 @@ class RocksStore:
         self._generation = _settle(folder)
         self._db = self._open(self._generation)
         self._views: weakref.WeakSet[RocksSnapshot] = weakref.WeakSet()
+        self._retired: list[Rdict] = []
         self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
@@ -193,8 +194,13 @@ class RocksStore:
     def adopt(self, staged: Staged) -> None:
         """Switch to what `stage` built, durably, by two small syncs. Views taken before stay readable."""
         _write_current(self._folder, staged.generation)
-        old, self._db, self._generation = self._db, staged.database, staged.generation
-        old.close()
+        self._retired.append(self._db)
+        self._db, self._generation = staged.database, staged.generation
+
+    def sweep(self) -> None:
+        """Close and remove what earlier adoptions left behind. Any thread; blocks for the disk."""
+        while self._retired:
+            self._retired.pop().close()
         _sweep(self._folder, self._generation)
 
     def close(self) -> None:
@@ -205,6 +211,8 @@ class RocksStore:
         for view in list(self._views):
             view.close()
         self.sync()
+        while self._retired:
+            self._retired.pop().close()
         self._db.close()
 
     @property
@@ -228,7 +236,7 @@ class Staged:
     database: Rdict
 
     def discard(self) -> None:
-        """Give it up; its folder is removed at the next open or adoption."""
+        """Give it up; its folder is removed at the next open or sweep."""
         self.database.close()
 
 

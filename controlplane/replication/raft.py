@@ -555,6 +555,7 @@ class RaftLog:
         if self._machine.applied != (meta.index, meta.term):
             raise Fatal(f"the snapshot of {meta.index} holds the state of {self._machine.applied[0]}")
         guard.snapshot_installed(meta, now)
+        self._loop.run_in_executor(self._snapshots_in, self._machine.store.sweep)
 
     # A replaced disk.
 

@@ -34,6 +34,9 @@ class SnapshotStore(Protocol):
     def adopt(self, staged: Staged) -> None:
         """Switch to it, durably. Called from the loop."""
 
+    def sweep(self) -> None:
+        """Remove what the switch left behind. Called from a thread."""
+
 
 class Outgoing:
     """A finished snapshot file; see `guard.Snapshot`."""
