@@ -423,12 +423,16 @@ class Guard(CoreEvents):
     def _hear(self, peer: str, term: int, commit: int) -> None:
         """Take `peer` for the leader and commit up to `commit`, which is verified; the log stays as it is."""
         tail = self._tail
+        self._enter_term(term)
         self._leader, self._leader_seen, self._pre_votes = peer, self._now, None
         self._rearm()
         if term != tail.term or self._role is not Role.FOLLOWER or commit > tail.commit:
             self._core.follow(peer, term, (tail.last_index, tail.last_term), commit, (), self._now)
+
+    def _enter_term(self, term: int) -> None:
+        """Forget what was said to the leader of an older term: its rounds and streams mean nothing to this one."""
         if self._verified[0] != term:
-            self._verified, self._matched_sent = (term, 0), 0
+            self._verified, self._matched_sent, self._echo = (term, 0), 0, (0, 0)
 
     def _ack_message(self, result: Any, prev_index: int, hint: int) -> RaftMessage:
         ack = wire.AppendAck(
@@ -473,6 +477,7 @@ class Guard(CoreEvents):
         self._check_append(peer, append)
         if self._is_stale(peer, term):
             return
+        self._enter_term(term)
         self._echo = (append.round, append.stream)
         if append.mark:
             self._host.marked(peer, append.mark)

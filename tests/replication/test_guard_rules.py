@@ -528,3 +528,15 @@ def test_acks_that_no_follower_sends_close_the_link() -> None:
         node.hear("b", 1 << 63, append=wire.Append())
     with pytest.raises(Malformed):
         node.hear("stranger", 1, append=wire.Append())
+
+
+def test_b14_an_ack_never_echoes_a_round_of_another_leader() -> None:
+    node = Solo()
+    node.append("b", 1, (0, 0), *entries(1, 3, 1), round=44, stream=9)
+    node.sync()
+    node.sent.clear()
+    node.hear("c", 2, snapshot_chunk=snapshot_chunk(2, 1))
+    node.sync()
+    acks = [ack for _, ack in node.said("append_ack")]
+    assert acks
+    assert {(ack.round, ack.stream) for ack in acks} == {(0, 0)}
