@@ -5,8 +5,8 @@ delivers and with *marks*, and is told the time; it neither reads clocks nor doe
 
 1. Content changes only as a whole: a transaction at a time, or from one complete listing to another. Readers, in any
    thread, see one immutable `_View`.
-2. What it has is everything up to `revision`, of the kinds it watches. Revisions never go back; what comes twice is
-   ignored.
+2. It has everything up to `revision`. Revisions never go back; what comes twice is ignored. A watch sees one partition,
+   so where flags and switches lie in two, the mirror has two parts, and `revision` is that of the one behind.
 3. **Age.** A mark says: a question sent at `sent_s` on the local clock was answered by a node that stood at revision R
    and whose state lacked nothing older than `age_ms`. The answer left after the question did, so that state lacks
    nothing that was committed before `sent_s - age_ms`. Once the mirror holds everything up to R, neither does the
@@ -30,7 +30,7 @@ from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2 as records
 
 KINDS = ("flag", "switch")
-"""What a mirror watches."""
+"""What a mirror holds."""
 MARKS_MAX = 64
 """Marks that wait for the watch to catch up."""
 MARK_EVERY_S = 0.05
@@ -89,6 +89,16 @@ class _View:
         return after
 
 
+@dataclass(slots=True)
+class _Part:
+    """What one watch delivers."""
+
+    revision: int = 0
+    synced: bool = False
+    awaits_listing: bool = True
+    listing: list[api.Change] = field(default_factory=list)
+
+
 class Mirror:
     """Flags and kill switches, as of `revision`. Times are seconds on one monotonic clock of the caller's choice."""
 
@@ -98,8 +108,7 @@ class Mirror:
         self.synced = False
         self._fresh_s = -inf
         self._view = _View({}, {})
-        self._listing: list[api.Change] = []
-        self._awaits_listing = True
+        self._parts: dict[tuple[str, ...], _Part] = {KINDS: _Part()}
         self._marks: deque[tuple[int, float]] = deque()
 
     # Asking
@@ -146,24 +155,41 @@ class Mirror:
 
     # Feeding
 
-    def feed(self, reply: api.WatchReply) -> list[api.SwitchView]:
-        """Take in one message of the watch; return the kill switches that it changed.
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """The kinds of each part: what has to be watched."""
+        return tuple(self._parts)
+
+    def split(self) -> None:
+        """Have a part of its own for each kind. Only before anything was fed."""
+        self._parts = {(kind,): _Part() for kind in KINDS}
+
+    def resume_at(self, kinds: tuple[str, ...]) -> int | None:
+        """Return the revision from which a part's watch can go on; None: it needs a listing."""
+        part = self._parts[kinds]
+        return part.revision if part.synced else None
+
+    def restart(self, kinds: tuple[str, ...], *, listing: bool) -> None:
+        """Learn that a part's watch begins anew, with a listing or where it was; what came of an earlier one goes."""
+        part = self._parts[kinds]
+        part.listing.clear()
+        part.awaits_listing = listing
+
+    def feed(self, kinds: tuple[str, ...], reply: api.WatchReply) -> list[api.SwitchView]:
+        """Take in one message of a part's watch; return the kill switches that it changed.
 
         A new listing replaces the content when it is complete, not before.
         """
-        before = self._view
+        before, part = self._view, self._parts[kinds]
         if reply.kind == api.WatchReply.SNAPSHOT:
-            self._listing.extend(reply.changes)
+            part.listing.extend(reply.changes)
         elif reply.kind == api.WatchReply.SYNCED:
-            self._complete(reply.revision)
-        elif reply.kind != api.WatchReply.STARTED and not self._awaits_listing and reply.revision > self.revision:
-            self._proceed(reply)
+            self._complete(kinds, part, reply.revision)
+        elif reply.kind != api.WatchReply.STARTED and not part.awaits_listing and reply.revision > part.revision:
+            if reply.changes:
+                self._view = before.changed(reply.changes)
+            self._advance(part, reply.revision)
         return _differences(before, self._view)
-
-    def restart(self, *, listing: bool) -> None:
-        """Learn that the watch begins anew, with a listing or from `revision` on; what came of an earlier one goes."""
-        self._listing.clear()
-        self._awaits_listing = listing
 
     def mark(self, sent_s: float, revision: int, age_ms: int) -> None:
         """Note that a question sent at `sent_s` was answered by a node at `revision`, of that age (rule 3)."""
@@ -175,23 +201,21 @@ class Mirror:
                 self._marks.pop()
             self._marks.append((revision, fresh_s))
 
-    def _complete(self, revision: int) -> None:
-        listing, self._listing, self._awaits_listing = self._listing, [], False
-        if revision < self.revision:
+    def _complete(self, kinds: tuple[str, ...], part: _Part, revision: int) -> None:
+        listing, part.listing, part.awaits_listing = part.listing, [], False
+        if revision < part.revision:
             # The node that listed is behind; what is here is newer, and this watch will get there.
             return
-        self._view = _View({}, {}).changed(listing)
-        self.synced = True
-        self._advance(revision)
+        others = _View({} if "flag" in kinds else self._view.flags, {} if "switch" in kinds else self._view.switches)
+        self._view = others.changed(listing)
+        part.synced = True
+        self._advance(part, revision)
 
-    def _proceed(self, reply: api.WatchReply) -> None:
-        if reply.changes:
-            self._view = self._view.changed(reply.changes)
-        self._advance(reply.revision)
-
-    def _advance(self, revision: int) -> None:
-        self.revision = revision
-        while self._marks and self._marks[0][0] <= revision:
+    def _advance(self, part: _Part, revision: int) -> None:
+        part.revision = revision
+        self.synced = all(each.synced for each in self._parts.values())
+        self.revision = min(each.revision for each in self._parts.values())
+        while self.synced and self._marks and self._marks[0][0] <= self.revision:
             self._fresh_s = max(self._fresh_s, self._marks.popleft()[1])
 
     def _evaluate(self, user: str, tenant: str) -> AgentConfig:

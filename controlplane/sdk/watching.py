@@ -20,7 +20,7 @@ from controlplane.v1 import api_pb2 as api
 
 READY_MAX = 256
 """Messages that wait for a slow reader. Beyond it the stream is stopped, and asked for again when they were read."""
-RELIST_AFTER_S = 0.5
+WATCH_AGAIN_S = 0.5
 
 KillListener = Callable[[api.SwitchView], None]
 
@@ -101,19 +101,18 @@ class Watch:
 
 
 class MirrorFeed:
-    """Keeps a mirror supplied: with the watch's messages, and with marks of the channel's questions."""
+    """Keeps a mirror supplied: with watches, one for each of its parts, and with marks of the channel's questions."""
 
     def __init__(self, mirror: Mirror, channel: Channel) -> None:
         self._mirror = mirror
         self._channel = channel
         self._listeners: dict[object, KillListener] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._relist = False
 
     def start(self) -> None:
         """Begin to feed; ends with the channel."""
         self._channel.on_mark = self._mark
-        self._channel.start(self)
+        self._watch()
         self._channel.probe()
 
     def listen(self, listener: KillListener) -> Callable[[], None]:
@@ -141,38 +140,32 @@ class MirrorFeed:
         finally:
             self._waiters.remove(waiter)
 
-    # What the channel drives
+    # What its watches tell
 
-    def request(self) -> bytes:
-        """Ask for a listing if there is none, else for what follows it."""
-        mirror = self._mirror
-        listing = self._relist or not mirror.synced
-        mirror.restart(listing=listing)
-        # Any node's state will do: the marks tell how old it is.
-        request = api.WatchRequest(header=api.RequestHeader(consistency=api.LOCAL), kinds=KINDS, snapshot=listing)
-        if not listing:
-            request.after_revision = mirror.revision
-        return request.SerializeToString()
-
-    def receive(self, reply: bytes) -> None:
+    def received(self, kinds: tuple[str, ...], message: api.WatchReply) -> None:
         """Feed one message, then tell those who wait for it."""
-        message = api.WatchReply.FromString(reply)
-        changed = self._mirror.feed(message)
-        if message.kind == api.WatchReply.SYNCED:
-            self._relist = False
         loop = asyncio.get_running_loop()
-        for view in changed:
+        for view in self._mirror.feed(kinds, message):
             for listener in list(self._listeners.values()):
                 loop.call_soon(listener, view)
         self._tell()
 
-    def ended(self, error: ControlPlaneError) -> None:
-        """List again at once if what follows is gone; else a little later. The mirror grows old meanwhile."""
+    def ended(self, watch: _PartWatch, error: ControlPlaneError) -> None:
+        """Watch again: by parts if the region keeps them apart, otherwise a little later. The mirror ages meanwhile."""
         if error.reason == "CLIENT_CLOSED":
             return
-        self._relist |= isinstance(error, Compacted)
-        delay_s = 0.0 if isinstance(error, Compacted) else RELIST_AFTER_S
-        self._channel.later(delay_s, lambda: self._channel.start(self))
+        if error.reason == "PARTITION_AMBIGUOUS" and watch.kinds == KINDS:
+            self._mirror.split()
+            self._watch()
+            return
+        for _, arrived in self._waiters:
+            if not arrived.done():
+                arrived.set_exception(error)
+        self._channel.later(WATCH_AGAIN_S, lambda: self._channel.start(watch))
+
+    def _watch(self) -> None:
+        for kinds in self._mirror.parts:
+            self._channel.start(_PartWatch(self, self._mirror, self._channel, kinds))
 
     def _mark(self, asked_s: float, revision: int, age_ms: int) -> None:
         self._mirror.mark(asked_s, revision, age_ms)
@@ -187,6 +180,43 @@ class MirrorFeed:
     def _is_at(self, revision: int) -> bool:
         mirror = self._mirror
         return mirror.synced and mirror.revision >= revision and mirror.age_s(self._channel.clock()) <= mirror.age_max_s
+
+
+class _PartWatch:
+    """The watch of one part of a mirror."""
+
+    def __init__(self, feed: MirrorFeed, mirror: Mirror, channel: Channel, kinds: tuple[str, ...]) -> None:
+        self.kinds = kinds
+        self._feed = feed
+        self._mirror = mirror
+        self._channel = channel
+        self._relist = False
+
+    def request(self) -> bytes:
+        """Ask for a listing if there is none, else for what follows it."""
+        resume_at = None if self._relist else self._mirror.resume_at(self.kinds)
+        self._mirror.restart(self.kinds, listing=resume_at is None)
+        # Any node's state will do: the marks tell how old it is.
+        header = api.RequestHeader(consistency=api.LOCAL)
+        request = api.WatchRequest(header=header, kinds=self.kinds, snapshot=resume_at is None)
+        if resume_at is not None:
+            request.after_revision = resume_at
+        return request.SerializeToString()
+
+    def receive(self, reply: bytes) -> None:
+        """Pass a message on."""
+        message = api.WatchReply.FromString(reply)
+        if message.kind == api.WatchReply.SYNCED:
+            self._relist = False
+        self._feed.received(self.kinds, message)
+
+    def ended(self, error: ControlPlaneError) -> None:
+        """List again at once if what follows is gone."""
+        if isinstance(error, Compacted):
+            self._relist = True
+            self._channel.start(self)
+        else:
+            self._feed.ended(self, error)
 
 
 def _drop(listeners: dict[object, KillListener], token: object) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.sdk import MirrorStale
-from controlplane.sdk.mirror import MARKS_MAX, Mirror
+from controlplane.sdk.mirror import KINDS, MARKS_MAX, Mirror
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2 as records
 
@@ -36,10 +36,10 @@ def switch(tenant: str, *, engaged: bool, revision: int) -> api.Change:
 
 
 def listed(mirror: Mirror, revision: int, *changes: api.Change) -> None:
-    mirror.feed(W(kind=W.STARTED, revision=revision))
+    mirror.feed(KINDS, W(kind=W.STARTED, revision=revision))
     for change in changes:
-        mirror.feed(W(kind=W.SNAPSHOT, revision=revision, changes=[change]))
-    mirror.feed(W(kind=W.SYNCED, revision=revision))
+        mirror.feed(KINDS, W(kind=W.SNAPSHOT, revision=revision, changes=[change]))
+    mirror.feed(KINDS, W(kind=W.SYNCED, revision=revision))
 
 
 def changed(revision: int, *changes: api.Change) -> api.WatchReply:
@@ -88,9 +88,9 @@ def test_a_mark_waits_until_the_mirror_has_caught_up() -> None:
     mirror = fresh()
     mirror.mark(4.0, 12, 0)
     assert mirror.age_s(4.0) == 4.0
-    mirror.feed(W(kind=W.PROGRESS, revision=11))
+    mirror.feed(KINDS, W(kind=W.PROGRESS, revision=11))
     assert mirror.age_s(4.0) == 4.0
-    mirror.feed(W(kind=W.PROGRESS, revision=12))
+    mirror.feed(KINDS, W(kind=W.PROGRESS, revision=12))
     assert mirror.age_s(4.0) == 0.0
 
 
@@ -98,7 +98,7 @@ def test_waiting_marks_are_bounded_and_the_newest_is_kept() -> None:
     mirror = fresh()
     for number in range(10 * MARKS_MAX):
         mirror.mark(float(number), 11 + number, 0)
-    mirror.feed(W(kind=W.PROGRESS, revision=10**6))
+    mirror.feed(KINDS, W(kind=W.PROGRESS, revision=10**6))
     assert mirror.age_s(10.0 * MARKS_MAX - 1) == 0.0
 
 
@@ -106,7 +106,7 @@ def test_an_engaged_switch_stops_whom_it_covers() -> None:
     mirror = fresh(switch("acme", engaged=True, revision=3))
     assert [view.switch.scope.name for view in mirror.stopped(0.0, "acme")] == ["acme"]
     assert mirror.stopped(0.0, "other") == ()
-    told = mirror.feed(changed(11, switch("acme", engaged=False, revision=11)))
+    told = mirror.feed(KINDS, changed(11, switch("acme", engaged=False, revision=11)))
     assert [view.switch.engaged for view in told] == [False]
     assert mirror.stopped(0.0, "acme") == ()
 
@@ -150,9 +150,9 @@ def test_configuration_is_the_last_known_good() -> None:
 def test_configuration_follows_changes_and_deletions() -> None:
     mirror = fresh(model_flag("gpt", revision=4))
     mirror.config(0.0, "u", "t")
-    mirror.feed(changed(11, model_flag("other", revision=11)))
+    mirror.feed(KINDS, changed(11, model_flag("other", revision=11)))
     assert mirror.config(0.0, "u", "t").model == "other"
-    mirror.feed(changed(12, gone("agent_model", revision=12)))
+    mirror.feed(KINDS, changed(12, gone("agent_model", revision=12)))
     assert mirror.config(0.0, "u", "t").fields["model"].reason == api.DEFAULT
     assert mirror.flag("agent_model") is None
 
@@ -162,15 +162,15 @@ def test_the_same_message_twice_changes_nothing() -> None:
     engage = changed(11, switch("acme", engaged=True, revision=11))
     release = changed(12, switch("acme", engaged=False, revision=12))
     for message in (engage, release, engage):
-        mirror.feed(message)
+        mirror.feed(KINDS, message)
     assert mirror.stopped(0.0, "acme") == ()
 
 
 def test_a_listing_that_broke_off_leaves_no_trace() -> None:
     mirror = fresh(switch("acme", engaged=True, revision=3))
-    mirror.feed(W(kind=W.SNAPSHOT, revision=20, changes=[model_flag("half", revision=15)]))
+    mirror.feed(KINDS, W(kind=W.SNAPSHOT, revision=20, changes=[model_flag("half", revision=15)]))
     assert mirror.stopped(0.0, "acme")
-    mirror.restart(listing=True)
+    mirror.restart(KINDS, listing=True)
     listed(mirror, 21, model_flag("whole", revision=16, name="other"))
     assert mirror.flag("agent_model") is None
     assert mirror.stopped(0.0, "acme") == ()
@@ -178,22 +178,44 @@ def test_a_listing_that_broke_off_leaves_no_trace() -> None:
 
 def test_nothing_is_known_until_a_listing_is_complete() -> None:
     mirror = fresh()
-    mirror.restart(listing=True)
+    mirror.restart(KINDS, listing=True)
     mirror.mark(4.0, 20, 0)
     for message in (W(kind=W.STARTED, revision=20), W(kind=W.SNAPSHOT, revision=20), W(kind=W.PROGRESS, revision=20)):
-        mirror.feed(message)
+        mirror.feed(KINDS, message)
         assert mirror.revision == 10
         assert mirror.age_s(4.0) == 4.0
-    mirror.feed(W(kind=W.SYNCED, revision=20))
+    mirror.feed(KINDS, W(kind=W.SYNCED, revision=20))
     assert mirror.age_s(4.0) == 0.0
 
 
 def test_a_node_that_is_behind_takes_nothing_back() -> None:
     mirror = fresh(switch("acme", engaged=True, revision=9))
-    mirror.restart(listing=True)
+    mirror.restart(KINDS, listing=True)
     listed(mirror, 5)
     assert mirror.revision == 10
     assert mirror.stopped(0.0, "acme")
+
+
+def test_parts_that_lie_apart_are_as_new_as_the_older_one() -> None:
+    mirror = Mirror(AGE_MAX_S)
+    mirror.split()
+    only_flags, only_switches = mirror.parts
+    mirror.mark(0.0, 5, 0)
+    mirror.feed(only_flags, W(kind=W.SNAPSHOT, revision=9, changes=[model_flag("gpt", revision=4)]))
+    mirror.feed(only_flags, W(kind=W.SYNCED, revision=9))
+    assert not mirror.synced
+    with pytest.raises(MirrorStale):
+        mirror.stopped(0.0)
+    mirror.feed(only_switches, W(kind=W.SNAPSHOT, changes=[switch("acme", engaged=True, revision=3)]))
+    mirror.feed(only_switches, W(kind=W.SYNCED, revision=7))
+    assert (mirror.revision, mirror.age_s(0.0)) == (7, 0.0)
+    assert mirror.stopped(0.0, "acme")
+    assert mirror.config(0.0, "u", "t").model == "gpt"
+    mirror.restart(only_switches, listing=True)
+    mirror.feed(only_switches, W(kind=W.SYNCED, revision=8))
+    assert mirror.stopped(0.0, "acme") == ()
+    assert mirror.config(0.0, "u", "t").model == "gpt"
+    assert (mirror.resume_at(only_flags), mirror.resume_at(only_switches)) == (9, 8)
 
 
 def test_a_check_costs_about_a_microsecond() -> None:
@@ -244,7 +266,7 @@ def test_never_claims_to_be_fresher_than_it_is(steps: list[tuple[str, str | int,
             region.commit(now, str(first), second)
         elif what == "deliver":
             for revision in range(cursor + 1, min(cursor + int(first), len(region.engaged) - 1) + 1):
-                mirror.feed(changed(revision, region.change(revision)))
+                mirror.feed(KINDS, changed(revision, region.change(revision)))
                 cursor = revision
         elif what == "ask":
             _ask(region, mirror, now, lag=int(first))
@@ -263,7 +285,7 @@ def _ask(region: Region, mirror: Mirror, now: float, *, lag: int) -> None:
 
 def _restart(region: Region, mirror: Mirror, cursor: int, *, lag: int, listing: bool) -> int:
     """The watch broke; it goes on, or lists again at a node that may lag."""
-    mirror.restart(listing=listing)
+    mirror.restart(KINDS, listing=listing)
     if not listing:
         return mirror.revision
     revision = max(0, len(region.engaged) - 1 - lag)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from controlplane import sdk
-from controlplane.errors import Compacted, Denied
+from controlplane.errors import Compacted, Denied, Invalid
 from controlplane.sdk import MirrorStale, Stopped
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2 as records
@@ -205,3 +205,29 @@ async def test_a_node_that_is_cut_off_makes_no_mirror_fresh() -> None:
         node.age_ms = 0
         await cp.get_region()
         cp.ensure_alive()
+
+
+async def test_flags_and_switches_may_lie_in_two_partitions() -> None:
+    apart = Invalid("several partitions", reason="PARTITION_AMBIGUOUS")
+
+    def script(operation: api.Operation) -> Answer:
+        return apart if len(api.WatchRequest.FromString(operation.request).kinds) == 2 else None
+
+    async with scripted(script) as [node]:
+        cp = sdk.ControlPlane.connect(node.address, insecure=True)
+        entering = asyncio.create_task(cp.__aenter__())
+        await eventually(lambda: len(node.streams) == 2)
+        await listing(node, 10)
+        await entering
+        cp.ensure_alive()
+        assert [list(request.kinds) for request in asked(node)[1:]] == [["flag"], ["switch"]]
+        await cp.close()
+
+
+async def test_a_mirror_that_cannot_be_had_says_why() -> None:
+    missing = Invalid("no default partition for flag", reason="PARTITION_MISSING")
+    async with scripted(lambda _: missing) as [node]:
+        with pytest.raises(Invalid) as caught:
+            async with sdk.ControlPlane.connect(node.address, insecure=True):
+                pytest.fail("entered")
+        assert caught.value.reason == "PARTITION_MISSING"
