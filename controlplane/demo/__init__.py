@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,10 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from controlplane.demo.record import Record
-from controlplane.demo.story import Story
+from controlplane.demo.story import NodeEnded, Story
+from controlplane.errors import ControlPlaneError
 
 _REFRESH_S = 0.2
 _TIMEOUT_S = 120.0
+_EXIT_ENDED = 143
 
 
 @click.command("demo")
@@ -37,18 +41,21 @@ def command(agents: int, out: Path, keep: bool) -> None:
     """Three nodes, agents at work, a killed leader; exit code 1 if anything was lost, failed or differs."""
     folder = Path(tempfile.mkdtemp(prefix="controlplane-demo-"))
     console = Console(highlight=False)
+    # Ended politely from outside, it ends its nodes like after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_ENDED))
+    report: dict[str, Any] = {"ok": False}
     try:
         report = asyncio.run(_told(folder, agents, console))
     finally:
-        if keep:
-            console.print(f"kept in {folder}")
+        if keep or not report["ok"]:
+            console.print(f"certificates, logs and data: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     console.print(_report_table(report))
     console.print(_verdict(report, out))
-    raise SystemExit(0 if report["ok"] else 1)
+    sys.exit(0 if report["ok"] else 1)
 
 
 async def _told(folder: Path, agents: int, console: Console) -> dict[str, Any]:
@@ -60,6 +67,8 @@ async def _told(folder: Path, agents: int, console: Console) -> dict[str, Any]:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await story.tell()
+        except (TimeoutError, NodeEnded, ControlPlaneError) as error:
+            story.record.broken_off = f"{type(error).__name__}: {error}"
         finally:
             ticking.cancel()
     return story.record.report(time.monotonic() - began_s)

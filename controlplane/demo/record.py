@@ -7,7 +7,7 @@ The rules that make a run red:
 3. An agent acted after it had learned that it is stopped.
 4. Replicas at the same revision differ, or did not come level.
 5. A fence did not grow from one holder to the next, or a stale one was accepted.
-6. What was to be shown did not happen: no change of leader, no kill, too few writes.
+6. What was to be shown did not happen: no change of leader, no kill, too few writes, or no end.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Record:
     lost: int | None = None
     doubled: int | None = None
     replicas: dict[str, tuple[int, str]] = field(default_factory=dict)
+    broken_off: str | None = None
+    """Why the story did not come to its end."""
 
     @property
     def acknowledged(self) -> int:
@@ -92,6 +94,7 @@ class Record:
     def problems(self) -> list[str]:
         """Why this run is red; nothing if it is green."""
         rules = {
+            f"broken off: {self.broken_off}": self.broken_off is not None,
             f"{self.lost} acknowledged writes are lost": self.lost != 0,
             f"{self.doubled} writes were applied twice": self.doubled != 0,
             f"{len(self.failures)} calls failed, the first one with {self.failures[:1]}": bool(self.failures),

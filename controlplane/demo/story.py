@@ -11,7 +11,7 @@ from pathlib import Path
 from controlplane import sdk
 from controlplane.demo.agents import AGENT_TYPE, PLAN, Agent, orchestrate
 from controlplane.demo.record import Record
-from controlplane.loopback import Certificate, LoopbackRegion, ending
+from controlplane.loopback import Certificate, LoopbackRegion, Program, ending
 
 READY_TIMEOUT_S = 30.0
 LEVEL_TIMEOUT_S = 10.0
@@ -24,6 +24,10 @@ _POLL_S = 0.05
 Say = Callable[[str], None]
 
 
+class NodeEnded(Exception):
+    """A node ended that nobody killed."""
+
+
 class Story:
     """One run of the demonstration in `folder`, with so many agents. `say` is told what happens."""
 
@@ -33,9 +37,13 @@ class Story:
         self._say = say
         self._over = asyncio.Event()
         self._turns = asyncio.Semaphore(0)
+        self._killed: Program | None = None
 
     async def tell(self) -> None:
-        """Run it from the first node to the last comparison. Raises `TimeoutError` if the region does not get there."""
+        """Run it from the first node to the last comparison.
+
+        Raises `TimeoutError` if the region does not get there, `NodeEnded`, and the errors of the operator's calls.
+        """
         with ending(self._region.nodes):
             self._say("starting three nodes")
             self._region.start()
@@ -116,6 +124,7 @@ class Story:
         leader = (await operator.get_region()).region.leader
         self._say(f"SIGKILL of the leader, {leader}, under load")
         node = self._region.nodes[self._region.names.index(leader)]
+        self._killed = node
         self.record.killed_s = time.monotonic()
         node.kill()
         await self._until(lambda: self.record.first_write_s is not None and len(self.record.leaders) > 1)
@@ -123,6 +132,7 @@ class Story:
         await asyncio.sleep(2)
         self._say(f"starting {leader} again")
         node.start()
+        self._killed = None
         await self._until_answers(self._region.names.index(leader))
 
     async def _change_orchestrator(self) -> None:
@@ -203,10 +213,13 @@ class Story:
         while not condition():
             if time.monotonic() > end:
                 raise TimeoutError("the region did not do in time what was waited for")
-            for node in self._region.nodes:
-                if not node.running and self.record.killed_s is None:
-                    raise RuntimeError(f"a node ended by itself:\n{node.tail()}")
+            self._check_nodes()
             await asyncio.sleep(_POLL_S / 10)
+
+    def _check_nodes(self) -> None:
+        for node in self._region.nodes:
+            if not node.running and node is not self._killed:
+                raise NodeEnded(f"a node ended that nobody killed:\n{node.tail()}")
 
 
 async def _connected(addresses: Sequence[str], identity: Certificate) -> sdk.ControlPlane:

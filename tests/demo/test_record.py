@@ -52,6 +52,7 @@ def spoil(name: str, value: object) -> Callable[[Record], None]:
         (spoil("stops", 1), "no agent was stopped"),
         (lambda record: record.counted.subtract({("shared/0", "a"): 2}), f"only {WRITES_MIN - 1} writes"),
         (spoil("lost", None), "None acknowledged writes"),
+        (spoil("broken_off", "TimeoutError: x"), "broken off: TimeoutError: x"),
     ],
 )
 def test_each_rule_makes_it_red(spoiled: Callable[[Record], None], said: str) -> None:
