@@ -65,22 +65,24 @@ def propose(simulation: Simulation, name: str, count: int, answers: list[Outcome
 
 @pytest.mark.parametrize(("nodes", "profile"), [(3, "lan"), (3, "wan"), (3, "wild"), (5, "lan"), (5, "wan-wild")])
 def test_no_violation(nodes: int, profile: str) -> None:
-    report = simulate(range(1000, 1008), nodes=nodes, profile=profile)
+    report = simulate(range(1000, 1004), nodes=nodes, profile=profile)
     assert [result.violation for result in report.violations] == []
-    assert report.counts["writes applied"] > 500
-    assert report.counts["reads proven"] > 500
+    assert report.counts["writes applied"] > 200
+    assert report.counts["reads proven"] > 200
 
 
 CAUGHT = [
     ("B1", 3, "lan", 7),
     ("B3", 3, "lan", 3),
+    ("B4", 3, "lan", 1),
     ("B6", 3, "lan", 1),
     ("B9", 3, "lan", 1),
     ("B16", 3, "lan", 1),
     ("barrier", 3, "lan", 1),
     ("ownsync", 3, "lan", 1),
-    ("readround", 3, "lan", 2),
-    ("readterm", 3, "lan", 1),
+    ("readround", 3, "lan", 5),
+    ("readterm", 3, "lan", 29),
+    ("replace", 3, "lan", 8),
 ]
 
 
@@ -165,14 +167,14 @@ def failover_s(kind: str, off: frozenset[str], trials: int) -> list[float]:
 
 
 def test_b15_a_dead_leader_is_replaced_at_once() -> None:
-    with_rule = failover_s("dead", frozenset(), 15)
-    without = failover_s("dead", frozenset({"B15"}), 15)
-    assert with_rule[7] < 0.06
-    assert without[7] > 0.12
+    with_rule = failover_s("dead", frozenset(), 9)
+    without = failover_s("dead", frozenset({"B15"}), 9)
+    assert with_rule[4] < 0.06
+    assert without[4] > 0.12
 
 
 def test_b15_a_silent_leader_is_replaced_after_the_election_timeout() -> None:
-    assert failover_s("silent", frozenset(), 15)[7] < 0.3
+    assert failover_s("silent", frozenset(), 9)[4] < 0.3
 
 
 def test_b13_a_returning_node_does_not_depose_the_leader() -> None:
