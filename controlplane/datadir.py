@@ -152,6 +152,10 @@ class DataFolder:
         (self.path / "BALLAST").unlink(missing_ok=True)
         return freed
 
+    def relieve(self) -> bool:
+        """Give the ballast up if less than half of its size is free; tell whether that was so."""
+        return self.free_bytes() < self.ballast_bytes // 2 and self.drop_ballast() > 0
+
     def close(self) -> None:
         """Let another process open the folder."""
         self._lock.close()
@@ -170,7 +174,9 @@ def open_folder(path: Path, *, fleet: str, region: str, node: str, start: Start)
         for folder in (path / "journal", path / "store", path / "snapshots"):
             folder.mkdir(exist_ok=True)
         sync_folder(path)
-        return DataFolder(path, lock, identity)
+        opened = DataFolder(path, lock, identity)
+        opened.relieve()
+        return opened
     except BaseException:
         lock.close()
         raise

@@ -25,13 +25,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from random import Random, SystemRandom
-from typing import Protocol, TypeVar
+from random import Random
+from typing import Any, Protocol, TypeVar
 
 from controlplane.datadir import BALLAST_BYTES, DataFolder, Standing
 from controlplane.errors import ControlPlaneError, Fatal, OutcomeUnknown, Refused, Unavailable
@@ -122,7 +123,7 @@ class RaftLog:
         self.failed.add_done_callback(_seen)
         self.free_bytes = folder.free_bytes()
         self._folder = folder
-        self._random = random or SystemRandom()
+        self._random = random or Random(secrets.randbits(128))  # noqa: S311 - it spreads timers, it guards nothing.
         self._loop = asyncio.get_running_loop()
         self._roster = Roster(folder, frozenset(config.peers))
         me = Identity(config.fleet, EVERY_ENVIRONMENT, config.region, "peer", config.node)
@@ -135,6 +136,7 @@ class RaftLog:
         self._answers: set[asyncio.Future[tuple[Outcome, int]]] = set()
         self._changes = asyncio.Event()
         self._met = asyncio.Event()
+        self._refusals: dict[str, str] = {}
         self._changed = False
         self._ops: list[Op] = []
         self._seq = 0
@@ -372,7 +374,10 @@ class RaftLog:
 
     def _turn(self) -> None:
         """Let the guard do what is due, and pass on what came of it."""
-        if not self._active or self._turning:
+        if not self._active:
+            return
+        if self._turning:
+            self._poke()
             return
         self._turning, self._poked = True, False
         try:
@@ -449,9 +454,9 @@ class RaftLog:
         if error is not None:
             self._fail(error)
             return
+        self._tell(lambda guard, now: guard.synced(seq, now))
         for listener in self._sync_listeners:
             listener(seconds)
-        self._tell(lambda guard, now: guard.synced(seq, now))
 
     # Reads.
 
@@ -491,13 +496,12 @@ class RaftLog:
 
     async def _look_at_the_disk(self) -> None:
         """Refresh the free bytes that ride on acks; give up the ballast when they run short, lay it again later."""
+        ballast_bytes = self.config.ballast_bytes
+        if await self._on_disk(self._folder.relieve):
+            _log.warning("disk_nearly_full: ballast given up")
         self.free_bytes = await self._on_disk(self._folder.free_bytes)
-        ballast = self.config.ballast_bytes
-        if self.free_bytes < ballast // 2 and self._folder.ballast_bytes:
-            await self._on_disk(self._folder.drop_ballast)
-            _log.warning("disk_nearly_full free_bytes=%d: ballast given up", self.free_bytes)
-        elif self.free_bytes > 3 * ballast and self._folder.ballast_bytes < ballast:
-            await self._on_disk(self._folder.lay_ballast, ballast)
+        if self.free_bytes > 3 * ballast_bytes and self._folder.ballast_bytes < ballast_bytes:
+            await self._on_disk(self._folder.lay_ballast, ballast_bytes)
 
     # Snapshots.
 
@@ -514,7 +518,7 @@ class RaftLog:
 
     def _made_snapshot(self, work: asyncio.Future[Outgoing]) -> None:
         if work.cancelled() or work.exception() is not None:
-            _log.warning("snapshot_not_made", exc_info=None if work.cancelled() else work.exception())
+            _log.warning("snapshot_not_made", exc_info=_reason(work))
             self._tell(lambda guard, now: guard.snapshot_unready(now))
         elif not self._active:
             work.result().close()
@@ -528,7 +532,7 @@ class RaftLog:
 
     def _took_piece(self, meta: SnapshotMeta, end: int, work: asyncio.Future[None]) -> None:
         if work.cancelled() or work.exception() is not None:
-            _log.warning("snapshot_piece_not_written", exc_info=None if work.cancelled() else work.exception())
+            _log.warning("snapshot_piece_not_written", exc_info=_reason(work))
             self._tell(lambda guard, now: guard.snapshot_failed(meta, now))
             return
         self._tell(lambda guard, _: guard.snapshot_written(meta, end))
@@ -539,15 +543,14 @@ class RaftLog:
             )
             staging.add_done_callback(partial(self._staged, meta))
 
-    def _staged(self, meta: SnapshotMeta, work: asyncio.Future[Staged | None]) -> None:
-        staged = None if work.cancelled() or work.exception() is not None else work.result()
-        if staged is None:
-            _log.warning("snapshot_refused index=%d", meta.index)
+    def _staged(self, meta: SnapshotMeta, work: asyncio.Future[Staged]) -> None:
+        if work.cancelled() or work.exception() is not None:
+            _log.warning("snapshot_refused index=%d", meta.index, exc_info=_reason(work))
             self._tell(lambda guard, now: guard.snapshot_failed(meta, now))
         elif not self._active:
-            staged.discard()
+            work.result().discard()
         else:
-            self._tell(lambda guard, now: self._install(staged, meta, guard, now))
+            self._tell(lambda guard, now: self._install(work.result(), meta, guard, now))
 
     def _install(self, staged: Staged, meta: SnapshotMeta, guard: Guard, now: float) -> None:
         self._machine.store.adopt(staged)
@@ -582,7 +585,9 @@ class RaftLog:
         self._met.set()
 
     def _refused(self, peer: str, error: ControlPlaneError) -> None:
-        _log.warning("peer_refused_link peer=%s reason=%s", peer, error.reason)
+        if self._refusals.get(peer) != error.reason:
+            self._refusals[peer] = error.reason
+            _log.warning("peer_refused_link peer=%s reason=%s: %s", peer, error.reason, error)
         if error.reason == INCARNATION_CHANGED:
             self._fail(Fatal(f"{self._folder.path} is not the folder that {peer} knows this node by. {error.hint}"))
 
@@ -664,6 +669,10 @@ def _index(outcome: Outcome, index: int) -> int:
     if outcome is Outcome.DISCARDED:
         raise Unavailable("another leader's entry took the place of this one", reason="ENTRY_DISCARDED")
     raise OutcomeUnknown("leadership was lost before the entry was known to be committed", reason="LEADERSHIP_LOST")
+
+
+def _reason(work: asyncio.Future[Any]) -> BaseException | None:
+    return None if work.cancelled() else work.exception()
 
 
 def _seen(failed: asyncio.Future[None]) -> None:

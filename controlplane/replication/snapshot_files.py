@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from controlplane.errors import Fatal
 from controlplane.kernel.store import StoreSnapshot
 from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.storage import SNAPSHOT_FORMAT, Staged, write_snapshot
@@ -110,13 +109,9 @@ def produce(view: StoreSnapshot, folder: Path, header: SnapshotHeader, serial: i
     return Outgoing(path, SnapshotMeta(header.index, header.term, path.stat().st_size, digest))
 
 
-def stage(incoming: Incoming, meta: SnapshotMeta, store: SnapshotStore, fleet: str, region: str) -> Staged | None:
-    """Check the received snapshot and build a state from it; None if it is not as announced. For a thread."""
-    try:
-        path = incoming.finish(meta)
-        return store.stage(path, header_of(fleet, region, meta.index, meta.term))
-    except (ValueError, Fatal):
-        return None
+def stage(incoming: Incoming, meta: SnapshotMeta, store: SnapshotStore, fleet: str, region: str) -> Staged:
+    """Build a state from what was received; ValueError or `Fatal` if it is not as announced. For a thread."""
+    return store.stage(incoming.finish(meta), header_of(fleet, region, meta.index, meta.term))
 
 
 def header_of(fleet: str, region: str, index: int, term: int) -> SnapshotHeader:

@@ -131,6 +131,22 @@ def test_ballast_takes_real_room_and_gives_it_back(tmp_path: Path) -> None:
     folder.close()
 
 
+def test_ballast_is_given_up_when_the_disk_runs_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = opened(tmp_path, Start.BOOTSTRAP)
+    folder.lay_ballast(4 << 20)
+    assert not folder.relieve()
+    monkeypatch.setattr(DataFolder, "free_bytes", lambda _: 1 << 20)
+    assert folder.relieve()
+    assert (folder.ballast_bytes, folder.relieve()) == (0, False)
+    monkeypatch.undo()
+    folder.lay_ballast(4 << 20)
+    folder.close()
+    monkeypatch.setattr(DataFolder, "free_bytes", lambda _: 0)
+    folder = opened(tmp_path)
+    assert folder.ballast_bytes == 0
+    folder.close()
+
+
 def test_a_write_that_dies_half_way_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_durably(tmp_path / "file", b"old")
 
