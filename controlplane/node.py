@@ -94,7 +94,7 @@ Feature = Callable[[Tx], Message | None]
 
 @dataclass(slots=True)
 class _Waiting:
-    """A write between arrival and answer."""
+    """A write between arrival and answer. `dated`: its caller said since when; else it may be older than it looks."""
 
     feature: Feature
     partition: Partition
@@ -106,6 +106,7 @@ class _Waiting:
     size: int
     reserved: bool
     done: asyncio.Future[bytes]
+    dated: bool = False
     attempts: int = 0
 
 
@@ -121,7 +122,7 @@ class _Asked:
         self._applied: dict[tuple[str, bytes], int] = {}
 
     def is_new(self, request: RequestId) -> bool:
-        """True only if no outcome of `request` can be in the store."""
+        """True only if no outcome of `request` can be in the store; its `since` must be what the caller said."""
         return request.since >= self._floor and (request.identity, request.nonce) not in self._applied
 
     def add(self, requests: Sequence[RequestId], revision: int) -> None:
@@ -456,6 +457,7 @@ class Node:
                 len(call.request),
                 reserved=method.kind.reserved or call.method in _DUE_WITH_FULL_STORE,
                 done=done,
+                dated=header.HasField("since"),
             )
         )
 
@@ -553,7 +555,7 @@ class Node:
     def _told(self, working: Working, waiting: _Waiting) -> bool:
         """Answer a request that has an outcome already, or none any more; true if that was all."""
         request = waiting.request
-        if request is None or self._asked.is_new(request):
+        if request is None or (waiting.dated and self._asked.is_new(request)):
             return False
         outcome = working.answer(request)
         if outcome is None:

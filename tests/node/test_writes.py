@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane import limits
+from controlplane import limits, node
 from controlplane.errors import (
     Contended,
     ControlPlaneError,
@@ -251,6 +251,36 @@ async def test_a_retry_after_an_unknown_outcome_gives_the_one_outcome(applied: s
             "CompareAndSwapWorkflow", await within(region.submit("CompareAndSwapWorkflow", request))
         )
         assert (await region.workflow("w", consistency=api.LOCAL)).workflow.version == 2
+
+
+async def test_a_retry_that_does_not_say_since_when_is_recognised_all_the_same() -> None:
+    """Its first attempt was applied late, or by another leader: this node did not plan what it finds."""
+    async with Region() as region:
+        await region.create("w")
+        request = swap(1, b"mine", request_id=b"r" * 16)
+        region.log.automatic = False
+        first = region.submit("CompareAndSwapWorkflow", request)
+        attempt = await within(region.log.appends.get())
+        attempt.unknown()
+        assert isinstance(await failure(first), OutcomeUnknown)
+        region.log.commit(attempt.entry)
+        region.log.automatic = True
+        for _ in range(3):
+            reply = reply_of("CompareAndSwapWorkflow", await within(region.submit("CompareAndSwapWorkflow", request)))
+            assert (reply.version, reply.header.revision) == (2, 2)
+        region.log.lead()
+        await region.create("v")
+        reply = reply_of("CompareAndSwapWorkflow", await within(region.submit("CompareAndSwapWorkflow", request)))
+        assert (reply.version, reply.header.revision) == (2, 2)
+
+
+async def test_requests_are_recognised_beyond_what_the_planner_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "_ASKED_MAX", 4)
+    async with Region() as region:
+        requests = [creation(f"w{n}", request_id=bytes([n]) * 16) for n in range(20)]
+        first = [await within(region.submit("CreateWorkflow", request)) for request in requests]
+        again = [await within(region.submit("CreateWorkflow", request)) for request in requests]
+        assert again == first
 
 
 async def test_a_request_asked_twice_in_one_batch_happens_once() -> None:
@@ -543,8 +573,10 @@ class Schedule:
         self.requests.append(request)
 
     def submit(self) -> None:
-        nonce = self.region.entropy(16)
-        self.ask(creation(f"n{len(self.requests) % 4}", request_id=nonce, since=1))
+        request = creation(f"n{len(self.requests) % 4}", request_id=self.region.entropy(16))
+        if len(self.requests) % 2:
+            request.header.since = self.region.node.revision
+        self.ask(request)
 
     def retry(self) -> None:
         if self.requests:
