@@ -81,8 +81,10 @@ class Clock:
 class _Leadership:
     """A log that can be told to have no leader. What is appended already is finished."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, clock: Clock) -> None:
         self._log = log
+        self._clock = clock
+        self._lost_s = 0.0
         self._listeners: list[Callable[[], None]] = []
         self._lost = False
 
@@ -116,7 +118,7 @@ class _Leadership:
             applied=found.applied,
             last=found.last,
             ready=False,
-            fresh_s=clocks.now() - self._lost_s,
+            fresh_s=self._clock() - self._lost_s,
             peers=found.peers,
         )
 
@@ -125,7 +127,7 @@ class _Leadership:
         self._log.on_change(listener)
 
     def lose(self, *, lost: bool) -> None:
-        self._lost, self._lost_s = lost, clocks.now()
+        self._lost, self._lost_s = lost, self._clock()
         for listener in self._listeners:
             listener()
 
@@ -229,7 +231,7 @@ class Plane:
     # Below: in the plane's own thread.
 
     async def _start(self) -> None:
-        self._log = _Leadership(LocalLog(NODE))
+        self._log = _Leadership(LocalLog(NODE), self.clock)
         config = _config()
         self._node = _Node(
             fleet=FLEET,

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, TypeVar, Unpack
 
-from controlplane.errors import Unavailable
+from google.protobuf.message import DecodeError
+
+from controlplane.errors import OutcomeUnknown, Unavailable
 from controlplane.sdk.channel import SINCE_TOO_OLD, Channel
 from controlplane.sdk.nonce import nonce
 from controlplane.v1 import api_pb2 as api
@@ -404,7 +406,10 @@ class Calls:
         writes: bool,
     ) -> ReplyT:
         body = await self._channel.call(method, request.SerializeToString(), deadline, writes=writes)
-        reply: ReplyT = reply_type.FromString(body)  # type: ignore[attr-defined]
+        try:
+            reply: ReplyT = reply_type.FromString(body)  # type: ignore[attr-defined]
+        except DecodeError:
+            raise OutcomeUnknown("the reply cannot be read", reason="REPLY_MALFORMED") from None
         header = reply.header
         self._revision = max(self._revision, header.revision)
         if header.epoch and kind and not request.header.partition:

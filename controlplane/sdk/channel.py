@@ -24,13 +24,14 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
 
 from controlplane import status
 from controlplane.errors import Contended, ControlPlaneError, Denied, Invalid, OutcomeUnknown, Unavailable
-from controlplane.limits import CALL_TIMEOUT_MAX_S
+from controlplane.limits import CALL_TIMEOUT_MAX_S, WATCHES_PER_SESSION_MAX
 from controlplane.sdk import clock as clocks
 from controlplane.sdk.clock import Clock
 from controlplane.sdk.session import WAITING_MAX, Call, Dialer, Session, Stream, checked, expire
@@ -49,6 +50,8 @@ LATE_S: Final = 0.04
 SILENT_S: Final = 0.08
 """Silence after which a stream is probed, and again after which it is given up. Doubled each time that happens."""
 SILENT_MAX_S: Final = 2.0
+BYTES_PER_S: Final = 1 << 20
+"""How fast a link is taken to be at least: large requests on their way are given time accordingly."""
 TRUSTED_AFTER_S: Final = 1.0
 """A stream that held so long restores the usual patience."""
 DIAL_APART_S: Final = 0.02
@@ -96,6 +99,7 @@ class Channel:
         self._tick_due = 0.0
         self._brisk = False
         self._closed = False
+        self._dial_error: Unavailable | None = None
         self._region_changed: asyncio.Future[None] | None = None
 
     # Its life
@@ -145,6 +149,9 @@ class Channel:
         if self._closed:
             stream.ended(Unavailable("the client is closed", reason="CLIENT_CLOSED"))
             return
+        if len(self._streams) >= WATCHES_PER_SESSION_MAX:
+            stream.ended(Unavailable("too many watches of one client", reason="WATCHES_FULL"))
+            return
         self._streams[stream] = 0
         if self._session is not None:
             self._begin(stream, self._session)
@@ -175,9 +182,9 @@ class Channel:
 
     def _send(self, call: Call) -> None:
         session = self._session
+        if (len(self._waiting) if session is None else session.unsent) >= WAITING_MAX:
+            raise Unavailable("too many calls wait for the region", reason="CLIENT_QUEUE_FULL")
         if session is None:
-            if len(self._waiting) >= WAITING_MAX:
-                raise Unavailable("too many calls wait for the region", reason="CLIENT_QUEUE_FULL")
             self._waiting.append(call)
         else:
             session.send(call)
@@ -452,14 +459,15 @@ class Channel:
             session.forgive(now)
             return
         silence_s = session.silence_s(now)
-        if silence_s > 2 * self._silent_s and session.probed:
+        if silence_s <= SILENT_S:
+            if now - session.opened_s > TRUSTED_AFTER_S:
+                self._silent_s = SILENT_S
+        elif silence_s > 2 * self._silent_s + session.bytes_in_flight / BYTES_PER_S and session.probed:
             self._silent_s = min(SILENT_MAX_S, 2 * self._silent_s)
             self.lost(session)
         elif silence_s > self._silent_s and not session.probed:
             session.probed = True
             self.probe()
-        elif now - session.opened_s > TRUSTED_AFTER_S:
-            self._silent_s = SILENT_S
 
     def probe(self) -> None:
         """Ask for something that any living node answers at once."""
@@ -467,7 +475,9 @@ class Channel:
         answer.add_done_callback(_forget)
         header = api.RequestHeader(consistency=api.LOCAL)
         request = api.GetRegionRequest(header=header).SerializeToString()
-        self._send(Call("GetRegion", request, self.clock() + CALL_TIMEOUT_MAX_S, answer, writes=False))
+        # With a full queue there is traffic enough to hear from.
+        with suppress(Unavailable):
+            self._send(Call("GetRegion", request, self.clock() + CALL_TIMEOUT_MAX_S, answer, writes=False))
 
     def _expire(self, now: float) -> None:
         for call in self._waiting:
@@ -484,7 +494,7 @@ class Channel:
 
     def _unreachable(self) -> Unavailable:
         known = ", ".join(self._addresses)
-        cause = getattr(self, "_dial_error", None)
+        cause = self._dial_error
         error = Unavailable(
             f"no node answered at {known}: {cause or 'no answer in time'}",
             reason="UNREACHABLE",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -135,7 +134,7 @@ class Session:
 
     def run(self, owner: Owner) -> None:
         """Begin to send and to hear, on behalf of `owner`."""
-        self._tasks = [self._loop.create_task(self._read(owner)), self._loop.create_task(self._write())]
+        self._tasks = [self._loop.create_task(self._read(owner)), self._loop.create_task(self._write(owner))]
 
     async def close(self) -> None:
         """End the stream and the connection; what is unanswered stays to be taken."""
@@ -150,10 +149,13 @@ class Session:
 
     # Sending
 
+    @property
+    def unsent(self) -> int:
+        """How many calls wait here to be sent."""
+        return len(self._outbox)
+
     def send(self, call: Call) -> None:
-        """Queue a call. Raises Unavailable beyond `WAITING_MAX`."""
-        if len(self._outbox) >= WAITING_MAX:
-            raise Unavailable("too many calls wait for the region", reason="CLIENT_QUEUE_FULL")
+        """Queue a call."""
         self._outbox.append(call)
         self._wake()
 
@@ -189,9 +191,9 @@ class Session:
             if not wanted.done():
                 wanted.set_result(None)
 
-    async def _write(self) -> None:
-        """Send what has gathered, one message at a time; a failed write ends the stream, which the reader reports."""
-        with suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+    async def _write(self, owner: Owner) -> None:
+        """Send what has gathered, one message at a time. A write fails when the stream has ended."""
+        try:
             while True:
                 message = self._pack()
                 if message is None:
@@ -199,6 +201,10 @@ class Session:
                     await self._wanted
                 else:
                     await self._stream.write(message)
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            return
+        finally:
+            owner.lost(self)
 
     def _pack(self) -> api.SessionRequest | None:
         """Return the next message: streams first, then calls in order, as far as window and size allow."""
@@ -240,12 +246,18 @@ class Session:
                 if self._outbox:
                     self._wake()
         except grpc.aio.AioRpcError:
-            pass
-        owner.lost(self)
+            return
+        finally:
+            owner.lost(self)
 
     def silence_s(self, now: float) -> float:
         """How long something has been due without a word."""
         return now - max(self._heard_s, min(call.sent_s for call in self.in_flight.values()))
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """The size of what was sent and not answered."""
+        return sum(len(call.request) for call in self.in_flight.values())
 
     def forgive(self, now: float) -> None:
         """Count silence from now on."""

@@ -84,7 +84,9 @@ async def test_at_its_deadline_a_call_in_doubt_is_unknown() -> None:
         assert 0.25 < monotonic() - began < 1.0
 
 
-async def test_at_its_deadline_a_call_that_never_happened_is_unavailable() -> None:
+async def test_at_its_deadline_a_call_that_never_happened_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One attempt, then rest: an attempt on its way at the deadline would be in doubt.
+    monkeypatch.setattr("controlplane.sdk.channel.random.uniform", lambda low, high: 60.0)
     async with scripted(in_turn(BUSY)) as [node], client(node.address, timeout_s=0.3) as cp:
         with pytest.raises(Unavailable):
             await cp.create_workflow("w", b"state")
@@ -213,7 +215,7 @@ async def test_closing_answers_every_call() -> None:
 
 
 async def test_waiting_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controlplane.sdk.session.WAITING_MAX", 10)
+    monkeypatch.setattr("controlplane.sdk.channel.WAITING_MAX", 10)
     async with scripted(in_turn(None)) as [node], client(node.address, timeout_s=0.5) as cp:
         calls = [asyncio.create_task(cp.create_workflow("w", b"")) for _ in range(50)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -235,3 +237,26 @@ def test_credentials_are_demanded() -> None:
 
 def test_patience_is_shorter_than_an_election() -> None:
     assert 2 * channel_module.SILENT_S + 2 * channel_module.TICK_S < 0.3
+
+
+async def test_many_calls_wait_through_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than may newly wait: what was accepted is never refused later."""
+    monkeypatch.setattr("controlplane.sdk.channel.WAITING_MAX", 50)
+    async with scripted(in_turn(None), in_turn(None)) as nodes, client(*(node.address for node in nodes)) as cp:
+        at, other = await connected(*nodes)
+        other.script = in_turn(created())
+        calls = []
+        for sent in (50, 100, 150, 200):
+            calls += [asyncio.create_task(cp.create_workflow("w", b"")) for _ in range(50)]
+            await eventually(lambda sent=sent: len(requests(at.seen)) == sent)
+        await at.stop()
+        assert len(await asyncio.gather(*calls)) == 200
+
+
+async def test_garbage_from_a_server_is_left_behind() -> None:
+    async with scripted(lambda _: b"\xff\xff\xff", in_turn(created())) as nodes, client(nodes[0].address) as cp:
+        with pytest.raises(OutcomeUnknown) as caught:
+            await cp.create_workflow("w", b"")
+        assert caught.value.reason == "REPLY_MALFORMED"
+        nodes[0].script = in_turn(created())
+        assert (await cp.create_workflow("w", b"")).version == 1
