@@ -21,6 +21,7 @@ from controlplane.errors import (
     Unavailable,
 )
 from controlplane.kernel import machine
+from controlplane.kernel.store import Batch
 from controlplane.node import Call
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
@@ -274,13 +275,31 @@ async def test_a_retry_that_does_not_say_since_when_is_recognised_all_the_same()
         assert (reply.version, reply.header.revision) == (2, 2)
 
 
-async def test_requests_are_recognised_beyond_what_the_planner_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("header", [{}, {"since": 0}], ids=["undated", "dated"])
+async def test_requests_are_recognised_beyond_what_the_planner_remembers(
+    header: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(node, "_ASKED_MAX", 4)
     async with Region() as region:
-        requests = [creation(f"w{n}", request_id=bytes([n]) * 16) for n in range(20)]
+        requests = [creation(f"w{n}", request_id=bytes([n]) * 16, **header) for n in range(20)]
         first = [await within(region.submit("CreateWorkflow", request)) for request in requests]
         again = [await within(region.submit("CreateWorkflow", request)) for request in requests]
         assert again == first
+
+
+@pytest.mark.parametrize("header", [{}, {"since": 0}], ids=["undated", "dated"])
+async def test_requests_that_another_leader_applied_are_recognised(header: dict[str, int]) -> None:
+    async with Region() as one, Region() as other:
+        requests = [creation(f"w{n}", request_id=bytes([n]) * 16, **header) for n in range(3)]
+        first = [await within(one.submit("CreateWorkflow", request)) for request in requests]
+        for entry in one.log.entries:
+            other.log.commit(entry)
+        assert [await within(other.submit("CreateWorkflow", request)) for request in requests] == first
+        snapshot = Region()
+        async with snapshot:
+            snapshot.store.commit(Batch(puts=dict(one.store.scan(b"", b"\xff" * 8))))
+            snapshot.node.reloaded()
+            assert [await within(snapshot.submit("CreateWorkflow", request)) for request in requests] == first
 
 
 async def test_a_request_asked_twice_in_one_batch_happens_once() -> None:
@@ -311,18 +330,22 @@ async def test_one_request_id_means_one_request() -> None:
         await region.call("CreateWorkflow", creation("v", request_id=b"r" * 16), actor=OTHER)
 
 
-async def test_conflicts_are_planned_again_in_their_order() -> None:
+async def test_conflicts_are_planned_again_in_their_order_and_before_what_came_later() -> None:
     async with Region() as region:
+        await region.create("w")
         region.log.automatic = False
-        await_create = region.submit("CreateWorkflow", creation("w"))
+        region.submit("CreateWorkflow", creation("first"))
+        first = await within(region.log.appends.get())
+        batch = [region.submit("CompareAndSwapWorkflow", swap(n)) for n in range(1, 4)]
+        first.commit()
         attempt = await within(region.log.appends.get())
-        later = [region.submit("CompareAndSwapWorkflow", swap(n)) for n in range(1, 4)]
+        later = region.submit("CompareAndSwapWorkflow", swap(4))
         region.log.commit(foreign(region, 3))
         region.log.automatic = True
         attempt.commit()
-        assert reply_of("CreateWorkflow", await within(await_create)).header.revision > 3
-        assert [reply_of("CompareAndSwapWorkflow", await within(f)).version for f in later] == [2, 3, 4]
-        assert region.node.status().conflicts == 1
+        versions = [reply_of("CompareAndSwapWorkflow", await within(future)).version for future in (*batch, later)]
+        assert versions == [2, 3, 4, 5]
+        assert region.node.status().conflicts == 3
 
 
 async def test_a_call_that_keeps_losing_is_contended_after_so_many_plans() -> None:
