@@ -92,6 +92,16 @@ def test_agents_take_turns_and_obey(dev: str) -> None:
     assert len(set(fences)) == 2
 
 
+def test_the_readme_s_agent(dev: str) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    (agent,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    source = agent.replace("127.0.0.1:7000", dev)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=40, check=False)
+    assert done.returncode == 0, done.stderr
+    with ControlPlane(dev, insecure=True) as cp:
+        assert json.loads(cp.get_workflow("order-42").workflow.workflow.state) == {"step": 1}
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("langgraph") is None, reason="langgraph is not installed: pip install langgraph"
 )
