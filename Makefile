@@ -58,7 +58,7 @@ check: $(READY) check-proto ## Style, types, layers, generated code.
 
 .PHONY: test
 test: check ## Everything a change has to pass.
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: demo
 demo: $(READY) ## A three-node region, agents, a killed leader; what happened stands in build/demo.json.

@@ -82,8 +82,7 @@ def _lines(axes: Any, samples: Samples, lines: dict[str, tuple[str, str, tuple[i
         if known:
             style = "--" if "unary" in label else "-"
             axes.plot(*zip(*known, strict=True), style, marker="o", label=label, color=_COLOURS[side])
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=8)
+    _finish(axes)
 
 
 def _bars(axes: Any, samples: Samples) -> None:
@@ -102,5 +101,10 @@ def _bars(axes: Any, samples: Samples) -> None:
                     label=side if not group else None,
                 )
     axes.set_xticks([0, 1], ["SIGKILL", "silent (SIGSTOP)"])
+    _finish(axes)
+
+
+def _finish(axes: Any) -> None:
     axes.grid(visible=True, axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
