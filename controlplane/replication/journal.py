@@ -15,6 +15,10 @@ rests on is here and nowhere else, so damage must be noticed, never repaired:
    the length of the very last record, if it then points past the end of the file.
 5. **Trimming deletes rows, never rewrites them**; RocksDB gives the space back as it compacts.
 6. **The commit index is advisory**: a run of nothing else is written without a sync.
+7. **The sync is ours.** rocksdict holds the interpreter lock while RocksDB syncs, which would stop the event loop for
+   as long as the disk takes. A batch is therefore written unsynced (it is in the kernel then), and the write-ahead
+   log's files are synced by number here, with the lock released. A log file that RocksDB removed meanwhile is in
+   tables that RocksDB itself has synced.
 
 One thread writes. rocksdict reports every failure as a bare `Exception`; the places that catch it are that
 boundary.
@@ -22,6 +26,8 @@ boundary.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 import threading
 import time
@@ -33,6 +39,7 @@ from queue import SimpleQueue
 
 from rocksdict import DBRecoveryMode, Rdict, ReadOptions, WriteBatch, WriteOptions
 
+from controlplane.datadir import sync_folder
 from controlplane.errors import Fatal
 from controlplane.replication.tail import Add, Commit, Cut, Entry, Meta, Op, Recovered, Reset, Trim
 from controlplane.storage import Tuning, folder_bytes, rocks_options
@@ -81,8 +88,8 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._db = self._open()
-        self._synced, self._unsynced = WriteOptions(), WriteOptions()
-        self._synced.sync = True
+        self._unsynced = WriteOptions()
+        self._logs: dict[str, int] = {}
         self._state = self._recover_state()
 
     @property
@@ -114,7 +121,9 @@ class Journal:
         self._state.writes += 1
         batch.put(_STATE_KEY, _sealed(_STATE_KEY, self._state.packed()))
         try:
-            self._db.write(batch, self._synced if sync else self._unsynced)
+            self._db.write(batch, self._unsynced)
+            if sync:
+                self._sync()
         except Exception as error:
             raise Fatal(
                 f"journal {self._folder}: cannot write: {error}. Free or replace the disk, then start again."
@@ -126,7 +135,22 @@ class Journal:
 
     def close(self) -> None:
         """Close; everything reported as written is durable already."""
+        for descriptor in self._logs.values():
+            os.close(descriptor)
+        self._logs.clear()
         self._db.close()
+
+    def _sync(self) -> None:
+        """Make the write-ahead log durable (rule 7). Raises OSError."""
+        names = {name for name in os.listdir(self._folder) if name.endswith(".log")}  # noqa: PTH208 - a hot path.
+        for name in self._logs.keys() - names:
+            os.close(self._logs.pop(name))
+        for name in names - self._logs.keys():
+            with contextlib.suppress(FileNotFoundError):
+                self._logs[name] = os.open(self._folder / name, os.O_RDONLY)
+                sync_folder(self._folder)
+        for descriptor in self._logs.values():
+            os.fdatasync(descriptor)
 
     def _put(self, batch: WriteBatch, op: Op) -> None:
         state = self._state
