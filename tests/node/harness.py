@@ -48,7 +48,7 @@ DEV = Partition(
 )
 BARE = Partition(id="eu.bare", home="eu", epoch=1, reach=Reach.HOME_ONLY, environment="bare", default_for=["flag"])
 PARTITIONS = (CONFIG, STATE, SPARE, DEV, BARE)
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 class Attempt:

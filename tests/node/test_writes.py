@@ -192,6 +192,31 @@ async def test_queued_calls_are_bounded_by_their_bytes_too(monkeypatch: pytest.M
         await region.create("w9", b"x" * 2000)
 
 
+async def test_kill_switches_and_renewals_neither_queue_behind_the_rest_nor_find_it_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 3)
+    async with Region() as region:
+        won = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", won)).holder.fence
+        region.log.automatic = False
+        region.submit("CreateWorkflow", creation("first"))
+        attempt = await within(region.log.appends.get())
+        ordinary = [region.submit("CreateWorkflow", creation(f"w{n}")) for n in range(3)]
+        urgent = [
+            region.submit("EngageSwitch", engagement()),
+            region.submit("Renew", api.RenewRequest(name="e", process=PROCESS, fence=fence)),
+        ]
+        assert not any(future.done() for future in urgent)
+        attempt.commit()
+        attempt = await within(region.log.appends.get())
+        actions = [txn.action for txn in entry_of(attempt.entry).txns]
+        assert actions == ["EngageSwitch", "Renew", *["CreateWorkflow"] * 3]
+        attempt.commit()
+        for future in (*urgent, *ordinary):
+            await within(future)
+
+
 # Leadership
 
 
