@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -118,6 +119,29 @@ async def test_a_node_that_was_away_past_compaction_gets_a_snapshot(
         await region.stop(away)
         await region.start(away)
         assert len(await level(region)) == 540
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+async def test_a_snapshot_of_many_pieces_arrives_also_after_it_was_broken_off(
+    tmp_path: Path, credentials: Callable[..., Credentials], broken_off: bool
+) -> None:
+    async with running(tmp_path, 3, credentials, **SMALL) as region:
+        away = (await region.leader()) and region.followers()[0].name
+        await region.stop(away)
+        leader = await region.leader()
+        for n in range(200):
+            await leader.log.append(b"%03d" % n + os.urandom(40_000), timeout_s=10)
+        await until(lambda: leader.log._tail.boundary_index > 100)
+        if broken_off:
+            await region.start(away)
+            incoming = region.nodes[away].log._incoming
+            await until(lambda: incoming._size > 0 or region.nodes[away].machine.reloads > 0)
+            await region.stop(away)
+        await region.start(away)
+        entries = await level(region)
+        assert [entry[:3] for entry in entries] == [b"%03d" % n for n in range(200)]
+        assert region.nodes[away].machine.reloads or broken_off
+        await until(lambda: not list((tmp_path / leader.name / "snapshots").glob("out-*")))
 
 
 async def test_entries_go_on_while_a_snapshot_is_on_its_way(
