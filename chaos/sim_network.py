@@ -58,11 +58,11 @@ class Network:
         self._at, self._clock = at, clock
         self._pairs = [link for link in self.links if link[0] < link[1]]
         self._blocks = dict.fromkeys(self.links, 0)
-        self._queues: dict[Link, deque[tuple[float, tuple[int, ...], Any]]] = {link: deque() for link in self.links}
+        self._queues: dict[Link, deque[tuple[float, object, Any]]] = {link: deque() for link in self.links}
         self._last_at = dict.fromkeys(self.links, 0.0)
         self._heard_at = dict.fromkeys(self.links, 0.0)
         self._up = dict.fromkeys(self.links, False)
-        self._generation = dict.fromkeys(self._pairs, 0)
+        self._generation = dict.fromkeys(self.links, 0)
         for pair in self._pairs:
             at(0.01, self._connect, pair)
         at(0.3, self._keep_alive)
@@ -92,10 +92,10 @@ class Network:
         """A new process answers packets of old connections with a reset."""
         for a, b in self.links:
             if b == name and self._up[a, b]:
-                self._at(self._random.uniform(0, 3), self._reset, a, b, self._generation[_pair(a, b)])
+                self._at(self._random.uniform(0, 3), self._reset, a, b, self._generation[a, b])
 
     def _reset(self, a: str, b: str, generation: int) -> None:
-        if generation == self._generation[_pair(a, b)]:
+        if generation == self._generation[a, b]:
             self._close(a, b)
 
     # What breaks it.
@@ -115,9 +115,11 @@ class Network:
 
     # Packets.
 
-    def _stamp(self, link: Link) -> tuple[int, ...]:
-        lives = self._ends.life(link[0]), self._ends.life(link[1])
-        return lives if self._conditions.disorder else (*lives, self._generation[_pair(*link)])
+    def _stamp(self, link: Link) -> object:
+        # A replaced disk always meets its peers over a new connection.
+        if self._conditions.disorder:
+            return self._ends.life(link[0]), self._ends.life(link[1])
+        return self._generation[link]
 
     def _put(self, link: Link, message: Any) -> None:
         random, conditions = self._random, self._conditions
@@ -132,7 +134,7 @@ class Network:
         self._queues[link].append((at, stamp, message))
         self._at(at - self._clock(), self._pump, link)
 
-    def _put_disordered(self, link: Link, message: Any, delay: float, stamp: tuple[int, ...]) -> None:
+    def _put_disordered(self, link: Link, message: Any, delay: float, stamp: object) -> None:
         random, base = self._random, self._conditions.delay_s
         if random.random() < 0.1:
             delay += random.uniform(0, 20) * base
@@ -145,7 +147,7 @@ class Network:
         else:
             self._at(delay, self._arrive, link, stamp, message)
 
-    def _arrive(self, link: Link, stamp: tuple[int, ...], message: Any) -> None:
+    def _arrive(self, link: Link, stamp: object, message: Any) -> None:
         self._queues[link].append((self._clock(), stamp, message))
         self._pump(link)
 
@@ -164,10 +166,11 @@ class Network:
 
     def _take(self, link: Link) -> list[Any]:
         source, target = link
-        queue, messages = self._queues[link], []
-        while queue and queue[0][0] <= self._clock() + 1e-9:
+        queue, messages, back = self._queues[link], [], (target, source)
+        due = self._clock() + 1e-9
+        while queue and queue[0][0] <= due:
             _, stamp, message = queue.popleft()
-            if not self._up[target, source] or not self._ends.running(target) or stamp != self._stamp(link):
+            if not self._up[back] or not self._ends.running(target) or stamp != self._stamp(link):
                 continue
             if message is _CLOSED or self._dead(source, target):
                 self._close(target, source)
@@ -202,9 +205,9 @@ class Network:
         self._at(self._conditions.retry_s * self._random.uniform(0.9, 1.1), self._connect, pair)
         if not self._can_connect(*pair):
             return
-        self._generation[pair] += 1
         both = (pair, (pair[1], pair[0]))
         for link in both:
+            self._generation[link] += 1
             if self._up[link]:
                 self._ends.link_changed(*link, False)
             self._queues[link].clear()
@@ -217,7 +220,3 @@ class Network:
         ends, now = self._ends, self._clock()
         able = all(ends.running(name) and ends.paused_until(name) <= now for name in (a, b))
         return able and not self._blocks[a, b] and not self._blocks[b, a] and not (self._up[a, b] and self._up[b, a])
-
-
-def _pair(a: str, b: str) -> Link:
-    return (a, b) if a < b else (b, a)

@@ -24,6 +24,10 @@ _WRITE = struct.Struct("<QHBQQ")
 _RECORD = struct.Struct("<QQ")
 _MARK = struct.Struct("<QI")
 PUT, SWAP = 1, 2
+# Timers fire a little late.
+_WAKE_LATE_S = 0.0003
+# A node that wants to be woken at once this often in a row does nothing else.
+_AT_ONCE_MAX = 500
 
 
 def write(number: int, key: int, kind: int, value: int, expected: int, padding: int) -> bytes:
@@ -121,6 +125,7 @@ class Node:
         self.syncing = 0
         self._store_syncing = False
         self._wake_at = float("inf")
+        self._at_once = 0
         self._incoming = b""
         self._was_leader = False
         self.guard = Guard(
@@ -172,13 +177,16 @@ class Node:
 
     def _arrange(self) -> None:
         delay = self.clock.true_delay(self.guard.deadline)
+        self._at_once = self._at_once + 1 if delay == 0 else 0
+        if self._at_once > _AT_ONCE_MAX:
+            raise Violation(f"BUSY {self.name} never rests")
         at = self.world.now() + delay
         if at < self._wake_at - 1e-6:
             self._wake_at = at
-            self.world.at(delay + self.world.random.uniform(1e-5, 1e-3), self._wake, at)
+            self.world.at(delay + _WAKE_LATE_S, self._wake, at)
 
     def _wake(self, at: float) -> None:
-        if not self.world.runs(self) or at != self._wake_at:
+        if at != self._wake_at or not self.world.runs(self):
             return
         paused = self.world.paused_until(self.name) - self.world.now()
         if paused > 0:

@@ -303,10 +303,11 @@ class Guard(CoreEvents):
     @property
     def deadline(self) -> float:
         """When `tick` is due at the latest if nothing else happens."""
-        if self._answers or (self._applied < self._applicable and not self._installing):
+        if self._answers or (self._applied < self._tail.commit and self._may_apply):
             return self._now
-        due = self._beat_at if self._role is Role.LEADER else self._election_at
-        return min(due, self._join_at) if self._learner else due
+        if self._learner:
+            return self._join_at
+        return self._beat_at if self._role is Role.LEADER else self._election_at
 
     def _report(self) -> None:
         now = (self._role, self._leader, self._tail.term, self.ready)
@@ -908,9 +909,16 @@ class Guard(CoreEvents):
         tail = self._tail
         return tail.commit if "ownsync" in self._off else min(tail.commit, tail.durable)
 
+    @property
+    def _may_apply(self) -> bool:
+        return self._applied < self._applicable and not self._installing
+
     def _apply(self) -> None:
-        if self._installing:
-            return
+        if self._applied < self._tail.commit and self._may_apply:
+            self._apply_some()
+        self._reads.applied(self._applied, self._now)
+
+    def _apply_some(self) -> None:
         top = min(self._applicable, self._applied + self._bounds.applies_per_tick_max)
         while self._applied < top:
             entry = self._tail.entry(self._applied + 1)
@@ -918,7 +926,6 @@ class Guard(CoreEvents):
             self._applied, self._applied_term = entry.index, entry.term
             if self._pending:
                 self._resolve(entry.index, entry.term)
-        self._reads.applied(self._applied, self._now)
 
     def _resolve(self, index: int, term: int | None) -> None:
         """Answer the proposals that stood at `index`, which turned out to hold an entry of `term` (None: not seen)."""
@@ -1006,9 +1013,11 @@ class Guard(CoreEvents):
 
     def _learn(self) -> None:
         """Rule 18: ask every peer for its term, then prove by a read that everything committed has arrived."""
-        if self._now < self._join_at or self._join_seq is not None:
+        if self._now < self._join_at:
             return
         self._join_at = self._now + self._timing.election_min_s
+        if self._join_seq is not None:
+            return
         unheard = [peer for peer in self._peers if peer not in self._peer_terms]
         if unheard:
             self._ask_pre_votes(unheard, 0)
@@ -1020,7 +1029,7 @@ class Guard(CoreEvents):
         self._join_reading = False
         if proven and self._join_seq is None:
             self._core.burn_vote(max(self._peer_terms.values(), default=0), self._now)
-            self._join_seq, self._join_at = self._tail.seq, inf
+            self._join_seq = self._tail.seq
             self._conclude_join()
 
     def _conclude_join(self) -> None:

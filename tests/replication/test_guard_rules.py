@@ -540,3 +540,10 @@ def test_b14_an_ack_never_echoes_a_round_of_another_leader() -> None:
     acks = [ack for _, ack in node.said("append_ack")]
     assert acks
     assert {(ack.round, ack.stream) for ack in acks} == {(0, 0)}
+
+
+def test_replace_a_learner_without_a_leader_is_not_busy() -> None:
+    node = Solo(learner=True)
+    for _ in range(5):
+        node.tick(TIMING.election_max_s)
+        assert node.guard.deadline > node.now
