@@ -25,6 +25,7 @@ rocksdict reports every failure as a bare `Exception`; the places below that cat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -104,6 +105,37 @@ def rocks_options(tuning: Tuning, recovery: DBRecoveryMode) -> Options:
     return options
 
 
+class WriteAheadLogs:
+    """The files of an open RocksDB's write-ahead log, synced from outside. One thread at a time.
+
+    rocksdict holds the interpreter lock while RocksDB syncs, which stops the event loop for as long as the disk takes.
+    What was written is in the kernel once the write returned; here it is synced with the lock released. A file that
+    RocksDB has removed meanwhile is in tables that RocksDB itself has synced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, int] = {}
+
+    def sync(self) -> None:
+        """Make everything written before this call durable. Raises OSError."""
+        names = {name for name in os.listdir(self._folder) if name.endswith(".log")}  # noqa: PTH208 - a hot path.
+        for name in self._open.keys() - names:
+            os.close(self._open.pop(name))
+        for name in names - self._open.keys():
+            with contextlib.suppress(FileNotFoundError):
+                self._open[name] = os.open(self._folder / name, os.O_RDONLY)
+                sync_folder(self._folder)
+        for descriptor in self._open.values():
+            os.fdatasync(descriptor)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
 class RocksStore:
     """A `Store` (see controlplane.kernel.store) kept in `folder`.
 
@@ -166,11 +198,17 @@ class RocksStore:
         return view
 
     def sync(self) -> None:
-        """Make everything committed before this call durable. Any thread; blocks for the disk."""
+        """Make everything committed before this call durable. Any thread; blocks for the disk, not for the loop."""
+        path = self._path
+        logs = WriteAheadLogs(path)
         try:
-            self._db.flush_wal(True)
-        except Exception as error:
-            raise Fatal(f"{self._path}: cannot sync: {error}. Check the disk, then start again.") from error
+            logs.sync()
+        except OSError as error:
+            if self._path == path:
+                raise Fatal(f"{path}: cannot sync: {error}. Check the disk, then start again.") from error
+            # A snapshot was adopted meanwhile: it is durable, and what was here is gone.
+        finally:
+            logs.close()
 
     def size_bytes(self) -> int:
         """Bytes the store takes on disk. Reads the folder: not for hot paths."""

@@ -15,10 +15,8 @@ rests on is here and nowhere else, so damage must be noticed, never repaired:
    the length of the very last record, if it then points past the end of the file.
 5. **Trimming deletes rows, never rewrites them**; RocksDB gives the space back as it compacts.
 6. **The commit index is advisory**: a run of nothing else is written without a sync.
-7. **The sync is ours.** rocksdict holds the interpreter lock while RocksDB syncs, which would stop the event loop for
-   as long as the disk takes. A batch is therefore written unsynced (it is in the kernel then), and the write-ahead
-   log's files are synced by number here, with the lock released. A log file that RocksDB removed meanwhile is in
-   tables that RocksDB itself has synced.
+7. **The sync does not hold up the loop**: a batch is written unsynced, then `WriteAheadLogs` syncs what it was
+   written to.
 
 One thread writes. rocksdict reports every failure as a bare `Exception`; the places that catch it are that
 boundary.
@@ -26,8 +24,6 @@ boundary.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import threading
 import time
@@ -39,10 +35,9 @@ from queue import SimpleQueue
 
 from rocksdict import DBRecoveryMode, Rdict, ReadOptions, WriteBatch, WriteOptions
 
-from controlplane.datadir import sync_folder
 from controlplane.errors import Fatal
 from controlplane.replication.tail import Add, Commit, Cut, Entry, Meta, Op, Recovered, Reset, Trim
-from controlplane.storage import Tuning, folder_bytes, rocks_options
+from controlplane.storage import Tuning, WriteAheadLogs, folder_bytes, rocks_options
 
 JOURNAL_FORMAT = 1
 
@@ -89,7 +84,7 @@ class Journal:
         self._folder = folder
         self._db = self._open()
         self._unsynced = WriteOptions()
-        self._logs: dict[str, int] = {}
+        self._logs = WriteAheadLogs(self._folder)
         self._state = self._recover_state()
 
     @property
@@ -123,7 +118,7 @@ class Journal:
         try:
             self._db.write(batch, self._unsynced)
             if sync:
-                self._sync()
+                self._logs.sync()
         except Exception as error:
             raise Fatal(
                 f"journal {self._folder}: cannot write: {error}. Free or replace the disk, then start again."
@@ -135,22 +130,8 @@ class Journal:
 
     def close(self) -> None:
         """Close; everything reported as written is durable already."""
-        for descriptor in self._logs.values():
-            os.close(descriptor)
-        self._logs.clear()
+        self._logs.close()
         self._db.close()
-
-    def _sync(self) -> None:
-        """Make the write-ahead log durable (rule 7). Raises OSError."""
-        names = {name for name in os.listdir(self._folder) if name.endswith(".log")}  # noqa: PTH208 - a hot path.
-        for name in self._logs.keys() - names:
-            os.close(self._logs.pop(name))
-        for name in names - self._logs.keys():
-            with contextlib.suppress(FileNotFoundError):
-                self._logs[name] = os.open(self._folder / name, os.O_RDONLY)
-                sync_folder(self._folder)
-        for descriptor in self._logs.values():
-            os.fdatasync(descriptor)
 
     def _put(self, batch: WriteBatch, op: Op) -> None:
         state = self._state

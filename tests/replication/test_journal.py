@@ -212,7 +212,7 @@ def test_b8_every_batch_is_synced_and_commit_indexes_alone_are_not(
     synced: list[str] = []
 
     def counted(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fdatasync(descriptor)
 
     def syncs() -> int:
