@@ -10,8 +10,9 @@ turn of the event loop leave in one message; a reply resolves a future. No task,
 3. A write whose attempt got no definite answer is *in doubt* from then on. In doubt, only an answer that the region
    keeps (a reply or a refusal) is final: Denied or Contended speak of the last attempt alone. At its deadline a call in
    doubt ends as OutcomeUnknown, any other as Unavailable.
-4. A stream that has been silent although answers are due is probed; if it stays silent it is given up. A turn of the
-   loop that came late proves nothing about the server, so no stream is judged by it.
+4. A stream that has been silent although answers are due is probed; if it stays silent it is given up. Patience grows
+   with how slow answers have been, so that a busy node is not left by everyone at once. A turn of the loop that came
+   late proves nothing about the server, so no stream is judged by it.
 5. To find a node, several are dialled a moment apart and the first to speak wins. One that just failed is avoided for
    a moment. When the region says that another node leads, the client moves there; what is in flight stays until it is
    answered or the old stream has had its time.
@@ -52,6 +53,10 @@ SILENT_S: Final = 0.08
 SILENT_MAX_S: Final = 2.0
 BYTES_PER_S: Final = 1 << 20
 """How fast a link is taken to be at least: large requests on their way are given time accordingly."""
+SLOWER_THAN_EVER: Final = 1.5
+"""Silence shorter than so many times the slowest of recent answers says that the node is busy, not that it is gone."""
+SLOWEST_FADES: Final = 0.98
+"""How much of the slowest answer is remembered with each message."""
 TRUSTED_AFTER_S: Final = 1.0
 """A stream that held so long restores the usual patience."""
 DIAL_APART_S: Final = 0.02
@@ -91,6 +96,7 @@ class Channel:
         self._streams: dict[Stream, int] = {}
         self._avoid: dict[str, float] = {}
         self._silent_s = SILENT_S
+        self._slowest_s = 0.0
         self._seeking: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._background: set[asyncio.Future[Any]] = set()
@@ -211,6 +217,7 @@ class Channel:
                 call.answer.set_result(reply.reply)
         self.revision = max(self.revision, message.revision)
         if asked_s:
+            self._slowest_s = max(session.heard_s - asked_s, SLOWEST_FADES * self._slowest_s)
             self.on_mark(asked_s, message.revision, message.age_ms)
         if message.HasField("region"):
             self._heard_region(session, message.region)
@@ -462,10 +469,12 @@ class Channel:
         if silence_s <= SILENT_S:
             if now - session.opened_s > TRUSTED_AFTER_S:
                 self._silent_s = SILENT_S
-        elif silence_s > 2 * self._silent_s + session.bytes_in_flight / BYTES_PER_S and session.probed:
+            return
+        patience_s = min(SILENT_MAX_S, max(self._silent_s, SLOWER_THAN_EVER * self._slowest_s))
+        if silence_s > 2 * patience_s + session.bytes_in_flight / BYTES_PER_S and session.probed:
             self._silent_s = min(SILENT_MAX_S, 2 * self._silent_s)
             self.lost(session)
-        elif silence_s > self._silent_s and not session.probed:
+        elif silence_s > patience_s and not session.probed:
             session.probed = True
             self.probe()
 

@@ -116,7 +116,7 @@ class Session:
         self.in_flight: dict[int, Call] = {}
         self.streams: dict[int, Stream] = {}
         self._clock = clock
-        self.opened_s = self.sent_s = self._heard_s = clock()
+        self.opened_s = self.sent_s = self.heard_s = clock()
         self.probed = False
         self._channel = channel
         self._stream = stream
@@ -240,7 +240,7 @@ class Session:
     async def _read(self, owner: Owner) -> None:
         try:
             while (message := await self._stream.read()) is not grpc.aio.EOF:
-                self._heard_s = self._clock()
+                self.heard_s = self._clock()
                 self.probed = False
                 owner.heard(self, message)
                 if self._outbox:
@@ -252,7 +252,7 @@ class Session:
 
     def silence_s(self, now: float) -> float:
         """How long something has been due without a word."""
-        return now - max(self._heard_s, min(call.sent_s for call in self.in_flight.values()))
+        return now - max(self.heard_s, min(call.sent_s for call in self.in_flight.values()))
 
     @property
     def bytes_in_flight(self) -> int:
@@ -261,7 +261,7 @@ class Session:
 
     def forgive(self, now: float) -> None:
         """Count silence from now on."""
-        self._heard_s = now
+        self.heard_s = now
         self.probed = False
 
     def expire(self, now: float) -> None:
