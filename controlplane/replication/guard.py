@@ -363,10 +363,12 @@ class Guard(CoreEvents):
 
     def _on_pre_vote(self, peer: str, _: int, ask: wire.PreVote) -> None:
         tail, timing = self._tail, self._timing
-        ahead = (ask.last_term, ask.last_index) >= (tail.last_term, tail.last_index)
+        theirs, ours = (ask.last_term, ask.last_index), (tail.last_term, tail.last_index)
+        # Of two that ask each other at once only one may get it, or they would split the votes.
+        ahead = (theirs, peer) > (ours, self._me) if self._pre_votes else theirs >= ours
         granted = ask.next_term > tail.term and ahead and not self._leader_alive() and not self._learner
         if granted:
-            # Give way: two candidates at once split the votes.
+            self._pre_votes = None
             give_way = self._random.uniform(timing.election_min_s / 4, timing.election_min_s)
             self._election_at = max(self._election_at, self._now + give_way)
         self._say_term(peer, next_term=ask.next_term, granted=granted, nonce=ask.nonce)

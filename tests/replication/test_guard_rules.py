@@ -547,3 +547,22 @@ def test_replace_a_learner_without_a_leader_is_not_busy() -> None:
     for _ in range(5):
         node.tick(TIMING.election_max_s)
         assert node.guard.deadline > node.now
+
+
+def test_of_two_that_ask_at_once_one_gives_way() -> None:
+    node = Solo()
+    node.tick(TIMING.election_max_s + 0.001)
+    asks = node.said("pre_vote")
+    assert len(asks) == 2
+    node.hear("b", 0, pre_vote=wire.PreVote(next_term=1, nonce=5))
+    assert [reply.granted for _, reply in node.said("pre_vote_reply")] == [True]
+    node.hear("c", 0, pre_vote_reply=wire.PreVoteReply(next_term=1, granted=True, nonce=asks[0][1].nonce))
+    assert node.guard.role is Role.FOLLOWER, "having given way, it no longer stands"
+
+
+def test_a_candidate_with_the_higher_name_does_not_give_way() -> None:
+    node = Solo(("A", "B"))
+    node.tick(TIMING.election_max_s + 0.001)
+    node.sent.clear()
+    node.hear("A", 0, pre_vote=wire.PreVote(next_term=1, nonce=5))
+    assert [reply.granted for _, reply in node.said("pre_vote_reply")] == [False]
