@@ -196,8 +196,11 @@ class Transport:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        for link in self._links.values():
+            if link.inbound is not None and not link.inbound.replaced.done():
+                link.inbound.replaced.set_result(None)
         if self._server is not None:
-            await self._server.stop(0)
+            await self._server.stop(_GOODBYE_S)
             self._server = None
 
     def send(self, peer: str, message: RaftMessage) -> None:
@@ -423,7 +426,8 @@ class Transport:
     def _replace(self, link: _Link, mine: _Inbound) -> None:
         """Listen only to this stream from here on, and dial the peer back if we have none to it."""
         if link.inbound is not None:
-            link.inbound.replaced.set_result(None)
+            if not link.inbound.replaced.done():
+                link.inbound.replaced.set_result(None)
             link.inbound = None
             self._changed(link)
         link.inbound = mine
