@@ -6,7 +6,7 @@ after a pre-vote, applies what is committed and on this node's disk, and answers
 no chance, no I/O and no thread: `now` comes with every event, chance is a `Random` that was passed in, and everything
 out goes through `Host`, `Machine.apply` and the tail's sink. So a simulator can run it under every fault.
 
-The rules, with the defect of the engine that each one closes (B1..B21, see docs/decisions) or what it is for. Each
+The rules, each with the defect of the engine that it closes (B1..B21; tests/replication/README.md describes them). A
 name can be switched off with `off`, for planting defects in tests and for nothing else:
 
 1.  B1: the commit index rises only to what an append has verified against this log.
@@ -19,7 +19,8 @@ name can be switched off with `off`, for planting defects in tests and for nothi
     do not count, and nothing unsynced is applied. (B7, B8, B10 and B11 also have rules in the journal and transport.)
 8.  B9: apply begins after what the machine says it applied, one entry at a time, in order.
 9.  B12: a vote counts once.
-10. B13: no election without a pre-vote, and no vote while the leader is alive, unless it asked for the election.
+10. B13: no election without a pre-vote, and no vote while the leader is alive, unless it asked for the election. Of
+    two that stand at once one gives way.
 11. B14: a leader that does not hear from a majority steps down; reads prove leadership by a round that began after
     they arrived (`readround`), after a commit of the leader's own term (`readterm`), and an answer is for the process
     that asked (`nonce`).
