@@ -18,7 +18,9 @@ What the caller may rely on:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -40,6 +42,8 @@ from controlplane.v1 import api_pb2 as api
 CALL_TIMEOUT_S = 10.0
 """How long a call may take if the caller did not say: long enough for a region to lose its leader and elect another."""
 CONNECT_TIMEOUT_S = 10.0
+COLLISION_REST_S = 0.004
+COLLISION_REST_MAX_S = 0.1
 VERSION_MISMATCH = "VERSION_MISMATCH"
 
 S = TypeVar("S")
@@ -190,7 +194,7 @@ class ControlPlane(Calls):
         """
         if "request_id" in options:
             raise Invalid("one request id cannot name several attempts", reason="REQUEST_ID_SHARED")
-        for _ in range(max_retries):
+        for tries in range(max_retries):
             found = await self._get_for_update(workflow_id, schema_range, options)
             old = found.workflow
             changed: Any = mutator(codec.decode(old.state))
@@ -207,8 +211,10 @@ class ControlPlane(Calls):
             except Refused as error:
                 if error.reason != VERSION_MISMATCH:
                     raise
-                continue
-            return new
+            else:
+                return new
+            # Those who collided would collide again.
+            await asyncio.sleep(random.uniform(0, min(COLLISION_REST_MAX_S, COLLISION_REST_S * 2**tries)))  # noqa: S311
         raise ConflictError(workflow_id, max_retries)
 
     async def _get_for_update(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MARGIN_SHARE = 0.1
 """The part of its time-to-live by which a holder stops early."""
 RESIGN_TIMEOUT_S = 1.0
+ASK_FOR_S_MIN = 0.05
+"""No question is given less time than this."""
 ASK_AGAIN_S = 1.0
 """A candidate that waits asks again after this long at most, even if the watch shows no change."""
 
@@ -149,7 +151,7 @@ class Election:
         give_up = None if timeout_s is None else self._plane.clock() + timeout_s
         while True:
             asked_s = self._plane.clock()
-            reply = await self._ask(process)
+            reply = await self._ask(process, give_up)
             if reply is not None and reply.elected:
                 # Campaigning again under the same process name renews, so the time counts from this question.
                 lease = Lease(self._name, reply.holder.fence, Term(self._ttl_ms / 1000, asked_s), self._plane.clock)
@@ -160,8 +162,11 @@ class Election:
             elif reply is not None:
                 await self._vacancy(reply.header.revision, give_up)
 
-    async def _ask(self, process: bytes) -> api.CampaignReply | None:
+    async def _ask(self, process: bytes, give_up: float | None) -> api.CampaignReply | None:
         """Campaign once; None: no answer, ask again under the same process name."""
+        patience_s = self._ttl_ms / 1000
+        if give_up is not None:
+            patience_s = max(ASK_FOR_S_MIN, min(patience_s, give_up - self._plane.clock()))
         try:
             return await self._plane.campaign(
                 self._name,
@@ -169,7 +174,7 @@ class Election:
                 self._ttl_ms,
                 self._value,
                 partition=self._partition,
-                timeout_s=self._ttl_ms / 1000,
+                timeout_s=patience_s,
             )
         except (Unavailable, OutcomeUnknown):
             return None
@@ -206,7 +211,7 @@ class Election:
                 process,
                 lease.fence,
                 partition=self._partition,
-                timeout_s=max(0.05, min(term.ttl_s / 3, ends_s - asked_s)),
+                timeout_s=max(ASK_FOR_S_MIN, min(term.ttl_s / 3, ends_s - asked_s)),
             )
         except (Unavailable, OutcomeUnknown):
             return self._plane.clock() < ends_s

@@ -79,6 +79,17 @@ async def test_a_lost_campaign_says_so(shared: Plane) -> None:
                 pytest.fail("elected twice")
 
 
+async def test_a_campaign_without_a_region_ends_in_time(control_plane: Plane) -> None:
+    async with control_plane.connect() as cp:
+        await asyncio.to_thread(control_plane.lose_leader)
+        began = cp.clock()
+        with pytest.raises(NotElected):
+            async with cp.election("nobody", ttl_s=30).campaign(timeout_s=0.3):
+                pytest.fail("elected by nobody")
+        assert cp.clock() - began < 5
+        await asyncio.to_thread(control_plane.regain_leader)
+
+
 async def test_the_lease_is_renewed(shared: Plane) -> None:
     async with shared.connect() as cp, cp.election("long", ttl_s=0.6).campaign() as lease:
         first = lease.remaining_s
