@@ -11,7 +11,8 @@ Theory of operation. A follower is in one of three states, as in etcd:
 1. Every fresh start begins a new `stream`; a refusal of an older stream is stale and ignored (B4). So a refusal in
    STREAM may start sending again at once, from where the follower says its log ends, without a probe in between.
 2. `match_index` only grows while this leadership lasts, but for a follower whose disk was replaced.
-3. Nothing is in flight beyond `appends_max`, `chunks_max`.
+3. A follower that refuses what it acknowledged (its disk was set back) is asked once a beat, not at once again.
+4. Nothing is in flight beyond `appends_max`, `chunks_max`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Progress:
 
     __slots__ = (
         "acked_offset",
+        "commit_told",
         "fed_index",
         "flights",
         "free_bytes",
@@ -57,6 +59,7 @@ class Progress:
         self.next_index = next_index
         self.match_index = 0
         self.fed_index = 0  # What the core was told.
+        self.commit_told = 0
         self.waiting = False  # PROBE: one append is in flight.
         self.stream = 1
         self.flights: deque[int] = deque()  # STREAM: last index of each append in flight.
@@ -97,10 +100,13 @@ class Progress:
             return
         lower = max(self.match_index + 1, min(prev_index, hint_index + 1))
         if self.mode is Mode.STREAM and prev_index > self.match_index:
+            if hint_index < self.match_index:
+                self.probe()
+                return
             self.stream += 1
             self.next_index = lower
             self.flights.clear()
-        elif self.mode is Mode.PROBE and prev_index == self.next_index - 1:
+        elif self.mode is Mode.PROBE and prev_index == self.next_index - 1 and lower < self.next_index:
             self.next_index = lower
             self.waiting = False
 

@@ -566,3 +566,17 @@ def test_a_candidate_with_the_higher_name_does_not_give_way() -> None:
     node.sent.clear()
     node.hear("A", 0, pre_vote=wire.PreVote(next_term=1, nonce=5))
     assert [reply.granted for _, reply in node.said("pre_vote_reply")] == [False]
+
+
+def test_a_follower_that_lost_what_it_acknowledged_does_not_keep_the_leader_busy() -> None:
+    node = Solo(recovered=holding(40, term=1))
+    node.lead()
+    for _ in range(50):
+        progress = node.guard._progress["b"]
+        for prev_index in (progress.match_index, progress.next_index - 1, progress.next_index + 5):
+            refusal = wire.AppendAck(
+                result=wire.AppendAck.RESULT_CONFLICT, prev_index=prev_index, hint=2, stream=progress.stream
+            )
+            node.hear("b", node.tail.term, append_ack=refusal)
+            node.tick()
+    assert len([1 for peer, _ in node.said("append") if peer == "b"]) <= 3
