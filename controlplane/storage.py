@@ -51,7 +51,6 @@ from rocksdict import (
     RdictIter,
     ReadOptions,
     WriteBatch,
-    WriteOptions,
 )
 
 from controlplane.datadir import sync_folder, write_durably
@@ -299,37 +298,34 @@ class RocksSnapshot:
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Row]:
         """Rows of [start, end) at this moment, in order or from the top down."""
-        step = self._below if reverse else self._above
-        me = object()
-        row = step(me, end if reverse else start, first=True)
-        while row is not None and start <= row[0] < end:
-            yield row
-            row = step(me, row[0], first=False)
+        me, key, first = object(), end if reverse else start, True
+        while rows := self._rows(me, key, first=first, reverse=reverse):
+            for row in rows:
+                if not start <= row[0] < end:
+                    return
+                yield row
+            key, first = rows[-1][0], False
 
     def close(self) -> None:
         """Release what the view holds; using it afterwards is a defect."""
         with self._lock:
             self._cursor = None
 
-    def _above(self, me: object, key: bytes, *, first: bool) -> Row | None:
+    def _rows(self, me: object, key: bytes, *, first: bool, reverse: bool) -> list[Row]:
+        """Take the next few rows of scan `me`, which has come to `key`; none at the end."""
+        rows: list[Row] = []
+        left_bytes = _BLOCK_BYTES
         with self._lock:
             cursor = self._live()
             if self._holder is not me:
-                cursor.seek(key)
+                _place(cursor, key, first=first, reverse=reverse)
                 self._holder = me
-            if not first and cursor.valid() and cursor.key() == key:
-                cursor.next()
-            return _row(cursor, self._path)
-
-    def _below(self, me: object, key: bytes, *, first: bool) -> Row | None:
-        with self._lock:
-            cursor = self._live()
-            if self._holder is not me:
-                cursor.seek_for_prev(key)
-                self._holder = me
-            if cursor.valid() and cursor.key() == key:
-                cursor.prev()
-            return _row(cursor, self._path)
+            step = cursor.prev if reverse else cursor.next
+            while left_bytes > 0 and (row := _row(cursor, self._path)) is not None:
+                rows.append(row)
+                left_bytes -= len(row[0]) + len(row[1]) + _ROW.size
+                step()
+        return rows
 
     def _live(self) -> RdictIter:
         if self._cursor is None:
@@ -488,22 +484,24 @@ def _check_order(source: _Checked, block: list[Row], last: bytes | None) -> byte
 
 
 def _load(database: Rdict, blocks: Iterator[list[Row]], folder: Path) -> None:
-    unlogged = WriteOptions()
-    unlogged.disable_wal = True  # type: ignore[method-assign, assignment]  # Its stub is wrong.
+    """Write and sync all rows. Through the write-ahead log, as a flush of RocksDB's would hold up the event loop."""
+    logs = WriteAheadLogs(folder)
     try:
         for block in blocks:
             writes = WriteBatch(raw_mode=True)
             for key, value in block:
                 writes.put(key, value)
-            database.write(writes, unlogged)
+            database.write(writes)
             time.sleep(_REST_S)
-        database.flush(True)
+        logs.sync()
     except Fatal:
         database.close()
         raise
     except Exception as error:
         database.close()
         raise Fatal(f"{folder}: cannot install the snapshot: {error}. Check the disk, then start again.") from error
+    finally:
+        logs.close()
 
 
 def _settle(folder: Path) -> int:
@@ -558,6 +556,16 @@ def _sweep(folder: Path, generation: int) -> None:
 
 def _generation_folder(folder: Path, generation: int) -> Path:
     return folder / f"{generation:06d}"
+
+
+def _place(cursor: RdictIter, key: bytes, *, first: bool, reverse: bool) -> None:
+    """Go to the row after `key` in the scan's direction; going up for the first time, `key` itself counts."""
+    if reverse:
+        cursor.seek_for_prev(key)
+    else:
+        cursor.seek(key)
+    if (reverse or not first) and cursor.valid() and cursor.key() == key:
+        (cursor.prev if reverse else cursor.next)()
 
 
 def _up(cursor: RdictIter, start: bytes, path: Path) -> Iterator[Row]:

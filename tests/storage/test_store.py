@@ -79,11 +79,12 @@ def test_a_view_does_not_move_with_later_commits(store: RocksStore) -> None:
 
 
 def test_scans_of_one_view_may_interleave(store: RocksStore) -> None:
-    put(store, a="1", b="2", c="3", d="4")
+    """Values so large that each scan has to come back to the shared iterator for every row."""
+    put(store, **dict.fromkeys("abcd", "x" * 40_000))
     view = store.snapshot()
     up, down = view.scan(b"a", b"z"), view.scan(b"a", b"z", reverse=True)
     seen = [next(up), next(down), next(up), next(down)]
-    assert view.get(b"d") == b"4"
+    assert view.get(b"d") is not None
     assert [key for key, _ in [*seen, *up, *down]] == [b"a", b"d", b"b", b"c", b"c", b"d", b"b", b"a"]
 
 
