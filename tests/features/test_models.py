@@ -21,8 +21,8 @@ from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
 from tests.node.harness import STATE, Region, within
 
-NAMES = st.sampled_from(["a", "b", "a b", "ab"])
-AGENTS = st.sampled_from([f"controlplane://fleet/prod/eu/agent/a{n}" for n in range(3)])
+NAMES = st.sampled_from(["a", "ab"])
+AGENTS = st.sampled_from([f"controlplane://fleet/prod/eu/agent/a{n}" for n in range(2)])
 PROCESSES = st.sampled_from([b"1" * 16, b"2" * 16])
 
 

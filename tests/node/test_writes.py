@@ -327,6 +327,26 @@ async def test_requests_that_another_leader_applied_are_recognised(header: dict[
             assert [await within(snapshot.submit("CreateWorkflow", request)) for request in requests] == first
 
 
+async def test_after_a_snapshot_is_installed_plans_rest_on_what_it_holds() -> None:
+    async with Region() as ahead, Region() as behind:
+        await ahead.create("w")
+        await ahead.swap("w", 1)
+        behind.log.commit(ahead.log.entries[0])
+        behind.store.commit(Batch(puts=dict(ahead.store.scan(b"", b"\xff" * 8))))
+        behind.node.reloaded()
+        assert (await behind.swap("w", 2, actor=OTHER)).version == 3
+
+
+async def test_a_name_that_was_given_up_is_free_for_the_next_plan() -> None:
+    async with Region() as region:
+        campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", campaign)).holder.fence
+        await region.call("Resign", api.ResignRequest(name="e", process=PROCESS, fence=fence))
+        next_one = await region.call("Campaign", api.CampaignRequest(name="e", process=b"q" * 16, ttl_ms=1000))
+        assert next_one.elected
+        assert next_one.holder.fence.revision > fence.revision
+
+
 async def test_a_request_asked_twice_in_one_batch_happens_once() -> None:
     async with Region() as region:
         request = creation("w", request_id=b"r" * 16)
