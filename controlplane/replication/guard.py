@@ -134,7 +134,7 @@ class Guard(CoreEvents):
         self._installing = False
 
         self._progress: dict[str, Progress] = {}
-        self._beat_at, self._election_at = 0.0, 0.0
+        self._beat_at, self._election_at, self._tell_at = 0.0, 0.0, inf
         self._drain: _Drain | None = None
         self._snapshot: Snapshot | None = None
         self._snapshot_floor: int | None = None  # While one is being made: what was applied when it was asked for.
@@ -184,7 +184,7 @@ class Guard(CoreEvents):
         if role is Role.LEADER:
             self._leader = self._me
             self._progress = {peer: Progress(self._tail.last_index + 1, self._now) for peer in self._peers}
-            self._beat_at = self._now
+            self._beat_at, self._tell_at = self._now, inf
 
     def _drop_leadership(self) -> None:
         if self._leader == self._me:
@@ -308,7 +308,7 @@ class Guard(CoreEvents):
             return self._now
         if self._learner:
             return self._join_at
-        return self._beat_at if self._role is Role.LEADER else self._election_at
+        return min(self._beat_at, self._tell_at) if self._role is Role.LEADER else self._election_at
 
     def _report(self) -> None:
         now = (self._role, self._leader, self._tail.term, self.ready)
@@ -462,9 +462,11 @@ class Guard(CoreEvents):
     def _provable(self, equal_index: int) -> int:
         return equal_index if "barrier" in self._off else min(equal_index, self._tail.durable)
 
-    def _matched(self, peer: str, term: int, equal_index: int) -> None:
+    def _matched(self, peer: str, term: int, equal_index: int, *, grew: bool = False) -> None:
         self._verified = (term, max(self._verified[1], equal_index))
-        self._ack(peer, MATCHED, hint=equal_index)
+        # An append that brought entries is acknowledged once, after their sync; beats say meanwhile that we live.
+        if not grew or self._provable(equal_index) == equal_index:
+            self._ack(peer, MATCHED, hint=equal_index)
 
     def _send_late_acks(self) -> None:
         """After a sync: say what could not be said before it."""
@@ -506,7 +508,7 @@ class Guard(CoreEvents):
             self._ack(peer, CONFLICT, prev_index=append.prev_index, hint=self._agreeing(prev_index))
             return
         self._take(peer, term, prev_index, entries, append.commit)
-        self._matched(peer, term, end)
+        self._matched(peer, term, end, grew=bool(entries))
 
     def _check_append(self, peer: str, append: wire.Append) -> None:
         expected = append.prev_index
@@ -565,8 +567,23 @@ class Guard(CoreEvents):
             self._beat_at = self._now + self._timing.beat_s
         for peer, progress in self._progress.items():
             self._replicate(peer, progress, beat)
+        self._tell_commit()
         if not self._peers:
             self._count_echoes()
+
+    def _tell_commit(self) -> None:
+        """Let followers hear soon what is committed, also when no entry follows: callers and watchers wait there."""
+        commit = self._tail.commit
+        behind = [p for p, x in self._progress.items() if x.mode is Mode.STREAM and x.commit_told < commit]
+        if not behind or "B18" in self._off:
+            self._tell_at = inf
+        elif self._tell_at == inf:
+            self._tell_at = self._now + self._timing.notice_s
+        elif self._now >= self._tell_at:
+            self._tell_at = inf
+            for peer in behind:
+                if self._linked[peer]:
+                    self._send_append(peer, self._progress[peer], [])
 
     def _feed(self, peer: str, progress: Progress, *, alive: bool) -> None:
         """Tell the core what counts: verified by the follower in this term, and not beyond our own disk."""
@@ -670,6 +687,7 @@ class Guard(CoreEvents):
 
     def _send_append(self, peer: str, progress: Progress, entries: list[Entry]) -> None:
         tail, prev_index = self._tail, progress.next_index - 1
+        progress.commit_told = tail.commit
         append = wire.Append(
             prev_index=prev_index,
             prev_term=tail.term_at(prev_index),

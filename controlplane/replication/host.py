@@ -35,11 +35,15 @@ Done = Callable[[Outcome, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. An election starts after a silence drawn from [min, max]; a leader's beat must be well below min."""
+    """Seconds. An election starts after a silence drawn from [min, max]; a leader's beat must be well below min.
+
+    `notice_s`: how long a leader waits for an entry to carry the news of a commit before it sends the news alone.
+    """
 
     election_min_s: float = 0.150
     election_max_s: float = 0.300
     beat_s: float = 0.030
+    notice_s: float = 0.002
 
     def __post_init__(self) -> None:
         if not 0 < 3 * self.beat_s <= self.election_min_s < self.election_max_s:

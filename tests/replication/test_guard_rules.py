@@ -580,3 +580,21 @@ def test_a_follower_that_lost_what_it_acknowledged_does_not_keep_the_leader_busy
             node.hear("b", node.tail.term, append_ack=refusal)
             node.tick()
     assert len([1 for peer, _ in node.said("append") if peer == "b"]) <= 3
+
+
+def test_followers_hear_of_a_commit_soon_and_once() -> None:
+    node = Solo()
+    node.lead()
+    node.tick(TIMING.beat_s)
+    node.propose()
+    node.tick()
+    node.matched("b", node.tail.last_index)
+    node.matched("c", node.tail.last_index)
+    node.sync()
+    node.tick()
+    node.sent.clear()
+    assert node.guard.deadline <= node.now + TIMING.notice_s
+    node.tick(TIMING.notice_s)
+    assert [append.commit for _, append in node.said("append")] == [node.tail.last_index] * 2
+    node.tick()
+    assert not node.said("append")
