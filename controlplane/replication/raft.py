@@ -592,7 +592,6 @@ class RaftLog:
     def _hello(self, peer: str) -> PeerHello:
         hello = self._roster.hello(peer)
         hello.log_empty = self._tail.last_index == 0
-        hello.term = self._tail.term
         return hello
 
     def _meet(self, peer: str, hello: PeerHello) -> None:

@@ -20,21 +20,17 @@ STANDING_BOOTSTRAPPING: Standing
 STANDING_REPLACING: Standing
 
 class PeerFrame(_message.Message):
-    __slots__ = ("hello", "batch", "goodbye", "ping", "pong")
+    __slots__ = ("hello", "batch", "goodbye")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
-    PING_FIELD_NUMBER: _ClassVar[int]
-    PONG_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     batch: RaftBatch
     goodbye: Goodbye
-    ping: Ping
-    pong: Ping
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., batch: _Optional[_Union[RaftBatch, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., batch: _Optional[_Union[RaftBatch, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("wire", "fleet", "region", "node", "to", "process", "generation", "incarnation", "known", "standing", "log_empty", "term")
+    __slots__ = ("wire", "fleet", "region", "node", "to", "process", "generation", "incarnation", "known", "standing", "log_empty")
     WIRE_FIELD_NUMBER: _ClassVar[int]
     FLEET_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
@@ -46,7 +42,6 @@ class PeerHello(_message.Message):
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
     LOG_EMPTY_FIELD_NUMBER: _ClassVar[int]
-    TERM_FIELD_NUMBER: _ClassVar[int]
     wire: int
     fleet: str
     region: str
@@ -58,8 +53,7 @@ class PeerHello(_message.Message):
     known: str
     standing: Standing
     log_empty: bool
-    term: int
-    def __init__(self, wire: _Optional[int] = ..., fleet: _Optional[str] = ..., region: _Optional[str] = ..., node: _Optional[str] = ..., to: _Optional[str] = ..., process: _Optional[bytes] = ..., generation: _Optional[int] = ..., incarnation: _Optional[str] = ..., known: _Optional[str] = ..., standing: _Optional[_Union[Standing, str]] = ..., log_empty: _Optional[bool] = ..., term: _Optional[int] = ...) -> None: ...
+    def __init__(self, wire: _Optional[int] = ..., fleet: _Optional[str] = ..., region: _Optional[str] = ..., node: _Optional[str] = ..., to: _Optional[str] = ..., process: _Optional[bytes] = ..., generation: _Optional[int] = ..., incarnation: _Optional[str] = ..., known: _Optional[str] = ..., standing: _Optional[_Union[Standing, str]] = ..., log_empty: _Optional[bool] = ...) -> None: ...
 
 class RaftBatch(_message.Message):
     __slots__ = ("messages",)
@@ -70,12 +64,6 @@ class RaftBatch(_message.Message):
 class Goodbye(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
-
-class Ping(_message.Message):
-    __slots__ = ("number",)
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
-    number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
     __slots__ = ("format", "fleet", "region", "index", "term")

@@ -45,8 +45,10 @@ class PeerServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Stream(self, request_iterator, context):
-        """The dialling node sends one hello, then batches, then perhaps a goodbye; the answering node sends one hello, then
-        pongs. Refusals: PERMISSION_DENIED or FAILED_PRECONDITION with a stable reason in the trailer `controlplane-reason`.
+        """The dialling node sends one hello, then batches, then perhaps a goodbye; the answering node sends one hello. A
+        refusal is a status with google.rpc.ErrorInfo: PEER_ROLE_REQUIRED, PEER_OF_ANOTHER_REGION, PEER_NAME_MISMATCH,
+        PEER_UNKNOWN, IDENTITY_MISSING, IDENTITY_MALFORMED, HELLO_MISSING, HELLO_MALFORMED, WIRE_VERSION_UNKNOWN,
+        STREAM_STALE, INCARNATION_CHANGED, PEER_CANNOT_JOIN or LOG_NOT_RUNNING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
