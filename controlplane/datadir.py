@@ -59,14 +59,13 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose folder it is. `vote_above` is the highest term any peer reported when a replaced disk joined."""
+    """Whose folder it is, and how far it is on its way."""
 
     fleet: str
     region: str
     node: str
     incarnation: str
     standing: Standing
-    vote_above: int = 0
 
 
 def sync_folder(folder: Path) -> None:
@@ -113,9 +112,9 @@ class DataFolder:
         """Where snapshots are made and received; nothing in it outlives a start."""
         return self.path / "snapshots"
 
-    def stand(self, standing: Standing, *, vote_above: int = 0) -> None:
+    def stand(self, standing: Standing) -> None:
         """Record durably that this node has come to `standing`."""
-        self.identity = replace(self.identity, standing=standing, vote_above=vote_above)
+        self.identity = replace(self.identity, standing=standing)
         _write_checked(self.path / "IDENTITY", _identity_fields(self.identity))
 
     def remember(self, members: Mapping[str, str]) -> None:
@@ -263,11 +262,16 @@ def _identity_fields(identity: Identity) -> dict[str, str | int]:
     return {**asdict(identity), "standing": identity.standing.value, "format": FORMAT}
 
 
+def _identity(fields: Mapping[str, str | int]) -> Identity:
+    texts = {name: str(fields[name]) for name in ("fleet", "region", "node", "incarnation")}
+    return Identity(**texts, standing=Standing(fields["standing"]))
+
+
 def _read_identity(path: Path) -> Identity:
     fields = _read_checked(path / "IDENTITY")
     if fields.pop("format", None) != FORMAT:
         raise Fatal(f"{path / 'IDENTITY'} has a format this version does not know. Start the version that wrote it.")
-    return Identity(**{**fields, "standing": Standing(fields["standing"])})  # type: ignore[arg-type]
+    return _identity(fields)
 
 
 def _read_members(path: Path) -> dict[str, str]:
