@@ -56,7 +56,7 @@ class Machine(Protocol):
 
     @property
     def applied(self) -> tuple[int, int]:
-        """Index and term of the last entry applied; (0, 0) before the first. Stored in the same batch as its effects."""
+        """Index and term of the last entry applied; (0, 0) before the first. Stored in one batch with its effects."""
 
     def apply(self, index: int, term: int, entry: bytes) -> None:
         """Apply one committed entry. Total: it never raises but `Fatal`, which stops the process.
