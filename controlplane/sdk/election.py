@@ -67,6 +67,8 @@ class Lease:
         self._clock = clock
         self.fence = fence
         self.lost = asyncio.Event()
+        self.refusal: ControlPlaneError | None = None
+        """Why a renewal was refused; None if the lease was lost, if at all, for want of answers."""
         self._term = term
         self._over = False
 
@@ -122,7 +124,7 @@ class Election:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise LeaseLost(self._name) from None
+            raise LeaseLost(self._name) from lease.refusal
         finally:
             lease._end()
             await self._resign(lease, process)
@@ -215,7 +217,8 @@ class Election:
             )
         except (Unavailable, OutcomeUnknown):
             return self._plane.clock() < ends_s
-        except ControlPlaneError:
+        except ControlPlaneError as error:
+            lease.refusal = error
             return False
         term.renewed(asked_s)
         return self._plane.clock() < ends_s

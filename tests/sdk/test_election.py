@@ -138,6 +138,8 @@ async def test_a_stolen_lease_ends_the_body_and_its_writes_are_refused(control_p
                 reply = await cp.get_election("stolen")
                 await cp.resign("stolen", reply.holder.election.process, lease.fence)
                 await asyncio.sleep(60)
+        assert lease.refusal is not None
+        assert lease.refusal.reason == "LEASE_LOST"
 
 
 async def test_the_body_s_own_errors_pass(shared: Plane) -> None:

@@ -108,7 +108,7 @@ async def test_leases_and_watches_survive_a_change_of_leader(tmp_path: Path) -> 
                 seen.append(change.meta.version)  # noqa: PERF401 - it never ends.
 
         watching = asyncio.create_task(watch())
-        async with cp.election("orchestrator", ttl_s=2).campaign() as lease:
+        async with cp.election("orchestrator", ttl_s=4).campaign() as lease:
             for round_ in range(2):
                 leader = leader_of(cp, region)
                 leader.kill()
