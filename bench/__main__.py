@@ -35,8 +35,6 @@ def main(*, quick: bool, only: tuple[str, ...], out: Path, picture: Path | None)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
-    # Ended politely from outside, it ends its processes like after Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the project: what is measured is the disk it lies on, and not a temporary folder in memory.
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=out.parent)).resolve()
@@ -47,6 +45,8 @@ def main(*, quick: bool, only: tuple[str, ...], out: Path, picture: Path | None)
 
     try:
         run = asyncio.run(_measured(folder, say, quick=quick, only=only))
+    except asyncio.CancelledError:
+        sys.exit(1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     made = figures(run.samples, SPECS)
@@ -63,6 +63,10 @@ def main(*, quick: bool, only: tuple[str, ...], out: Path, picture: Path | None)
 
 async def _measured(folder: Path, say: Say, *, quick: bool, only: tuple[str, ...]) -> Run:
     run = Run(folder, QUICK if quick else FULL, say)
+    # Ended politely from outside, it ends its processes like after Ctrl-C.
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         async with asyncio.timeout(_QUICK_S if quick else _FULL_S):
             await run.measure(only)

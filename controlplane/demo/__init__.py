@@ -41,11 +41,11 @@ def command(agents: int, out: Path, keep: bool) -> None:
     """Three nodes, agents at work, a killed leader; exit code 1 if anything was lost, failed or differs."""
     folder = Path(tempfile.mkdtemp(prefix="controlplane-demo-"))
     console = Console(highlight=False)
-    # Ended politely from outside, it ends its nodes like after Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_ENDED))
     report: dict[str, Any] = {"ok": False}
     try:
         report = asyncio.run(_told(folder, agents, console))
+    except asyncio.CancelledError:
+        sys.exit(_EXIT_ENDED)
     finally:
         if keep or not report["ok"]:
             console.print(f"certificates, logs and data: {folder}")
@@ -60,6 +60,11 @@ def command(agents: int, out: Path, keep: bool) -> None:
 
 async def _told(folder: Path, agents: int, console: Console) -> dict[str, Any]:
     began_s = time.monotonic()
+    # Ended politely from outside, it ends its nodes like after Ctrl-C. Raising from a signal handler instead could
+    # hit gRPC in the middle of its own work.
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     progress = _Progress(console, began_s)
     story = Story(folder, agents, progress.say)
     with progress.following(story.record):
