@@ -65,6 +65,16 @@ class Load:
         await eventually(lambda: self.acknowledged >= goal, timeout_s=15)
 
 
+async def whole(operator: sdk.ControlPlane) -> None:
+    """Wait until the leader hears every node again: before that, losing another one is losing the majority."""
+    async with asyncio.timeout(20):
+        while True:
+            status = await operator.get_status()
+            if status.role == "leader" and all(member.connected for member in status.members):
+                return
+            await asyncio.sleep(0.05)
+
+
 def leader_of(cp: sdk.ControlPlane, region: LoopbackRegion) -> Program:
     return region.nodes[region.names.index(cp._channel.region.leader)]
 
@@ -77,7 +87,7 @@ async def test_losing_the_leader_is_not_noticed(
     tmp_path: Path, lose: Callable[[Program], None], regain: Callable[[Program], None]
 ) -> None:
     async with serving(tmp_path) as region:
-        cp = await entered(region)
+        cp, operator = await entered(region), await entered(region, "operator")
         load = Load(cp)
         running = asyncio.create_task(load.run())
         for _ in range(2):
@@ -89,11 +99,13 @@ async def test_losing_the_leader_is_not_noticed(
             cp.ensure_alive()
             regain(leader)
             await load.more()
+            await whole(operator)
         load.stop()
         await running
         state = (await cp.get_workflow("shared")).workflow.workflow.state
         assert json.loads(state) == {"n": load.acknowledged}
         await cp.close()
+        await operator.close()
 
 
 @pytest.mark.timeout(120)
@@ -119,6 +131,7 @@ async def test_leases_and_watches_survive_a_change_of_leader(tmp_path: Path) -> 
                 await cp.mirror_synced(engaged.header.revision)
                 assert cp.stopped(tenant=f"t{round_}")
                 leader.start()
+                await whole(operator)
             assert lease.valid
         await eventually(lambda: len(seen) == 21)
         assert seen == list(range(1, 22))
