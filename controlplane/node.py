@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ class _Asked:
 
     def __init__(self, floor: int) -> None:
         self._floor = floor
-        self._applied: dict[tuple[str, bytes], int] = {}
+        self._applied: OrderedDict[tuple[str, bytes], int] = OrderedDict()
 
     def is_new(self, request: RequestId) -> bool:
         """True only if no outcome of `request` can be in the store; its `since` must be what the caller said."""
@@ -130,8 +130,8 @@ class _Asked:
         for request in requests:
             self._applied[request.identity, request.nonce] = revision
         while len(self._applied) > _ASKED_MAX:
-            oldest = next(iter(self._applied))
-            self._floor = max(self._floor, self._applied.pop(oldest))
+            _, oldest = self._applied.popitem(last=False)
+            self._floor = max(self._floor, oldest)
 
     def forget(self, revision: int) -> None:
         """Something else was applied, up to `revision`."""
@@ -217,7 +217,7 @@ class Node:
         self._elections_at = {p.environment: p for p in partitions if leases.ELECTION.name in p.default_for}
         self._quota_bytes, self._free_bytes = quota_bytes, free_bytes
         self._state = machine.state_of(store)
-        self._marks: dict[int, bytes] = {}
+        self._marks: OrderedDict[int, bytes] = OrderedDict()
         self._queue = _Queue()
         self._reads: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]] = []
         self._readers: set[asyncio.Future[bytes]] = set()
@@ -630,7 +630,7 @@ class Node:
         self._recent.took(applied)
         self._marks[applied.state.revision] = applied.state.hash
         if len(self._marks) > _MARKS_KEPT:
-            del self._marks[next(iter(self._marks))]
+            self._marks.popitem(last=False)
         # Also when nothing changed: a refusal has a revision too, and watchers and readers wait for it.
         self._watches.took(applied)
         for listener in self._applied_listeners:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -106,6 +107,8 @@ class Process:
 
 async def serve(config: RegionConfig, name: str, data: Path, start: Start, stopping: asyncio.Event) -> None:
     """Run node `name` of a region until `stopping` is set. Raises `ConfigError` or `Fatal`."""
+    # Messages come and go by the thousand and form no cycles: looking for some every 700 of them is wasted.
+    gc.set_threshold(20_000, 20, 50)
     credentials = read_credentials(config, config.node(name))
     folder = open_folder(data, fleet=config.fleet, region=config.name, node=name, start=start)
     counts = Counts()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -72,7 +73,7 @@ class RecentEvents:
     """
 
     def __init__(self, count_max: int = 4096, bytes_max: int = 8 * 1024 * 1024) -> None:
-        self.events: dict[bytes, Event] = {}
+        self.events: OrderedDict[bytes, Event] = OrderedDict()
         self._sizes: dict[bytes, int] = {}
         self._bytes = 0
         self._count_max, self._bytes_max = count_max, bytes_max
@@ -88,8 +89,7 @@ class RecentEvents:
                 self._sizes[key] = len(changed.encoded)
                 self._bytes += len(changed.encoded)
         while len(self.events) > self._count_max or self._bytes > self._bytes_max:
-            oldest = next(iter(self.events))
-            del self.events[oldest]
+            oldest, _ = self.events.popitem(last=False)
             self._bytes -= self._sizes.pop(oldest)
 
     def clear(self) -> None:
@@ -105,7 +105,7 @@ class Records(Overlay):
     def __init__(self, base: View, recent: RecentEvents | None = None) -> None:
         super().__init__(base)
         self._events: dict[bytes, Event | None] = {}
-        self._recent = recent.events if recent is not None else {}
+        self._recent: Mapping[bytes, Event] = recent.events if recent is not None else {}
 
     def event(self, key: bytes) -> Event | None:
         """See `event_at`."""
