@@ -72,7 +72,7 @@ def test_no_violation(nodes: int, profile: str) -> None:
 
 
 CAUGHT = [
-    ("B1", 3, "lan", 7),
+    ("B1", 3, "lan", 1),
     ("B3", 3, "lan", 3),
     ("B4", 3, "lan", 1),
     ("B6", 3, "lan", 1),
@@ -80,16 +80,16 @@ CAUGHT = [
     ("B16", 3, "lan", 1),
     ("barrier", 3, "lan", 1),
     ("ownsync", 3, "lan", 1),
-    ("readround", 3, "lan", 5),
-    ("readterm", 3, "lan", 29),
-    ("replace", 3, "lan", 8),
+    ("readround", 3, "lan", 2),
+    ("readterm", 3, "lan", 1),
+    ("replace", 3, "lan", 4),
 ]
 
 
 @pytest.mark.parametrize(("rule", "nodes", "profile", "seed"), CAUGHT, ids=[row[0] for row in CAUGHT])
 def test_a_planted_defect_is_caught(rule: str, nodes: int, profile: str, seed: int) -> None:
     # A few seeds more than the known one: changes elsewhere in the schedules move what a seed finds.
-    seeds = range(seed, seed + 12)
+    seeds = range(seed, seed + 15)
     planted = simulate(seeds, nodes=nodes, profile=profile, off=frozenset({rule}), stop_at=1)
     assert planted.violations, f"{rule} switched off was not caught in {planted.runs} schedules"
     found = planted.violations[0].seed
