@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -16,9 +16,13 @@ from controlplane import certs, config, process, status
 from controlplane.datadir import Start, open_folder
 from controlplane.errors import ControlPlaneError
 from controlplane.identity import ENVIRONMENTS, Identity
+from controlplane.kernel.store import MemoryStore, Store
 from controlplane.loopback import free_ports
 from controlplane.node import Node
+from controlplane.replication import Log
+from controlplane.replication.local import LocalLog
 from controlplane.replication.raft import RaftConfig, RaftLog
+from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.storage import RocksStore
 from controlplane.v1 import api_pb2 as api
@@ -50,13 +54,14 @@ def region_text(size: int, ports: list[int]) -> str:
 class Member:
     """One running node."""
 
-    def __init__(self, node: Node, server: Server, log: RaftLog) -> None:
+    def __init__(self, node: Node, server: Server, log: Log) -> None:
         self.node, self.server, self.log = node, server, log
 
     async def stop(self) -> None:
         await self.server.stop()
         await self.node.stop()
-        self.node.store.close()
+        if isinstance(self.node.store, RocksStore):
+            self.node.store.close()
 
 
 class Region:
@@ -72,19 +77,17 @@ class Region:
     async def start(self, name: str, how: Start) -> None:
         mine = self.config.node(name)
         credentials = process.read_credentials(self.config, mine)
-        folder = open_folder(self.folder / name, fleet=FLEET, region=REGION, node=name, start=how)
-        others = {each.name: each.peer_address for each in self.config.nodes if each.name != name}
-        log = RaftLog(
-            RaftConfig(FLEET, REGION, name, mine.peer_address, others, credentials, ballast_bytes=0),
-            folder,
-        )
+        store: Store = MemoryStore()
+        log: Log = LocalLog(name)
+        if len(self.config.nodes) > 1:
+            store, log = self._on_disk(name, how, credentials)
         loop = asyncio.get_running_loop()
         node = Node(
             fleet=FLEET,
             region=REGION,
             name=name,
             partitions=self.config.partitions,
-            store=RocksStore(folder.store),
+            store=store,
             log=log,
             clock=loop.time,
             wall_ms=process.wall_ms,
@@ -94,6 +97,13 @@ class Region:
         server = Server(self.config, name, node, credentials)
         await server.start()
         self.members[name] = Member(node, server, log)
+
+    def _on_disk(self, name: str, how: Start, credentials: Credentials) -> tuple[Store, Log]:
+        folder = open_folder(self.folder / name, fleet=FLEET, region=REGION, node=name, start=how)
+        peers = {each.name: each.peer_address for each in self.config.nodes if each.name != name}
+        listen = self.config.node(name).peer_address
+        log = RaftLog(RaftConfig(FLEET, REGION, name, listen, peers, credentials, ballast_bytes=0), folder)
+        return RocksStore(folder.store), cast(Log, log)
 
     async def leader(self) -> str:
         """The name of the ready leader, waiting for one."""
@@ -240,7 +250,7 @@ def operation(identifier: int, method: str, request: Any = None, **fields: Any) 
 
 @contextlib.asynccontextmanager
 async def running(folder: Path, size: int = 1) -> AsyncIterator[Region]:
-    """A region of `size` nodes, up and with a leader."""
+    """A region of `size` nodes, up and with a leader: one node over the local log, more over Raft and disks."""
     region = Region(folder, size)
     try:
         async with asyncio.TaskGroup() as starting:

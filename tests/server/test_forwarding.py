@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from controlplane import limits
+from controlplane import limits, status
 from controlplane.datadir import Start
 from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
 from controlplane.v1 import api_pb2 as api
@@ -133,7 +133,8 @@ async def test_a_session_survives_a_leader_that_is_gone(tmp_path):
             stopping = None
             while len(talk.replies) < 1000:
                 message = await talk.receive()
-                assert not any(reply.status for reply in message.replies)
+                failures = [status.decode(reply.status) for reply in message.replies if reply.status]
+                assert not failures, [(type(error).__name__, error.reason, str(error)) for error in failures]
                 more = range(sent, sent + len(message.replies))
                 await talk.send(*(operation(n, "CreateWorkflow", create(f"w{n}")) for n in more))
                 sent = more.stop
