@@ -17,10 +17,7 @@ there is no tick thread, no polling and no queue between arrival and answer.
 5. **Anything unexpected stops the node**: `failed` is set, nothing more is sent, applied or acknowledged, and
    the entry point ends the process. An exception in a callback of the loop would otherwise be logged and
    forgotten.
-6. **One ack per append.** The guard acknowledges an append when it arrives, for what is on disk by then, and
-   again after the sync. The first is kept back until then and superseded by the second, unless the sync brings
-   none; heartbeats are answered at once.
-7. Callers' deadlines are kept here: the guard knows no callers' clocks.
+6. Callers' deadlines are kept here: the guard knows no callers' clocks.
 """
 
 from __future__ import annotations
@@ -55,7 +52,7 @@ from controlplane.replication.snapshot_files import (
     stage,
 )
 from controlplane.replication.snapshots import SnapshotMeta
-from controlplane.replication.tail import Add, Commit, Meta, Op, Tail
+from controlplane.replication.tail import Commit, Meta, Op, Tail
 from controlplane.replication.transport import Credentials, LinkBounds, LinkCounters, Transport
 from controlplane.storage import Staged
 from controlplane.v1.peer_pb2 import PeerHello
@@ -146,8 +143,6 @@ class RaftLog:
         self._writing = False
         self._only_commits = True
         self._folded_seq = 0
-        self._added = False
-        self._early_acks: dict[str, RaftMessage] = {}
         self._serial = 0
         self._open = contextlib.ExitStack()
         self._loaded = False
@@ -430,7 +425,6 @@ class RaftLog:
 
     def _sink(self, seq: int, op: Op) -> None:
         self._seq = seq
-        self._added = self._added or isinstance(op, Add)
         if isinstance(op, Commit):
             if self._ops and isinstance(self._ops[-1], Commit):
                 self._ops.pop()
@@ -455,27 +449,12 @@ class RaftLog:
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
             self._loop.call_soon_threadsafe(self._written, seq, seconds, error)
 
-    def _send(self, peer: str, message: RaftMessage) -> None:
-        if message.HasField("append_ack"):
-            if self._added:
-                self._early_acks[peer] = message
-                return
-            self._early_acks.pop(peer, None)
-        self._transport.send(peer, message)
-
-    def _report_synced(self, guard: Guard, seq: int, now: float) -> None:
-        self._added = False
-        guard.synced(seq, now)
-        for peer, message in self._early_acks.items():
-            self._transport.send(peer, message)
-        self._early_acks.clear()
-
     def _written(self, seq: int, seconds: float, error: Fatal | None) -> None:
         self._writing = False
         if error is not None:
             self._fail(error)
             return
-        self._tell(lambda guard, now: self._report_synced(guard, seq, now))
+        self._tell(lambda guard, now: guard.synced(seq, now))
         for listener in self._sync_listeners:
             listener(seconds)
 
@@ -617,9 +596,7 @@ class RaftLog:
         now = time.monotonic()
         try:
             for message in messages:
-                self._added = False
                 self._guard.receive(peer, message, now)
-            self._added = False
         except Malformed as error:
             _log.warning("peer_malformed peer=%s: %s", peer, error)
             raise
@@ -652,7 +629,7 @@ class _Host:
     """`RaftLog` as the guard sees it. Nothing here calls the guard back."""
 
     def __init__(self, log: RaftLog, machine: DurableMachine) -> None:
-        self.send = log._send
+        self.send = log._transport.send
         self.mark = machine.mark
         self.marked = machine.marked
         self.snapshot_wanted = log._make_snapshot
