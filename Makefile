@@ -72,8 +72,14 @@ bench: $(READY) ## Side by side with etcd where it is installed; build/bench.jso
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: chaos
-chaos: $(READY) ## Simulated and real faults; ARGS are handed on.
+chaos: $(READY) ## Simulated faults, about five minutes. ARGS="simulate ..." runs something else.
+ifneq ($(ARGS),)
 	@$(BIN)/python -m chaos $(ARGS)
+else
+	@$(BIN)/python -m chaos simulate --nodes 3 --schedules 300
+	@$(BIN)/python -m chaos simulate --nodes 3 --schedules 200 --profile wan-wild
+	@$(BIN)/python -m chaos simulate --nodes 5 --schedules 200
+endif
 
 .PHONY: clean
 clean: ## Remove what the other targets made, .venv included.
