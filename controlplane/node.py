@@ -487,8 +487,9 @@ class Node:
         if not self._ready:
             raise _not_leader(self.log.status())
         if waiting.request and waiting.request.since > self._state.revision:
-            raise Invalid(
-                f"header.since is {waiting.request.since}; the region is at revision {self._state.revision}",
+            # A follower may have applied what this leader has not yet: the caller saw it there.
+            raise Unavailable(
+                f"header.since is {waiting.request.since}; this node is at revision {self._state.revision}",
                 reason="SINCE_IN_FUTURE",
                 field="header.since",
             )

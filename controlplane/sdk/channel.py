@@ -42,8 +42,6 @@ SINCE_TOO_OLD: Final = "SINCE_TOO_OLD"
 """Reason of the Unavailable that says: certainly not applied, ask again with a newer `since`."""
 _NOT_KEPT: Final = frozenset({"OUTCOME_FORGOTTEN", "EPOCH_CHANGED"})
 """Reasons of OutcomeUnknown that asking again cannot cure."""
-_NODE_BEHIND: Final = "SINCE_IN_FUTURE"
-"""Reason of Invalid by a leader that has not applied yet what another node of its region has."""
 
 TICK_S: Final = 0.025
 """How exactly deadlines and silence are noticed."""
@@ -266,7 +264,7 @@ class Channel:
         elif isinstance(error, Unavailable | OutcomeUnknown):
             call.doubt |= call.writes and isinstance(error, OutcomeUnknown)
             self._rest(call)
-        elif error.reason == _NODE_BEHIND or (call.doubt and isinstance(error, Denied | Contended)):
+        elif call.doubt and isinstance(error, Denied | Contended):
             self._rest(call)
         else:
             call.fail(error)

@@ -487,11 +487,11 @@ async def test_an_epoch_that_is_over_cannot_be_written_to() -> None:
         assert error.reason == "EPOCH_CHANGED"
 
 
-async def test_since_cannot_be_in_the_future() -> None:
+async def test_a_leader_waits_to_catch_up_with_what_its_caller_saw() -> None:
     async with Region() as region:
         await region.create("w")
         error = await failure(region.submit("CreateWorkflow", creation("v", since=2)))
-        assert (type(error), error.reason) == (Invalid, "SINCE_IN_FUTURE")
+        assert (type(error), error.reason) == (Unavailable, "SINCE_IN_FUTURE")
         error = await failure(region.submit("CreateWorkflow", creation("v", since=(1 << 64) - 1)))
         assert error.reason == "SINCE_IN_FUTURE"
         await region.call("CreateWorkflow", creation("v", since=1))
