@@ -40,7 +40,7 @@ from controlplane.v1 import api_pb2 as api
 SESSION: Final = "/controlplane.v1.Agents/Session"
 
 ROUTED_ANEW: Final = frozenset(
-    {"NOT_LEADER", "NOT_LEADING", "NO_LEADER", "ENTRY_DISCARDED", "LOG_NOT_RUNNING", "STOPPING"}
+    {"NOT_LEADER", "NOT_LEADING", "NO_LEADER", "ENTRY_DISCARDED", "LOG_NOT_RUNNING", "STOPPING", "SINCE_IN_FUTURE"}
 )
 """Reasons of `Unavailable` that another attempt, perhaps elsewhere, can cure within the caller's deadline."""
 SETTLED_DOUBTS: Final = frozenset({"OUTCOME_FORGOTTEN", "EPOCH_CHANGED", "INTERNAL"})
