@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from google.protobuf.message import DecodeError, Message
@@ -49,6 +48,7 @@ from controlplane.replication import Log, LogStatus
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition
 from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
+from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Tail, Watches
 
 AGE_UNKNOWN_MS = (1 << 32) - 1
@@ -56,7 +56,6 @@ AGE_UNKNOWN_MS = (1 << 32) - 1
 
 _DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew"})
 _MARKS_KEPT = 512
-_ASKED_MAX = 8192
 
 
 class Call(NamedTuple):
@@ -86,100 +85,6 @@ class NodeStatus:
     queued: int
     watchers: int
     conflicts: int
-
-
-Feature = Callable[[Tx], Message | None]
-"""What is planned: returns the reply message, or None to leave no trace (nothing to do)."""
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A write between arrival and answer. `dated`: its caller said since when; else it may be older than it looks."""
-
-    feature: Feature
-    partition: Partition
-    actor: str
-    action: str
-    reason: str
-    request: RequestId | None
-    deadline: float
-    size: int
-    reserved: bool
-    done: asyncio.Future[bytes]
-    dated: bool = False
-    attempts: int = 0
-
-
-class _Asked:
-    """The requests that this node planned last and that were applied.
-
-    A request whose caller had seen `floor` before it first asked, and that is not among them, is certainly new: there
-    is no need to look for its outcome. What anybody else planned raises the floor.
-    """
-
-    def __init__(self, floor: int) -> None:
-        self._floor = floor
-        self._applied: OrderedDict[tuple[str, bytes], int] = OrderedDict()
-
-    def is_new(self, request: RequestId) -> bool:
-        """True only if no outcome of `request` can be in the store; its `since` must be what the caller said."""
-        return request.since >= self._floor and (request.identity, request.nonce) not in self._applied
-
-    def add(self, requests: Sequence[RequestId], revision: int) -> None:
-        """These were applied, up to `revision`."""
-        for request in requests:
-            self._applied[request.identity, request.nonce] = revision
-        while len(self._applied) > _ASKED_MAX:
-            _, oldest = self._applied.popitem(last=False)
-            self._floor = max(self._floor, oldest)
-
-    def forget(self, revision: int) -> None:
-        """Something else was applied, up to `revision`."""
-        self._floor = revision
-        self._applied.clear()
-
-
-class _Queue:
-    """Calls that wait to be planned: kill switches, renewals and the region's own first, each sort in order."""
-
-    def __init__(self) -> None:
-        self._first: deque[_Waiting] = deque()
-        self._rest: deque[_Waiting] = deque()
-        self._rest_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._rest)
-
-    def push(self, waiting: _Waiting) -> None:
-        """Add at the end. Raises `Unavailable` if there is no room; ordinary calls leave the others theirs."""
-        queue = self._first if waiting.reserved else self._rest
-        full = not waiting.reserved and self._rest_bytes + waiting.size > limits.QUEUE_BYTES_MAX
-        if full or len(queue) >= limits.QUEUE_CALLS_MAX:
-            raise _overloaded()
-        queue.append(waiting)
-        self._rest_bytes += 0 if waiting.reserved else waiting.size
-
-    def pop(self) -> _Waiting:
-        """Take the next."""
-        if self._first:
-            return self._first.popleft()
-        waiting = self._rest.popleft()
-        self._rest_bytes -= waiting.size
-        return waiting
-
-    def put_back(self, batch: Sequence[_Waiting]) -> None:
-        """Return what was popped to where it stood; there is always room for that."""
-        for waiting in reversed(batch):
-            (self._first if waiting.reserved else self._rest).appendleft(waiting)
-            self._rest_bytes += 0 if waiting.reserved else waiting.size
-
-    def clear(self) -> list[_Waiting]:
-        """Take all."""
-        taken = [*self._first, *self._rest]
-        self._first.clear()
-        self._rest.clear()
-        self._rest_bytes = 0
-        return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +123,13 @@ class Node:
         self._quota_bytes, self._free_bytes = quota_bytes, free_bytes
         self._state = machine.state_of(store)
         self._marks: OrderedDict[int, bytes] = OrderedDict()
-        self._queue = _Queue()
+        self._queue = Queue()
         self._reads: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]] = []
         self._readers: set[asyncio.Future[bytes]] = set()
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
         self._ready = False
         self._recent = machine.RecentEvents()
-        self._asked = _Asked(self._state.revision)
+        self._asked = Asked(self._state.revision)
         self._planned: _Planned | None = None
         self._answers: list[Outcome] | None = None
         self._applied_listeners: list[Callable[[Applied], None]] = []
@@ -256,7 +161,7 @@ class Node:
         error = Unavailable("the node is stopping", reason="STOPPING", hint="ask another node")
         self._fail_waiting(error)
         for done in tuple(self._readers):
-            _fail(done, error)
+            fail(done, error)
         self._watches.close()
         await self.log.stop()
 
@@ -369,7 +274,7 @@ class Node:
     ) -> asyncio.Future[bytes]:
         """Run `feature` on the region's own account: no request id, so it must be safe to run twice."""
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(
+        waiting = Waiting(
             feature, partition, self.actor, action, "", None, self.clock() + timeout_s, 0, reserved=True, done=done
         )
         try:
@@ -446,7 +351,7 @@ class Node:
             return method.run(tx, request)
 
         self._enqueue(
-            _Waiting(
+            Waiting(
                 feature,
                 partition,
                 call.actor,
@@ -483,7 +388,7 @@ class Node:
             digest=hashlib.sha256(call.method.encode() + b"\0" + call.request).digest()[:16],
         )
 
-    def _enqueue(self, waiting: _Waiting) -> None:
+    def _enqueue(self, waiting: Waiting) -> None:
         if not self._ready:
             raise _not_leader(self.log.status())
         if waiting.request and waiting.request.since > self._state.revision:
@@ -515,10 +420,10 @@ class Node:
         try:
             await self.log.append(packed, timeout_s=limits.CALL_TIMEOUT_S)
         except ControlPlaneError as error:
-            _fail_all(batch, error)
+            fail_all(batch, error)
             return
         except asyncio.CancelledError:
-            _fail_all(batch, OutcomeUnknown("the node stopped before the outcome was known", reason="STOPPING"))
+            fail_all(batch, OutcomeUnknown("the node stopped before the outcome was known", reason="STOPPING"))
             raise
         finally:
             self._planned = None
@@ -526,20 +431,20 @@ class Node:
         again = [waiting for waiting, outcome in zip(batch, answers, strict=True) if not self._answer(waiting, outcome)]
         self._queue.put_back(again)
 
-    def _plan(self) -> tuple[list[_Waiting], Working, Entry]:
+    def _plan(self) -> tuple[list[Waiting], Working, Entry]:
         """Turn what waits into one entry; what needs no entry is answered on the way."""
         working = Working(self.store, self._recent)
         working.at_ms = max(working.at_ms, self._wall_ms())
         entry = Entry(base=working.base, at_ms=working.at_ms, salt=self._entropy(16))
         entry.base_hash = working.base_hash
-        batch: list[_Waiting] = []
+        batch: list[Waiting] = []
         txns: list[Txn] = []
         size, now = 0, self.clock()
-        asked: dict[tuple[str, bytes], _Waiting] = {}
+        asked: dict[tuple[str, bytes], Waiting] = {}
         # A transaction can be twice as large as a value (the reply may repeat it), so the last one still fits.
         while self._queue and len(batch) < limits.BATCH_TXNS_MAX and size < limits.ENTRY_BYTES_MAX // 4:
             waiting = self._queue.pop()
-            if waiting.done.done() or _joins_twin(waiting, asked) or self._told(working, waiting):
+            if waiting.done.done() or joins_twin(waiting, asked) or self._told(working, waiting):
                 continue
             txn = self._plan_one(working, waiting, now)
             if txn is None:
@@ -553,7 +458,7 @@ class Node:
         entry.txns.extend(txns)
         return batch, working, entry
 
-    def _told(self, working: Working, waiting: _Waiting) -> bool:
+    def _told(self, working: Working, waiting: Waiting) -> bool:
         """Answer a request that has an outcome already, or none any more; true if that was all."""
         request = waiting.request
         if request is None or (waiting.dated and self._asked.is_new(request)):
@@ -564,18 +469,18 @@ class Node:
         _settle(waiting.done, outcome, waiting.partition, self)
         return True
 
-    def _plan_one(self, working: Working, waiting: _Waiting, now: float) -> Txn | None:
+    def _plan_one(self, working: Working, waiting: Waiting, now: float) -> Txn | None:
         """The transaction of one call; None if it was answered without one."""
         try:
             txn = self._attempt(working, waiting, now)
         except ControlPlaneError as error:
-            _fail(waiting.done, error)
+            fail(waiting.done, error)
             return None
         if txn is None:
             waiting.done.set_result(b"")
         return txn
 
-    def _attempt(self, working: Working, waiting: _Waiting, now: float) -> Txn | None:
+    def _attempt(self, working: Working, waiting: Waiting, now: float) -> Txn | None:
         if now >= waiting.deadline:
             raise Unavailable("the deadline passed before the call was planned", reason="DEADLINE")
         self._room(working, waiting)
@@ -600,7 +505,7 @@ class Node:
             raise Invalid(f"the transaction is malformed: {flaw}", reason="TRANSACTION_MALFORMED")
         return txn
 
-    def _room(self, working: Working, waiting: _Waiting) -> None:
+    def _room(self, working: Working, waiting: Waiting) -> None:
         """Ordinary writes stop while there is still room to stop agents. Raises `Refused`, which is not replicated."""
         room = self._quota_bytes + (limits.QUOTA_RESERVED_BYTES if waiting.reserved else 0)
         if working.live_bytes > room:
@@ -616,7 +521,7 @@ class Node:
                 hint="make room on the nodes' disks; kill switches still work",
             )
 
-    def _answer(self, waiting: _Waiting, outcome: Outcome) -> bool:
+    def _answer(self, waiting: Waiting, outcome: Outcome) -> bool:
         """Tell a call what became of it; false if it is to be planned again."""
         if outcome.verdict == Outcome.CONFLICT:
             self._conflicts += 1
@@ -647,7 +552,7 @@ class Node:
             _into(done, run, age_ms=self.fresh_ms())()
             return
         if len(self._readers) >= limits.QUEUE_CALLS_MAX:
-            raise _overloaded()
+            raise overloaded()
         self._readers.add(done)
         done.add_done_callback(self._readers.discard)
         if header.consistency == api.LINEARIZABLE:
@@ -706,7 +611,7 @@ class Node:
         try:
             await self._consistent(header, call.deadline)
         except ControlPlaneError as error:
-            _fail(done, error)
+            fail(done, error)
             return
         _into(done, run, age_ms=self.fresh_ms())()
 
@@ -738,7 +643,7 @@ class Node:
             await self.log.barrier(timeout_s=max(0.0, patience_s))
         except ControlPlaneError as error:
             for _, _, done in waiting:
-                _fail(done, error)
+                fail(done, error)
             return
         for _, run, _ in waiting:
             run()
@@ -770,7 +675,7 @@ class Node:
             self._fail_waiting(_not_leader(status))
 
     def _fail_waiting(self, error: ControlPlaneError) -> None:
-        _fail_all(self._queue.clear(), error)
+        fail_all(self._queue.clear(), error)
 
     def _own(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -832,7 +737,7 @@ def _raise(outcome: Outcome) -> NoReturn:
             hint="read the present state, and decide again; do not repeat the request",
         )
     if outcome.verdict == Outcome.REUSED:
-        raise _reused()
+        raise reused()
     if outcome.verdict == Outcome.MALFORMED:
         raise Invalid(f"the transaction is malformed: {outcome.detail}", reason="TRANSACTION_MALFORMED")
     raise Contended("others kept writing what this request read", reason="CONTENDED", hint="ask again")
@@ -854,51 +759,9 @@ def _not_leader(status: LogStatus) -> Unavailable:
     )
 
 
-def _joins_twin(waiting: _Waiting, asked: dict[tuple[str, bytes], _Waiting]) -> bool:
-    """Let a request that is in this batch already share the answer of its twin; true if there is one."""
-    request = waiting.request
-    twin = asked.get((request.identity, request.nonce)) if request is not None else None
-    if request is None or twin is None or twin.request is None:
-        return False
-    if twin.request.digest != request.digest:
-        _fail(waiting.done, _reused())
-    else:
-        twin.done.add_done_callback(partial(_share, waiting.done))
-    return True
-
-
-def _share(done: asyncio.Future[bytes], twin: asyncio.Future[bytes]) -> None:
-    if done.done():
-        return
-    if twin.cancelled():
-        done.set_exception(OutcomeUnknown("the first attempt was given up", reason="ATTEMPT_GIVEN_UP"))
-    elif (error := twin.exception()) is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(twin.result())
-
-
-def _reused() -> Invalid:
-    return Invalid("this request id was used for another request", reason="REQUEST_ID_REUSED")
-
-
 def _check_consistency(header: api.RequestHeader) -> None:
     if header.consistency not in api.Consistency.values():
         raise Invalid("unknown consistency", reason="CONSISTENCY_UNKNOWN", field="header.consistency")
-
-
-def _overloaded() -> Unavailable:
-    return Unavailable("too many calls wait already", reason="OVERLOADED", hint="back off, then ask again")
-
-
-def _fail_all(calls: Iterable[_Waiting], error: ControlPlaneError) -> None:
-    for waiting in calls:
-        _fail(waiting.done, error)
-
-
-def _fail(done: asyncio.Future[bytes], error: ControlPlaneError) -> None:
-    if not done.done():
-        done.set_exception(error)
 
 
 def _varint(value: int) -> bytes:

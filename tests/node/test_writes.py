@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane import limits, node
+from controlplane import limits, waiting
 from controlplane.errors import (
     Contended,
     ControlPlaneError,
@@ -304,7 +304,7 @@ async def test_a_retry_that_does_not_say_since_when_is_recognised_all_the_same()
 async def test_requests_are_recognised_beyond_what_the_planner_remembers(
     header: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node, "_ASKED_MAX", 4)
+    monkeypatch.setattr(waiting, "ASKED_MAX", 4)
     async with Region() as region:
         requests = [creation(f"w{n}", request_id=bytes([n]) * 16, **header) for n in range(20)]
         first = [await within(region.submit("CreateWorkflow", request)) for request in requests]
