@@ -61,9 +61,8 @@ class Reaper:
 class Controllers:
     """The leader-only loops of one node."""
 
-    def __init__(self, node: Node, on_error: Callable[[ControlPlaneError], None] | None = None) -> None:
+    def __init__(self, node: Node) -> None:
         self._node = node
-        self._on_error = on_error or (lambda error: _LOG.warning("a controller's transaction failed: %s", error))
         self._reaper = Reaper()
         self._term: int | None = None
         self._partitions_of = {scope_of(p): p for p in node.partitions.values()}
@@ -137,8 +136,8 @@ class Controllers:
         def expire(tx: Tx) -> RequestHeader | None:
             return RequestHeader() if leases.expire(tx, name, revision) else None
 
-        if await self._attempt("ExpireElection", partition, expire):
-            self._reaper.forget(key) if self._node.store.get(keys.RECORD + key) is None else None
+        if await self._attempt("ExpireElection", partition, expire) and self._node.store.get(keys.RECORD + key) is None:
+            self._reaper.forget(key)
 
     def _trim(self, tx: Tx) -> RequestHeader | None:
         row = tx.get(partitions.RETENTION, partitions.RETENTION_NAME)
@@ -164,7 +163,7 @@ class Controllers:
         try:
             await self._node.transact(partition, action, feature, timeout_s=_TIMEOUT_S)
         except ControlPlaneError as error:
-            self._on_error(error)
+            _LOG.warning("%s failed, and will be tried again: %s", action, error)
             return False
         return True
 

@@ -245,14 +245,6 @@ class Node:
             conflicts=self._conflicts,
         )
 
-    async def write(self, call: Call) -> bytes:
-        """Run a writing method; see `submit`."""
-        return await self.submit(call)
-
-    async def read(self, call: Call) -> bytes:
-        """Run a reading method; see `submit`."""
-        return await self.submit(call)
-
     def submit(self, call: Call) -> asyncio.Future[bytes]:
         """Start a writing or reading method; the future holds the encoded reply, header in place, or one of the errors.
 
@@ -293,7 +285,7 @@ class Node:
         partition = self._partition_of_kinds(request.header, request.kinds, call.environment)
         _check_consistency(request.header)
         await self._consistent(request.header, call.deadline)
-        messages = self._watches.follow(self.store, partition, request, self._age_and_revision)
+        messages = self._watches.follow(self.store, partition, request, self.fresh_ms)
         async with aclosing(messages):
             async for message in messages:
                 yield message
@@ -659,9 +651,6 @@ class Node:
         # The numbers differ from reply to reply, the rest does not: fields 1 and 3 of ReplyHeader by hand.
         packed = b"\x08" + _varint(revision) + (b"\x18" + _varint(age_ms) if age_ms else b"") + tail
         return b"\x0a" + _varint(len(packed)) + packed
-
-    def _age_and_revision(self) -> tuple[int, int]:
-        return self.fresh_ms(), self._state.revision
 
     async def _tick_forever(self) -> None:
         while True:

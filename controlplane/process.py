@@ -20,6 +20,7 @@ from typing import Final, cast
 
 import structlog
 from cryptography import x509
+from prometheus_client.registry import Collector
 
 from controlplane import limits
 from controlplane.config import FIRST_EPOCH, KINDS, ConfigError, NodeConfig, RegionConfig, Timing, split_address
@@ -34,7 +35,7 @@ from controlplane.replication.raft import RaftConfig, RaftLog
 from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.storage import RocksStore
-from controlplane.telemetry import Counts, MeasuredLog, MetricsServer, NodeCollector
+from controlplane.telemetry import Counts, LinkCollector, MeasuredLog, MetricsServer, NodeCollector
 from controlplane.v1 import records_pb2
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -117,7 +118,7 @@ async def serve(config: RegionConfig, name: str, data: Path, start: Start, stopp
     # A node is the durable machine that this log asks for; the port promises its callers less.
     node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
     server = Server(config, name, node, credentials, counts=counts, data=data)
-    process = _process(config.node(name), node, server, [node.failed, raft.failed])
+    process = _process(config.node(name), node, server, [node.failed, raft.failed], LinkCollector(raft.counters))
     await process.run(stopping, lambda: _log.info("serving", address=server.address))
 
 
@@ -253,9 +254,11 @@ def _node(
     )
 
 
-def _process(mine: NodeConfig, node: Node, server: Server, failures: Sequence[asyncio.Future[None]]) -> Process:
+def _process(
+    mine: NodeConfig, node: Node, server: Server, failures: Sequence[asyncio.Future[None]], *links: Collector
+) -> Process:
     controllers = Controllers(node)
-    metrics = MetricsServer([NodeCollector(node, server.counts, lambda: server.router.waiting)])
+    metrics = MetricsServer([NodeCollector(node, server.counts, lambda: server.router.waiting), *links])
     return Process(
         [
             Part("node", node.start, _stopper(node)),

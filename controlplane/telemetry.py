@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections import Counter
@@ -27,6 +28,7 @@ from controlplane.kernel import keys
 from controlplane.kernel.transaction import scope_of
 from controlplane.node import Node
 from controlplane.replication import Log, LogStatus, PeerStatus, Role
+from controlplane.replication.transport import LinkCounters
 from controlplane.v1 import records_pb2, state_pb2
 
 LATENCY_BUCKETS_S: Final = tuple(base * 10**power for power in range(-4, 1) for base in (1, 2, 5))
@@ -119,6 +121,21 @@ class NodeCollector(Collector):
         for scope, number in _engaged(self._node).items():
             engaged.add_metric([scope], number)
         yield engaged
+
+
+class LinkCollector(Collector):
+    """Reads what happened on the links to other nodes."""
+
+    def __init__(self, counters: LinkCounters) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield a counter for each."""
+        for field in dataclasses.fields(self._counters):
+            text = f"Links to other nodes: {field.name.replace('_', ' ')}"
+            yield CounterMetricFamily(
+                f"controlplane_link_{field.name}", text, value=getattr(self._counters, field.name)
+            )
 
 
 def _of_log(log: LogStatus) -> Iterator[Metric]:

@@ -38,7 +38,8 @@ _TAIL_BYTES_MAX = 16 * 1024 * 1024
 _PAGE = 256
 _PAGE_BYTES = 1024 * 1024
 
-AgeAndRevision = Callable[[], tuple[int, int]]
+Age = Callable[[], int]
+"""Upper bound on the age of what is served, in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class Watches:
         return api.ListEventsReply(changes=changes, more=more)
 
     async def follow(
-        self, store: Store, partition: Partition, request: api.WatchRequest, now: AgeAndRevision
+        self, store: Store, partition: Partition, request: api.WatchRequest, age: Age
     ) -> AsyncGenerator[bytes, None]:
         """The messages of one watch; see `Node.watch`."""
         if self.count >= limits.WATCHES_PER_NODE_MAX:
@@ -220,7 +221,7 @@ class Watches:
         group = self._groups.setdefault(wanted, _Group(self._revision))
         group.watchers += 1
         try:
-            stamp = _Stamp(partition, now)
+            stamp = _Stamp(partition, age)
             if request.snapshot:
                 cursor = self._revision
                 with closing(store.snapshot()) as snapshot:
@@ -281,11 +282,11 @@ class Watches:
 class _Stamp:
     """Adds to a message where and how fresh it is, and encodes it."""
 
-    def __init__(self, partition: Partition, now: AgeAndRevision) -> None:
-        self._partition, self._now = partition, now
+    def __init__(self, partition: Partition, age: Age) -> None:
+        self._partition, self._age = partition, age
 
     def __call__(self, reply: api.WatchReply) -> bytes:
-        reply.age_ms, _ = self._now()
+        reply.age_ms = self._age()
         reply.region, reply.epoch = self._partition.home, self._partition.epoch
         return reply.SerializeToString()
 

@@ -201,11 +201,15 @@ async def test_a_race_of_renewal_and_expiry_is_decided_by_their_order(first: str
             assert not await held(region)
 
 
-async def test_an_expiry_that_fails_is_proposed_again() -> None:
+async def test_an_expiry_that_fails_is_proposed_again(caplog: pytest.LogCaptureFixture) -> None:
     region = Region()
-    errors: list[ControlPlaneError] = []
+
+    def errors() -> list[object]:
+        said = [record.args for record in caplog.records if isinstance(record.args, tuple)]
+        return [arg for args in said for arg in args if isinstance(arg, ControlPlaneError)]
+
     async with region:
-        loops = Controllers(region.node, errors.append)
+        loops = Controllers(region.node)
         loops.start()
         await until(lambda: loops._term is not None)
         await region.call("Campaign", campaign())
@@ -213,8 +217,8 @@ async def test_an_expiry_that_fails_is_proposed_again() -> None:
         region.log.automatic = False
         region.now_s += 0.2
         (await within(region.log.appends.get())).unknown()
-        await until(lambda: bool(errors))
-        assert isinstance(errors[0], OutcomeUnknown)
+        await until(lambda: bool(errors()))
+        assert isinstance(errors()[0], OutcomeUnknown)
         (await within(region.log.appends.get())).commit()
         region.log.automatic = True
         await until(lambda: not loops._reaper._due)

@@ -11,7 +11,8 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane import telemetry
-from controlplane.telemetry import Counts, Histogram, MetricsServer, NodeCollector, RateLimit
+from controlplane.replication.transport import LinkCounters
+from controlplane.telemetry import Counts, Histogram, LinkCollector, MetricsServer, NodeCollector, RateLimit
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2
 from tests.server.regions import running, write_header
@@ -66,6 +67,13 @@ async def test_every_metric_parses_and_kill_switches_are_counted(tmp_path):
         assert values["controlplane_calls_total", "EngageSwitch", "ok"] == 1
         assert "a-tenant" not in body
         await server.stop()
+
+
+def test_what_happened_on_links_is_counted():
+    samples = [sample for family in LinkCollector(LinkCounters(links_broken=3)).collect() for sample in family.samples]
+    values = {sample.name: sample.value for sample in samples if sample.name.endswith("_total")}
+    assert values["controlplane_link_links_broken_total"] == 3
+    assert values["controlplane_link_messages_dropped_total"] == 0
 
 
 async def test_bad_callers_of_the_metrics_port(monkeypatch):
