@@ -160,12 +160,16 @@ class Simulation:
         self._processes[name] += 1
         peers = [other for other in self.names if other != name]
         try:
-            node = Node(self, name, peers, self.disks[name], self.clocks[name], self._processes[name])
+            node = self.make_node(name, peers)
         except Exception as error:
             raise Violation(f"START at {name}: {error}") from error
         self.nodes[name] = node
         self.network.process_started(name)
         self.log("start", name, "log", node.tail.boundary_index, node.tail.last_index, "term", node.tail.term)
+
+    def make_node(self, name: str, peers: list[str]) -> Node:
+        """Return the process that starts at `name`; whoever simulates more than consensus makes more of it."""
+        return Node(self, name, peers, self.disks[name], self.clocks[name], self._processes[name])
 
     def crash(self, name: str, *, silent: bool = False, power: bool = False) -> None:
         """End the process at once; the disk loses what it may lose."""
