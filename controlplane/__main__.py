@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ try:
 
     from controlplane import certs, config, process
     from controlplane.datadir import Start
+    from controlplane.drills import supervisor
     from controlplane.errors import Fatal, Invalid
     from controlplane.identity import Identity
     from controlplane.telemetry import configure_logs
@@ -72,6 +74,8 @@ def _log_options(command: Any) -> Any:
 @click.option("--ca", type=_FILE, help="The authority's certificate, instead of the region file's.")
 @click.option("--cert", type=_FILE, help="This node's certificate, instead of the region file's.")
 @click.option("--key", type=_FILE, help="This node's key, instead of the region file's.")
+@click.option("--drills", is_flag=True, help="Let operators break this node on purpose; see docs/drills.md.")
+@click.option(supervisor.LINE_OPTION, "drills_line", type=int, hidden=True)
 @_log_options
 def serve(  # noqa: PLR0913, PLR0917 - one parameter for each option.
     region_file: Path,
@@ -82,6 +86,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter for each option.
     ca: Path | None,
     cert: Path | None,
     key: Path | None,
+    drills: bool,
+    drills_line: int | None,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -91,8 +97,13 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter for each option.
     start = Start.BOOTSTRAP if bootstrap else Start.REPLACE if replace else Start.NORMAL
     with _reported():
         region = config.overridden(config.load(region_file), name, ca, cert, key)
+    if drills and drills_line is None:
+        if sys.platform != "linux":
+            raise click.UsageError("--drills needs Linux, whose kernel undoes a fault when nobody else can")
+        supervisor.become(sys.argv[1:], data)
+    line = None if drills_line is None else socket.socket(fileno=drills_line)
     configure_logs(log_format, log_level, region=region.name, node=name)
-    _run(lambda stopping: process.serve(region, name, data, start, stopping))
+    _run(lambda stopping: process.serve(region, name, data, start, stopping, line))
 
 
 @program.command()

@@ -85,3 +85,17 @@ PROGRESS_MS = 1000
 PROGRESS_MS_MIN = 100
 MIRROR_AGE_MAX_MS = 5000
 """Kill checks on a mirror older than this raise MirrorStale (production's default)."""
+FAULT_MS_MIN = 100
+FAULT_MS_MAX = 120_000
+"""A fault of a drill ends by the node's own doing after this long at the latest."""
+RESERVATION_MS_MAX = 30 * 60 * 1000
+"""A node is kept for one drill, unharmed, at most this long."""
+FAULT_DELAY_MS_MAX = 2_000
+FAULTS_PER_NODE_MAX = 8
+"""Faults in effect at one node."""
+FAULTS_REMEMBERED_MAX = 1024
+"""Faults and aborted drills that a node knows again."""
+FAULT_HELD_MAX = 4096
+"""Messages to one peer that a delayed link holds back; what comes then is lost."""
+DRILL_LINE_BYTES_MAX = 4096
+"""One message between a node and the process that watches over it."""

@@ -128,21 +128,31 @@ class LoopbackRegion:
     """
 
     def __init__(
-        self, folder: Path, *, size: int = 3, fleet: str = "demo", name: str = "eu-west", environment: str = "prod"
+        self,
+        folder: Path,
+        *,
+        size: int = 3,
+        fleet: str = "demo",
+        name: str = "eu-west",
+        environment: str = "prod",
+        hosts: Sequence[str] | None = None,
+        drills: bool = False,
     ) -> None:
+        """With `drills` every node is run by a process above it, which is what `nodes` then start and stop."""
         self.fleet, self.name, self.environment = fleet, name, environment
         self.names = [f"n{number + 1}" for number in range(size)]
         self._folder = folder
+        self._flags = ["--drills"] if drills else []
         self._authority = certs.create_authority(fleet, folder / "certificates")
         self._certificates = folder / "certificates"
-        ports = free_ports(3 * size)
-        self.addresses = [f"127.0.0.1:{port}" for port in ports[:size]]
-        self.metrics_addresses = [f"127.0.0.1:{port}" for port in ports[2 * size :]]
-        for node in self.names:
+        hosts = hosts or ["127.0.0.1"] * size
+        places = [f"{host}:{port}" for host, port in zip([*hosts] * 3, free_ports(3 * size), strict=True)]
+        self.addresses, self.peer_addresses, self.metrics_addresses = (places[k * size :][:size] for k in range(3))
+        for node, host in zip(self.names, hosts, strict=True):
             peer = Identity(fleet, EVERY_ENVIRONMENT, name, "peer", node)
-            certs.issue(self._authority, peer, self._certificates, ["127.0.0.1"])
+            certs.issue(self._authority, peer, self._certificates, [host])
         self.file = folder / "region.toml"
-        self.file.write_text(self._text(ports[size : 2 * size]))
+        self.file.write_text(self._text())
         self.nodes = [self._program(folder, node) for node in self.names]
 
     def identity(self, role: str, name: str) -> Certificate:
@@ -162,9 +172,10 @@ class LoopbackRegion:
 
     def _program(self, folder: Path, node: str) -> Program:
         serve = [sys.executable, "-m", "controlplane", "serve", "--region", str(self.file)]
-        return Program([*serve, "--node", node, "--data", str(folder / node)], folder / f"{node}.log")
+        argv = [*serve, "--node", node, "--data", str(folder / node), *self._flags]
+        return Program(argv, folder / f"{node}.log")
 
-    def _text(self, peer_ports: Sequence[int]) -> str:
+    def _text(self) -> str:
         """The region file. Data stays where it is: nothing of a demonstration travels."""
         top = [
             "format = 1",
@@ -181,16 +192,16 @@ class LoopbackRegion:
             'reach = "home-only"',
             f"default_for = {kinds}",
         ]
-        nodes = [line for number, port in enumerate(peer_ports) for line in self._node_lines(number, port)]
+        nodes = [line for number in range(len(self.names)) for line in self._node_lines(number)]
         return "\n".join([*top, "", *nodes, *partition, ""])
 
-    def _node_lines(self, number: int, peer_port: int) -> list[str]:
+    def _node_lines(self, number: int) -> list[str]:
         node = self.names[number]
         return [
             "[[node]]",
             f'name = "{node}"',
             f'address = "{self.addresses[number]}"',
-            f'peer_address = "127.0.0.1:{peer_port}"',
+            f'peer_address = "{self.peer_addresses[number]}"',
             f'metrics_address = "{self.metrics_addresses[number]}"',
             f'certificate = "certificates/{node}.crt"',
             f'key = "certificates/{node}.key"',

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from controlplane import limits
 from controlplane.config import FIRST_EPOCH, KINDS, ConfigError, NodeConfig, RegionConfig, Timing, split_address
 from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
+from controlplane.drills.injector import Injector, Line
 from controlplane.errors import ControlPlaneError, Fatal
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import Node
@@ -34,6 +37,7 @@ from controlplane.replication.local import LocalLog
 from controlplane.replication.raft import RaftConfig, RaftLog
 from controlplane.replication.transport import Credentials
 from controlplane.server import Server
+from controlplane.server.drills import Drills, Facts
 from controlplane.storage import RocksStore
 from controlplane.telemetry import Counts, LinkCollector, MeasuredLog, MetricsServer, NodeCollector
 from controlplane.v1 import records_pb2
@@ -106,8 +110,18 @@ class Process:
         return False
 
 
-async def serve(config: RegionConfig, name: str, data: Path, start: Start, stopping: asyncio.Event) -> None:
-    """Run node `name` of a region until `stopping` is set. Raises `ConfigError` or `Fatal`."""
+async def serve(
+    config: RegionConfig,
+    name: str,
+    data: Path,
+    start: Start,
+    stopping: asyncio.Event,
+    drills_line: socket.socket | None = None,
+) -> None:
+    """Run node `name` of a region until `stopping` is set. Raises `ConfigError` or `Fatal`.
+
+    With `drills_line`, the way to the process above, the node takes faults from operators.
+    """
     # Messages come and go by the thousand and form no cycles: looking for some every 700 of them is wasted.
     gc.set_threshold(20_000, 20, 50)
     credentials = read_credentials(config, config.node(name))
@@ -115,11 +129,47 @@ async def serve(config: RegionConfig, name: str, data: Path, start: Start, stopp
     counts = Counts()
     raft = RaftLog(_raft_config(config, name, credentials), folder)
     raft.on_sync(counts.sync_s.observe)
+    facts = Facts(name, _hash_of(config.file), lambda: folder.identity.standing.value)
+    under_drill = None if drills_line is None else _UnderDrill(drills_line, raft, stopping)
+    drills = Drills(facts, None if under_drill is None else under_drill.injector)
     # A node is the durable machine that this log asks for; the port promises its callers less.
     node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
-    server = Server(config, name, node, credentials, counts=counts, data=data)
-    process = _process(config.node(name), node, server, [node.failed, raft.failed], LinkCollector(raft.counters))
-    await process.run(stopping, lambda: _log.info("serving", address=server.address))
+    server = Server(config, name, node, credentials, counts=counts, data=data, drills=drills)
+    collectors = (LinkCollector(raft.counters), drills.collector)
+    process = _process(config.node(name), node, server, [node.failed, raft.failed], *collectors)
+    try:
+        await process.run(stopping, lambda: _log.info("serving", address=server.address))
+    finally:
+        if under_drill is not None:
+            await under_drill.stop()
+
+
+class _UnderDrill:
+    """What lets operators break this node: faults on its links, and the way to the process above it."""
+
+    def __init__(self, end: socket.socket, raft: RaftLog, stopping: asyncio.Event) -> None:
+        self._line = Line(end)
+        clock = asyncio.get_running_loop().time
+        self.injector = Injector(sorted(raft.config.peers), raft.send_undisturbed, self._line, clock)
+        raft.disturb(self.injector)
+        self._stopping = stopping
+        self._following = asyncio.create_task(self._follow(), name="line to the supervisor")
+
+    async def stop(self) -> None:
+        self.injector.stop()
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)
+        self._line.close()
+
+    async def _follow(self) -> None:
+        """Without the process above, nobody would undo what was done to this one: end, in order."""
+        await self._line.listen()
+        _log.error("supervisor_gone")
+        self._stopping.set()
+
+
+def _hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 async def dev(port: int, data: Path, stopping: asyncio.Event, say: Callable[[str], None]) -> None:

@@ -20,7 +20,7 @@ _OPEN: Cells = dict.fromkeys(("agent", "operator", "approver", "reviewer"), _EVE
 _WORK: Cells = dict.fromkeys(("agent", "operator"), _EVERYWHERE)
 _AUDIT: Cells = dict.fromkeys(("operator", "approver", "reviewer"), _EVERYWHERE)
 _RULE: Cells = {"operator": _EVERYWHERE}
-# Moves the leader for every environment of the region, so it takes more than an operator of a lesser one.
+# Touches every environment of the region, so it takes more than an operator of a lesser one.
 _REGION_WIDE: Cells = {"operator": frozenset({"prod"})}
 # An envelope: each operation in it is authorized by itself. Peers open it to hand on what others asked of them.
 _ENVELOPE: Cells = {**_OPEN, "peer": frozenset({EVERY_ENVIRONMENT, *ENVIRONMENTS})}
@@ -61,9 +61,16 @@ OPERATORS: Final[Mapping[str, Cells]] = {
 }
 """The service for the people who run the region."""
 
-TABLE: Final[Mapping[str, Cells]] = {**AGENTS, **OPERATORS}
+DRILLS: Final[Mapping[str, Cells]] = {
+    "InjectFault": _REGION_WIDE,
+    "HealFaults": _REGION_WIDE,
+    "ListFaults": _RULE,
+}
+"""The service for drills."""
 
-REGION_WIDE: Final = frozenset({"TransferRegion"})
+TABLE: Final[Mapping[str, Cells]] = {**AGENTS, **OPERATORS, **DRILLS}
+
+REGION_WIDE: Final = frozenset({"TransferRegion", "InjectFault", "HealFaults"})
 """Calls that a region's administrators, named in its file, may make from any environment."""
 
 

@@ -53,7 +53,7 @@ from controlplane.replication.snapshot_files import (
 )
 from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.replication.tail import Commit, Meta, Op, Tail
-from controlplane.replication.transport import Credentials, LinkBounds, LinkCounters, Transport
+from controlplane.replication.transport import Credentials, Disturbance, LinkBounds, LinkCounters, Transport
 from controlplane.storage import Staged
 from controlplane.v1.peer_pb2 import PeerHello
 from controlplane.v1.raft_pb2 import RaftMessage
@@ -163,6 +163,14 @@ class RaftLog:
     def counters(self) -> LinkCounters:
         """What happened on the links so far."""
         return self._transport.counters
+
+    def disturb(self, disturbance: Disturbance) -> None:
+        """Let a drill decide what gets through on the links."""
+        self._transport.disturbance = disturbance
+
+    def send_undisturbed(self, peer: str, message: RaftMessage) -> None:
+        """Send what a drill held back."""
+        self._transport.queue(peer, message)
 
     async def listen(self) -> None:
         """Open the peer port, as `start` does too: apart, so that `port` may be known before any node dials."""

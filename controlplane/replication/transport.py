@@ -111,6 +111,16 @@ class Owner(Protocol):
         """Take messages, in the order sent. Raises `Malformed` to have the link closed."""
 
 
+class Disturbance(Protocol):
+    """What a drill does to the links. Called on the loop; must neither raise nor block."""
+
+    def leaving(self, peer: str, message: RaftMessage) -> bool:
+        """Whether `message` may leave now; if not it is lost, or kept to be given to `queue` later."""
+
+    def arriving(self, peer: str) -> bool:
+        """Whether messages that came from `peer` are handed on."""
+
+
 @dataclass(slots=True)
 class _Inbound:
     """The stream we listen to."""
@@ -169,6 +179,7 @@ class Transport:
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.counters = LinkCounters()
+        self.disturbance: Disturbance | None = None
         self.port = 0
         if credentials is None:
             _require_loopback([listen, *peers.values()])
@@ -205,6 +216,11 @@ class Transport:
 
     def send(self, peer: str, message: RaftMessage) -> None:
         """Queue `message`, or drop it: when the link is down, or when the peer reads too slowly."""
+        if self.disturbance is None or self.disturbance.leaving(peer, message):
+            self.queue(peer, message)
+
+    def queue(self, peer: str, message: RaftMessage) -> None:
+        """Do as `send` does, whatever a drill does to the link."""
         link = self._links[peer]
         if not link.outbound:
             self.counters.messages_dropped += 1
@@ -441,6 +457,8 @@ class Transport:
                 self.counters.frames_malformed += 1
             return False
         self.counters.messages_received += len(frame.batch.messages)
+        if self.disturbance is not None and not self.disturbance.arriving(link.peer):
+            return True
         try:
             self._owner.received(link.peer, frame.batch.messages)
         except Malformed:

@@ -35,12 +35,17 @@ from controlplane.identity import Identity
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
 from controlplane.server.desk import SESSION, STREAMS, Desk, plan
+from controlplane.server.drills import Drills, Facts
 from controlplane.server.region import RegionView
 from controlplane.server.session import Context, Session
 from controlplane.telemetry import Counts
 
 PACKAGE: Final = "controlplane.v1"
-SERVICES: Final = {f"{PACKAGE}.Agents": roles.AGENTS, f"{PACKAGE}.Operators": roles.OPERATORS}
+SERVICES: Final = {
+    f"{PACKAGE}.Agents": roles.AGENTS,
+    f"{PACKAGE}.Operators": roles.OPERATORS,
+    f"{PACKAGE}.Drills": roles.DRILLS,
+}
 
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
@@ -89,6 +94,7 @@ class Server:
         *,
         counts: Counts | None = None,
         data: Path | None = None,
+        drills: Drills | None = None,
         everybody: Identity | None = None,
     ) -> None:
         """Without `credentials` everyone is `everybody`, and only loopback addresses are served."""
@@ -99,7 +105,8 @@ class Server:
         peers = {each.name: each.address for each in config.nodes if each.name != name}
         channel = _channel_credentials(credentials)
         self.router = Router(name, plan(node, self.region), node.log, peers, channel, node.clock)
-        self._desk = Desk(config, node, self.router, self.region, self.counts, everybody)
+        drills = drills or Drills(Facts(name))
+        self._desk = Desk(config, node, self.router, self.region, self.counts, drills=drills, fixed=everybody)
         self._sessions: set[Session] = set()
         self._calls = 0
         self._draining = False
@@ -201,7 +208,7 @@ class Server:
 
     async def _stream(self, method: str, encoded: bytes, context: Context) -> None:
         call = self._begin(method, encoded, context)
-        async with contextlib.aclosing(self._desk.stream(call)) as replies:
+        async with contextlib.aclosing(await self._desk.stream(call)) as replies:
             async for reply in replies:
                 await context.write(reply)
 

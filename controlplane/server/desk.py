@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from functools import lru_cache
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol
 
 import structlog
@@ -15,6 +15,7 @@ from controlplane.errors import ControlPlaneError, Denied, Invalid, Unavailable
 from controlplane.forward import Request, Router
 from controlplane.identity import Identity
 from controlplane.node import AGE_UNKNOWN_MS, Call, Node
+from controlplane.server.drills import Drills
 from controlplane.server.region import RegionView
 from controlplane.telemetry import Counts, RateLimit
 
@@ -35,6 +36,16 @@ class Peer(Protocol):
 
     def auth_context(self) -> Mapping[str, Any]:
         """Properties of the caller's certificate."""
+
+
+class Replies(Protocol):
+    """The encoded replies of one call. Whoever asked for them closes them."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Each once, in order."""
+
+    async def aclose(self) -> None:
+        """End it."""
 
 
 class Principal:
@@ -58,12 +69,15 @@ class Desk:
         router: Router,
         region: RegionView,
         counts: Counts,
+        *,
+        drills: Drills,
         fixed: Identity | None,
     ) -> None:
         """`fixed` is who everybody is where there are no certificates (development only)."""
         self._fleet, self._region_name = config.fleet, config.name
         self._administrators = frozenset(config.administrators)
         self._node, self._router, self.region, self.counts = node, router, region, counts
+        self._drills = drills
         self._fixed = fixed
         self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
 
@@ -131,12 +145,14 @@ class Desk:
             self._router.submit(request)
         elif method in ("GetRegion", "GetStatus"):
             _answer(request, self.region.answer)
+        elif method in roles.DRILLS:
+            asyncio.ensure_future(self._drills.answer(request.call)).add_done_callback(partial(_settled, request))
         else:
             self._node.submit(request.call).add_done_callback(lambda future: _settled(request, future))
 
-    def stream(self, call: Call) -> AsyncGenerator[bytes, None]:
-        """Return the replies of a call that has many."""
-        return self._node.watch(call) if call.method == "Watch" else self.region.watch(call)
+    async def stream(self, call: Call) -> Replies:
+        """Begin a call that has many replies."""
+        return await self._node.watch(call) if call.method == "Watch" else self.region.watch(call)
 
     def revision_and_age(self) -> tuple[int, int]:
         """The newest revision applied here, and the upper bound in milliseconds of its age."""

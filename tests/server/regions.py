@@ -26,7 +26,7 @@ from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.storage import RocksStore
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1 import records_pb2
+from controlplane.v1 import drill_pb2, records_pb2
 
 FLEET, REGION = "acme", "eu-west"
 
@@ -147,7 +147,7 @@ class Caller:
 
     async def call(self, method: str, request: Any = b"", *, timeout_s: float = 5.0, service: str = "") -> bytes:
         """Make one plain call; an error of the call is raised as one of the eight."""
-        service = service or ("Agents" if method in AGENT_METHODS else "Operators")
+        service = service or SERVICE_OF[method]
         encoded = request if isinstance(request, bytes) else request.SerializeToString()
         try:
             return await self.channel.unary_unary(f"/controlplane.v1.{service}/{method}")(encoded, timeout=timeout_s)
@@ -165,7 +165,12 @@ class Caller:
         return talk
 
 
-AGENT_METHODS = {method.name for method in api.DESCRIPTOR.services_by_name["Agents"].methods}
+SERVICE_OF = {
+    method.name: service.name
+    for file in (api.DESCRIPTOR, drill_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
 
 
 class Talk:
