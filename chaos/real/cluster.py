@@ -163,6 +163,15 @@ class Cluster:
         """Where a node keeps its data."""
         return self._region.data_folder(self.names.index(name))
 
+    def said_bytes(self, name: str) -> int:
+        """How much a node has said so far."""
+        file = self._said_file(name)
+        return file.stat().st_size if file.exists() else 0
+
+    def said(self, name: str, after_bytes: int = 0) -> str:
+        """What a node has said since."""
+        return self._said_file(name).read_bytes()[after_bytes:].decode(errors="replace")
+
     async def leader(self) -> Leader | None:
         """Who leads in the newest term that any node can be asked about, by its own account, if anybody does."""
         found = await self._statuses(self.running)
@@ -306,6 +315,9 @@ class Cluster:
             before = places
             where = ", ".join(f"{each.node} {each.header.revision} {each.hash[:8]}" for each in found if each)
             await self._rest(end, f"the replicas do not come to one revision: {where}")
+
+    def _said_file(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
 
     @staticmethod
     def _elsewhere(folder: Path) -> Iterator[Path]:

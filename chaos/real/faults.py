@@ -406,6 +406,7 @@ class Shimmed:
         (self._victim,) = await _leader_or_any(cluster, random)
         self._shim = cluster.shim(self._victim)
         self._before = self._count(self._shim.counts())
+        self._said_bytes = cluster.said_bytes(self._victim)
         if self._end is not None:
             cluster.may_end(self._victim)
         orders = self._orders(random)
@@ -432,9 +433,10 @@ class Shimmed:
 
     async def _ended_by(self, end: End) -> bool:
         program = self._cluster.program(self._victim)
-        # Once it runs again, its last words are others.
+        # Once it runs again, how it ended cannot be seen any more.
         if not self._ended and await _until(lambda: not program.running):
-            self._ended = await program.ended(timeout_s=1) == end.code and end.said in program.tail()
+            said = self._cluster.said(self._victim, self._said_bytes)
+            self._ended = await program.ended(timeout_s=1) == end.code and end.said in said
         return self._ended
 
 
@@ -454,11 +456,13 @@ class Lied(Shimmed):
         cluster.lose_power([victim], self._random)
         self._shim.order(Orders())
         await _hold_all(cluster)
+        said_bytes = cluster.said_bytes(victim)
         cluster.start(victim)
         cluster.may_end(victim)
         if await _until(lambda: not cluster.program(victim).running, _START_S):
-            if "start with --replace" not in cluster.program(victim).tail():
-                raise NodeEnded(f"{victim} did not say what to do:\n{cluster.program(victim).tail()}")
+            said = cluster.said(victim, said_bytes)
+            if "start with --replace" not in said:
+                raise NodeEnded(f"{victim} did not say what to do:\n{said}")
             cluster.replace(victim)
         cluster.must_run(victim)
 
@@ -559,7 +563,7 @@ _ALL: Final = [
             "failing-disk",
             lambda _: FAILING,
             lambda counts: counts.syncs_failed,
-            end=End(1, "Check the disk, then start again", power=True),
+            end=End(1, "disk, then start again", power=True),
         ),
         _ANYWHERE,
         shim=True,
@@ -567,7 +571,7 @@ _ALL: Final = [
     Nemesis(
         "disk-full",
         lambda: Shimmed(
-            "disk-full", lambda _: FULL, lambda counts: counts.writes_failed, end=End(1, "then start again")
+            "disk-full", lambda _: FULL, lambda counts: counts.writes_failed, end=End(1, "disk, then start again")
         ),
         _ANYWHERE,
         shim=True,

@@ -109,9 +109,9 @@ class Namespaces:
     async def _filter(self, number: int, pairs: Iterable[Pair]) -> None:
         """Replace a host's rules, all at once."""
         me, host_of = self._names[number], dict(zip(self._names, self.hosts, strict=True))
-        rules = "".join(f"ip saddr {host_of[a]} counter drop; " for a, b in pairs if b == me)
-        chain = f"chain in {{ type filter hook input priority 0; {rules}}}"
-        script = f"table {_TABLE} {{}}\ndelete table {_TABLE}\ntable {_TABLE} {{ {chain} }}\n"
+        rules = [f"ip saddr {host_of[a]} counter drop" for a, b in pairs if b == me]
+        chain = "\n".join(["chain in {", "type filter hook input priority 0", *rules, "}"])
+        script = f"table {_TABLE}\ndelete table {_TABLE}\ntable {_TABLE} {{\n{chain}\n}}\n"
         await _run("ip", "netns", "exec", self._space(number), "nft", "-f", "-", given=script)
 
     async def _count(self) -> int:

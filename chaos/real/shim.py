@@ -90,9 +90,9 @@ class Shim:
         return ["env", f"LD_PRELOAD={self._library}", f"CHAOS_SHIM={self._file}"]
 
     def order(self, orders: Orders, below: Path | None = None) -> None:
-        """Give new orders, in place of all earlier ones. Those about writes hold for files whose path begins so."""
+        """Give new orders, in place of all earlier ones. Those about writes hold for files below a folder."""
         # The path first when something begins, last when it ends: no write is judged by half of an order.
-        path = str(below or "").encode()
+        path = f"{below}/".encode() if below else b""
         if len(path) > _PATH_BYTES_MAX:
             raise Unsupported(f"paths of more than {_PATH_BYTES_MAX} bytes are too long for the shim")
         if path:
