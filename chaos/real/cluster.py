@@ -185,6 +185,13 @@ class Cluster:
             await self._rest(end, "no node leads")
         return leader
 
+    async def led_after(self, before: Leader, timeout_s: float = READY_TIMEOUT_S) -> Leader:
+        """Who leads in a later term, as soon as anybody does. Raises `TimeoutError`."""
+        end = time.monotonic() + timeout_s
+        while (leader := await self.led(timeout_s)).term <= before.term:
+            await self._rest(end, f"nobody leads after term {before.term}")
+        return leader
+
     async def status(self, name: str) -> api.GetStatusReply | None:
         """What a node says of itself now, or None if it does not answer."""
         request = api.GetStatusRequest(header=api.RequestHeader(consistency=api.LOCAL))
@@ -294,7 +301,7 @@ class Cluster:
         for _ in range(_COMPARISONS):
             await self._level(end)
             self.kill(*self.names)
-            found = await asyncio.to_thread(_compare, {name: self.data(name) / "store" for name in self.names})
+            found = await asyncio.to_thread(compare, {name: self.data(name) / "store" for name in self.names})
             if found is not None:
                 return found
             # Something was committed between the last look and the end: an expired lease, an entry of a new leader.
@@ -418,7 +425,7 @@ def _closer(channel: grpc.aio.Channel) -> Callable[[], Awaitable[None]]:
     return close
 
 
-def _compare(folders: dict[str, Path]) -> Replicas | None:
+def compare(folders: dict[str, Path]) -> Replicas | None:
     """Compare all rows of closed stores; None if they do not stand at the same entry of the log."""
     with ExitStack() as stack:
         stores = {name: stack.enter_context(closing(RocksStore(folder))) for name, folder in folders.items()}
