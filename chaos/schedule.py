@@ -2,11 +2,15 @@
 
 The same format serves every tier: a fault names what happens, when and for how long, and a `salt` from which whoever
 carries it out draws its targets. Who leads is only known when the fault strikes.
+
+A *profile* draws every kind of fault under its conditions. A *family* repeats one sequence that chance hardly finds,
+with chance in its details, under conditions that suit it (`sim_families.py` carries it out).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
@@ -33,6 +37,8 @@ FAULTS = (
     "pause",
     "slow-link",
     "slow-disk",
+    "disk-full",
+    "bit-flip",
     "clock-rate",
     "transfer",
     "replace",
@@ -41,7 +47,8 @@ FAULTS = (
 
 # Faults stop this long before the end, so that the run can show that everything heals.
 QUIET_S = 28.0
-PROFILES = ("lan", "wan", "wild", "wan-wild", "calm")
+_FAMILY_QUIET_S = 14.0
+_ENTRY_BYTES_MAX = 8192
 
 
 class Fault(NamedTuple):
@@ -69,6 +76,7 @@ class Conditions:
     padding_bytes: int  # Size of a snapshot beyond its records.
     payload_bytes: tuple[int, ...]
     disorder: bool  # Messages overtake each other, come twice, get lost.
+    duplicated: float = 0.05  # How many come twice under disorder.
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +91,102 @@ class Schedule:
     faults: tuple[Fault, ...]
 
 
+class Family(NamedTuple):
+    """A family of schedules: `kinds` strike one after the other, `gap_s` apart, under `shape(random, LAN)`."""
+
+    nodes: int
+    kinds: tuple[str, ...]
+    gap_s: tuple[float, float]
+    shape: Callable[[Random, Conditions], Conditions] = lambda _, lan: lan
+
+
+LAN = Conditions(
+    timing=Timing(0.15, 0.3, 0.03),
+    bounds=Bounds(entry_bytes_max=_ENTRY_BYTES_MAX),
+    delay_s=0.001,
+    sync_s=(0.0002, 0.002),
+    retry_s=0.2,
+    link_dead_s=3.5,
+    trim_entries=300,
+    keep_entries=15,
+    snapshot_s=(0.0, 0.01),
+    padding_bytes=0,
+    payload_bytes=(0, 40),
+    disorder=False,
+)
+"""Fast links and disks; what families begin with."""
+
+PROFILES = ("lan", "wan", "wild", "wan-wild", "calm")
+FAMILIES: dict[str, Family] = {
+    # What a region owes those who use it while little or nothing is wrong with it.
+    "steady": Family(3, ("follower-away", "leader-dies", "leader-away"), (6.0, 8.0)),
+    "stale-acks": Family(5, ("stale-acks",), (8.0, 10.0), lambda _, lan: replace(lan, link_dead_s=6.0)),
+    "old-snapshots": Family(
+        3,
+        ("left-behind",),
+        (3.0, 5.0),
+        lambda random, lan: replace(
+            lan,
+            delay_s=random.choice((0.002, 0.01, 0.03)),
+            timing=Timing(0.4, 1.4, 0.1),
+            trim_entries=20,
+            keep_entries=0,
+            disorder=True,
+            duplicated=0.3,
+        ),
+    ),
+    "double-votes": Family(
+        5,
+        ("crash", "crash-silent", "crash-two", "isolate-leader", "halves"),
+        (1.0, 3.0),
+        lambda random, lan: replace(
+            lan, delay_s=random.choice((0.005, 0.03)), timing=Timing(0.4, 1.4, 0.1), disorder=True, duplicated=0.5
+        ),
+    ),
+    "old-answers": Family(
+        3,
+        ("old-answers",),
+        (5.0, 7.0),
+        lambda _, lan: replace(lan, timing=Timing(0.4, 1.4, 0.1), link_dead_s=6.0, disorder=True),
+    ),
+    "new-leaders": Family(3, ("read-at-once",), (2.0, 4.0), lambda _, lan: replace(lan, sync_s=(0.01, 0.1))),
+    "lost-disk": Family(
+        5,
+        ("lost-disk",),
+        (11.0, 13.0),
+        lambda random, lan: replace(
+            lan,
+            timing=Timing(0.4, 1.4, 0.1),
+            bounds=replace(lan.bounds, append_bytes_max=400, appends_in_flight_max=4),
+            delay_s=random.choice((0.01, 0.02)),
+            payload_bytes=(400,),
+            trim_entries=10_000,
+        ),
+    ),
+}
+
+
 def make_schedule(seed: int, *, nodes: int, seconds: float = 60.0, profile: str = "lan") -> Schedule:
-    """Draw a schedule; the same arguments give the same schedule anywhere."""
-    if profile not in PROFILES:
-        raise ValueError(f"no profile {profile}; there are {', '.join(PROFILES)}")
+    """Draw a schedule of a profile or family; the same arguments give the same schedule anywhere."""
     random = Random(f"{seed}/{nodes}/{seconds}/{profile}")
-    conditions = _conditions(random, profile)
-    faults = () if profile == "calm" else tuple(_faults(random, seconds))
+    if family := FAMILIES.get(profile):
+        conditions = family.shape(random, LAN)
+        faults = tuple(_family_faults(random, family, seconds))
+    elif profile in PROFILES:
+        conditions = _conditions(random, profile)
+        faults = () if profile == "calm" else tuple(_faults(random, seconds))
+    else:
+        raise ValueError(f"no profile {profile}; there are {', '.join((*PROFILES, *FAMILIES))}")
     return Schedule(seed, nodes, seconds, profile, conditions, faults)
+
+
+def _family_faults(random: Random, family: Family, seconds: float) -> list[Fault]:
+    faults = []
+    at_s = random.uniform(2, 3)
+    while at_s < seconds - _FAMILY_QUIET_S:
+        faults.append(Fault(at_s, random.choice(family.kinds), random.uniform(1, 4), random.getrandbits(32)))
+        at_s += random.uniform(*family.gap_s)
+    return faults
 
 
 def _conditions(random: Random, profile: str) -> Conditions:
@@ -104,6 +200,7 @@ def _conditions(random: Random, profile: str) -> Conditions:
             chunk_bytes=random.choice((256, 65536)),
             chunks_in_flight_max=8,
             held_bytes_max=random.choice((60_000, 1 << 28)),
+            entry_bytes_max=_ENTRY_BYTES_MAX,
         ),
         delay_s=delay_s,
         sync_s=random.choice(((0.0, 0.0005), (0.001, 0.01), (0.005, 0.05), (0.0, 0.3))),

@@ -74,10 +74,18 @@ class Network:
         link = (source, target)
         if not self._up[link]:
             return
-        if self._dead(target, source):
+        if self._dead((target, source)):
             self._at(0.0, self._close, source, target)
             return
         self._put(link, message)
+
+    def deaf(self, name: str) -> bool:
+        """Whether nothing can reach `name` now."""
+        return all(self._blocks[link] for link in self.links if link[1] == name)
+
+    def close(self, name: str, peer: str) -> None:
+        """Close the connection, as `name` would that found it broken."""
+        self._close(name, peer)
 
     def process_died(self, name: str, *, silent: bool) -> None:
         """Close every connection of `name`; with `silent` nobody is told (the host vanished)."""
@@ -128,18 +136,18 @@ class Network:
             # A steady delay: a sender that goes back cannot carry any load if every message is overtaken.
             self._put_disordered(link, message, conditions.delay_s + self.slow[link], stamp)
             return
-        delay = conditions.delay_s * random.uniform(0.5, 2) + self.slow[link]
-        at = max(self._last_at[link], self._clock() + delay)
-        self._last_at[link] = at
+        now = self._clock()
+        at = now + conditions.delay_s * (0.5 + 1.5 * random.random()) + self.slow[link]
+        self._last_at[link] = at = max(self._last_at[link], at)
         self._queues[link].append((at, stamp, message))
-        self._at(at - self._clock(), self._pump, link)
+        self._at(at - now, self._pump, link)
 
     def _put_disordered(self, link: Link, message: Any, delay: float, stamp: object) -> None:
         random, base = self._random, self._conditions.delay_s
         if random.random() < 0.1:
             delay += random.uniform(0, 20) * base
             self.counts["overtaken"] += 1
-        if random.random() < 0.05:
+        if random.random() < self._conditions.duplicated:
             self.counts["duplicated"] += 1
             self._at(delay + random.uniform(0, 40) * base, self._arrive, link, stamp, message)
         if random.random() < 0.01:
@@ -152,9 +160,9 @@ class Network:
         self._pump(link)
 
     def _pump(self, link: Link) -> None:
-        source, target = link
-        if self._blocks[link]:
+        if self._blocks[link] or not self._queues[link]:
             return
+        target = link[1]
         paused = self._ends.paused_until(target) - self._clock()
         if paused > 0:
             self._at(paused + 1e-6, self._pump, link)
@@ -162,28 +170,30 @@ class Network:
         messages = self._take(link)
         if messages:
             self.counts["messages"] += len(messages)
-            self._ends.deliver(target, [(source, message) for message in messages])
+            self._ends.deliver(target, messages)
 
-    def _take(self, link: Link) -> list[Any]:
+    def _take(self, link: Link) -> list[tuple[str, Any]]:
+        """Take what is due on `link`, each with its sender."""
         source, target = link
-        queue, messages, back = self._queues[link], [], (target, source)
-        due = self._clock() + 1e-9
-        while queue and queue[0][0] <= due:
+        queue, back = self._queues[link], (target, source)
+        messages: list[tuple[str, Any]] = []
+        now, running = self._clock(), self._ends.running(target)
+        while queue and queue[0][0] <= now + 1e-9:
             _, stamp, message = queue.popleft()
-            if not self._up[back] or not self._ends.running(target) or stamp != self._stamp(link):
+            if not self._up[back] or not running or stamp != self._stamp(link):
                 continue
-            if message is _CLOSED or self._dead(source, target):
+            if message is _CLOSED or self._dead(link):
                 self._close(target, source)
                 continue
-            self._heard_at[link] = self._clock()
+            self._heard_at[link] = now
             if message is not _ALIVE:
-                messages.append(message)
+                messages.append((source, message))
         return messages
 
     # Connections.
 
-    def _dead(self, source: str, target: str) -> bool:
-        return self._clock() - self._heard_at[source, target] > self._conditions.link_dead_s
+    def _dead(self, link: Link) -> bool:
+        return self._clock() - self._heard_at[link] > self._conditions.link_dead_s
 
     def _keep_alive(self) -> None:
         for source, target in self.links:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Protocol
 
@@ -53,6 +53,14 @@ class Clock:
     def true_delay(self, until: float) -> float:
         """How long, in true seconds, until this clock shows `until`."""
         return max(0.0, until - self.now()) / self._rate
+
+
+class Stopped(Exception):
+    """The process at `name` ends itself, as a real one does on `Fatal`: its disk takes nothing more."""
+
+    def __init__(self, name: str, why: Fatal) -> None:
+        super().__init__(str(why))
+        self.name = name
 
 
 class World(Protocol):
@@ -159,7 +167,7 @@ class Node:
         except (Fatal, Malformed) as error:
             raise Violation(f"{type(error).__name__.upper()} at {self.name}: {error}") from error
 
-    def receive(self, messages: list[tuple[str, Any]]) -> None:
+    def receive(self, messages: Sequence[tuple[str, Any]]) -> None:
         """Take messages, then do what is due."""
         for peer, message in messages:
             self.call(self.guard.receive, peer, message, self.clock.now())
@@ -213,6 +221,12 @@ class Node:
 
     # The disk.
 
+    def _disk_takes(self) -> None:
+        try:
+            self.disk.takes()
+        except Fatal as error:
+            raise Stopped(self.name, error) from error
+
     def _sync_time(self) -> float:
         return self.world.random.uniform(*self.world.conditions.sync_s) + self.world.slow_disk(self.name)
 
@@ -221,6 +235,7 @@ class Node:
         self._later(self._sync_time(), self._end_sync)
 
     def _end_sync(self) -> None:
+        self._disk_takes()
         seq, self.syncing = self.syncing, 0
         self.disk.sync(seq)
         self.call(self.guard.synced, seq, self.clock.now())
@@ -228,9 +243,10 @@ class Node:
 
     def _begin_trim(self) -> None:
         self._store_syncing = True
-        self._later(self._sync_time() + 0.05, self._end_trim, self.guard.applied, self.disk.base.index)
+        self._later(self._sync_time() + 0.05, self._end_trim, self.guard.applied)
 
-    def _end_trim(self, index: int, _: int) -> None:
+    def _end_trim(self, index: int) -> None:
+        self._disk_takes()
         self._store_syncing = False
         self.disk.store_synced(index)
         durable = self.disk.base.index

@@ -9,25 +9,30 @@ fault a quiet time shows that everything converges and serves again.
 from __future__ import annotations
 
 import heapq
-import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from chaos.schedule import FAULTS, Fault, Schedule, make_schedule
+from chaos.schedule import Fault, Schedule
 from chaos.sim_disk import Disk
+from chaos.sim_families import FAMILY_STRIKES, SLOW_WRITE_S, judge_steady
+from chaos.sim_faults import STRIKES
 from chaos.sim_network import Link, Network
-from chaos.sim_node import PUT, SWAP, Clock, Node, write
+from chaos.sim_node import PUT, SWAP, Clock, Node, Stopped, write
 from chaos.sim_oracle import Oracle, Violation
+from controlplane.errors import Fatal
 from controlplane.replication import Role
 from controlplane.replication.engine import Core, SyncObjCore
 from controlplane.replication.guard import Outcome
 
 TRACE_LINES = 400
+INSPECT_S = 0.5
 _NEXT_OPERATION_S = (0.005, 0.02, 0.05, 0.2)
+_STRIKES = STRIKES | FAMILY_STRIKES
+_ROLE_LETTERS = {Role.LEADER: "L", Role.CANDIDATE: "c", Role.FOLLOWER: "f"}
 
 
 @dataclass(slots=True)
@@ -41,31 +46,44 @@ class Result:
     faults: Counter[str]
     fingerprint: int
     trace: list[str] = field(default_factory=list)
+    timeline: dict[str, str] = field(default_factory=dict)
 
 
 class Simulation:
-    """One run of one schedule. `off` plants defects (see guard.py); `core` chooses the consensus core."""
+    """One run of one schedule. `off` plants defects (guard.py, sim_disk.py); `core` chooses the consensus core.
+
+    The trace keeps its last lines, or with `whole_trace` all of them.
+    """
 
     def __init__(
-        self, schedule: Schedule, *, off: frozenset[str] = frozenset(), core: Callable[..., Core] = SyncObjCore
+        self,
+        schedule: Schedule,
+        *,
+        off: frozenset[str] = frozenset(),
+        core: Callable[..., Core] = SyncObjCore,
+        whole_trace: bool = False,
     ) -> None:
         self.schedule, self.conditions, self.off, self.core = schedule, schedule.conditions, off, core
         self.random = Random(f"run/{schedule.seed}/{schedule.nodes}/{schedule.profile}")
-        self.names = [f"n{k}" for k in range(schedule.nodes)]
+        self.names: list[str] = [f"n{k}" for k in range(schedule.nodes)]
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.trace: deque[str] = deque(maxlen=TRACE_LINES)
+        self.trace: deque[str] = deque(maxlen=None if whole_trace else TRACE_LINES)
+        self.timeline: dict[str, list[str]] = {name: [] for name in self.names}
+        self.unsettled_until = 0.0  # In the family "steady": until when a fault may slow what is asked.
+        self.failovers: list[bool] = []  # In the family "steady": whether a leader that died was replaced at once.
         self.fingerprint = 0
         self._now, self._seq = 0.0, 0
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self.disks = {name: Disk() for name in self.names}
-        self.clocks = {name: Clock(self.now) for name in self.names}
+        self.disks: dict[str, Disk] = {name: self.make_disk() for name in self.names}
+        self.clocks: dict[str, Clock] = {name: Clock(self.now) for name in self.names}
         self.nodes: dict[str, Node | None] = dict.fromkeys(self.names)
         self._processes = dict.fromkeys(self.names, 0)
         self._paused_until = dict.fromkeys(self.names, 0.0)
         self._slow_disk = dict.fromkeys(self.names, 0.0)
+        self._deaf_since = dict.fromkeys(self.names, 0.0)
         self.oracle = Oracle(self.disks)
-        self.network = Network(self.names, self, self.conditions, self.random, self.at, self.now)
+        self.network: Network = Network(self.names, self, self.conditions, self.random, self.at, self.now)
         self._numbers = 0
         self._definite_failures: list[int] = []
         self._last_success = 0.0
@@ -74,7 +92,7 @@ class Simulation:
         for fault in schedule.faults:
             self.at(fault.at_s, self._strike, fault)
         self.at(1.0, self._client)
-        self.at(0.5, self._inspect)
+        self.at(INSPECT_S, self._inspect)
 
     # Time.
 
@@ -101,15 +119,30 @@ class Simulation:
             self._conclude()
         except Violation as found:
             violation = f"{found} (at {self._now:.3f} s)"
-        counts = self.counts + self.oracle.counts + self.network.counts
-        return Result(self.schedule.seed, violation, self._now, counts, self.faults, self.fingerprint, list(self.trace))
+            self.log("violation", violation)
+        return Result(
+            self.schedule.seed,
+            violation,
+            self._now,
+            self.counts + self.oracle.counts + self.network.counts,
+            self.faults,
+            self.fingerprint,
+            list(self.trace),
+            {name: "".join(letters) for name, letters in self.timeline.items()},
+        )
 
     def run_until(self, seconds: float) -> None:
         """Run every event before `seconds`; raises `Violation`."""
-        while self._heap and self._heap[0][0] < seconds:
-            self._now, _, function, args = heapq.heappop(self._heap)
-            self.counts["events"] += 1
-            function(*args)
+        heap, pop = self._heap, heapq.heappop
+        events = 0
+        while heap and heap[0][0] < seconds:
+            self._now, _, function, args = pop(heap)
+            events += 1
+            try:
+                function(*args)
+            except Stopped as stopped:
+                self._stopped(stopped)
+        self.counts["events"] += events
         self._now = seconds
 
     # Ends of the network.
@@ -130,7 +163,7 @@ class Simulation:
         """See `sim_network.Ends`."""
         node = self.nodes[name]
         if node:
-            node.receive(list(messages))
+            node.receive(messages)
 
     def link_changed(self, name: str, peer: str, up: bool) -> None:
         """See `sim_network.Ends`."""
@@ -154,22 +187,46 @@ class Simulation:
         return [node for node in self.nodes.values() if node]
 
     def start(self, name: str) -> None:
-        """Start a process on what its disk holds, unless one runs."""
-        if self.nodes[name]:
+        """Start a process on what its disk holds, unless one runs or the disk is full."""
+        if self.nodes[name] or self.disks[name].full:
             return
         self._processes[name] += 1
-        peers = [other for other in self.names if other != name]
-        try:
-            node = self.make_node(name, peers)
-        except Exception as error:
-            raise Violation(f"START at {name}: {error}") from error
+        node = self._started(name)
+        if node is None:
+            return
         self.nodes[name] = node
         self.network.process_started(name)
         self.log("start", name, "log", node.tail.boundary_index, node.tail.last_index, "term", node.tail.term)
 
+    def _started(self, name: str) -> Node | None:
+        disk, peers = self.disks[name], [other for other in self.names if other != name]
+        try:
+            node = self.make_node(name, peers)
+        except Fatal as error:
+            if not disk.damaged:
+                raise Violation(f"START at {name}: {error}") from error
+            self._refused(name, str(error))
+            return None
+        if disk.damaged:
+            raise Violation(f"WRONG_LOG {name} runs on a log in which {disk.damaged} is damaged")
+        return node
+
+    def make_disk(self) -> Disk:
+        """Return an empty disk."""
+        return Disk(off=self.off)
+
     def make_node(self, name: str, peers: list[str]) -> Node:
         """Return the process that starts at `name`; whoever simulates more than consensus makes more of it."""
         return Node(self, name, peers, self.disks[name], self.clocks[name], self._processes[name])
+
+    def _refused(self, name: str, why: str) -> None:
+        """A node refuses to start over damage: its operator gives it an empty disk and --replace."""
+        if self.disks[name].damaged not in why:
+            raise Violation(f"START at {name}: damage is not named: {why}")
+        self.counts["starts refused for damage"] += 1
+        self.log("refuses", name, why)
+        self.disks[name] = self.disks[name].successor()
+        self.at(0.5, self.start, name)
 
     def crash(self, name: str, *, silent: bool = False, power: bool = False) -> None:
         """End the process at once; the disk loses what it may lose."""
@@ -177,11 +234,18 @@ class Simulation:
         if not node:
             return
         lost = self.disks[name].crash(self.random, node.syncing, power=power)
+        self.oracle.survives(name, node.tail)
         self.counts["crashes"] += 1
         self.counts["operations lost in crashes"] += lost
         self.nodes[name] = None
         self.log("crash", name, "lost", lost)
         self.network.process_died(name, silent=silent)
+
+    def _stopped(self, stopped: Stopped) -> None:
+        if self.nodes[stopped.name]:
+            self.faults["disk-full"] += 1
+            self.log("stops", stopped.name, stopped)
+            self.crash(stopped.name)
 
     def leader(self) -> str:
         """Who leads, for whoever wants to hurt it; anyone if nobody does."""
@@ -193,83 +257,48 @@ class Simulation:
     # Faults.
 
     def _strike(self, fault: Fault) -> None:
-        random = Random(fault.salt)
-        happened = _STRIKES[fault.kind](self, fault, random)
-        if happened is not False:
+        if _STRIKES[fault.kind](self, fault, Random(fault.salt)) is not False:
             self.faults[fault.kind] += 1
             self.log("fault", fault.kind, f"{fault.for_s:.2f}")
 
-    def _cut(self, fault: Fault, links: Iterable[Link]) -> None:
-        self.network.cut(links, fault.for_s)
+    def pause(self, name: str, for_s: float) -> None:
+        """Stop the process at `name` for a while, as SIGSTOP does."""
+        self._paused_until[name] = self._now + for_s
 
-    def touching(self, *names: str) -> list[Link]:
-        """Every link with an end in `names`."""
-        return [link for link in self.network.links if set(link) & set(names)]
+    def slow_link(self, link: Link, extra_s: float, for_s: float) -> None:
+        """Make everything sent on `link` take `extra_s` longer, for a while."""
+        self.network.slow[link] = extra_s
+        self.at(for_s, self.network.slow.__setitem__, link, 0.0)
 
-    def _cut_between(self, fault: Fault, side: set[str]) -> None:
-        self._cut(fault, [link for link in self.network.links if (link[0] in side) != (link[1] in side)])
+    def slow_one_disk(self, name: str, extra_s: float, for_s: float) -> None:
+        """Make every sync at `name` take `extra_s` longer, for a while."""
+        self._slow_disk[name] = extra_s
+        self.at(for_s, self._slow_disk.__setitem__, name, 0.0)
 
-    def _bridge(self, fault: Fault, random: Random) -> None:
-        a, b = random.sample(self.names, 2)
-        self._cut(fault, [(a, b), (b, a)])
+    def make_room(self, name: str) -> None:
+        """Let a full disk take more, and start the node that stopped because of it."""
+        self.disks[name].full = False
+        self.start(name)
 
-    def _ring(self, fault: Fault, random: Random) -> None:
-        order = random.sample(self.names, len(self.names))
-        kept = [frozenset(pair) for pair in zip(order, order[1:] + order[:1], strict=True)]
-        if len(order) == 3:
-            kept.pop()  # A ring of three is whole: leave a line.
-        self._cut(fault, [link for link in self.network.links if frozenset(link) not in kept])
+    def may_lose_a_disk(self) -> bool:
+        """An operator replaces one disk at a time: with two gone, what a majority held may be gone."""
+        return not any(disk.learner or disk.damaged for disk in self.disks.values())
 
-    def _flap(self, fault: Fault, random: Random) -> None:
-        links = self.touching(random.choice(self.names))
-        for k in range(6):
-            self.at(k * fault.for_s / 6, self.network.cut, links, fault.for_s / 14)
+    def replace(self, name: str, *, silent: bool, after: float) -> None:
+        """Crash `name` and start it on an empty disk."""
+        self.crash(name, silent=silent)
+        self.disks[name] = self.disks[name].successor()
+        self.log("replace", name)
+        self.at(after, self.start, name)
 
-    def _swizzle(self, fault: Fault, random: Random) -> None:
-        for name in random.sample(self.names, len(self.names) - 1):
-            begin = random.uniform(0, fault.for_s / 2)
-            self.at(begin, self.network.cut, self.touching(name), random.uniform(0.1, 1) * fault.for_s)
-
-    def _crash_some(self, names: list[str], fault: Fault, random: Random, **how: bool) -> None:
-        for name in names:
-            self.crash(name, **how)
-            self.at(random.uniform(0.05, min(fault.for_s, 3.0)), self.start, name)
-
-    def _victim(self, random: Random) -> str:
-        return random.choice((self.leader(), random.choice(self.names)))
-
-    def _pause(self, fault: Fault, random: Random) -> None:
-        self._paused_until[self._victim(random)] = self._now + fault.for_s
-
-    def _slow_links(self, fault: Fault, random: Random) -> None:
-        for link in random.sample(self.network.links, random.randint(1, 2)):
-            self.network.slow[link] = random.uniform(0.3, 3)
-            self.at(fault.for_s, self.network.slow.__setitem__, link, 0.0)
-
-    def _slow_one_disk(self, fault: Fault, random: Random) -> None:
-        name = random.choice(self.names)
-        self._slow_disk[name] = random.uniform(0.05, 1)
-        self.at(fault.for_s, self._slow_disk.__setitem__, name, 0.0)
-
-    def _transfer(self, fault: Fault, random: Random) -> bool:
+    def transfer(self, target: str | None) -> bool:
+        """Ask the leader to hand over, to `target` or whom it likes; False if that did not begin."""
         node = self.nodes[self.leader()]
-        target = random.choice((None, random.choice(self.names)))
         if node is None:
             return False
         begun = node.call(node.guard.transfer, target, node.clock.now())
         node.pump()
         return begun is not None
-
-    def _replace(self, fault: Fault, random: Random) -> bool:
-        # An operator replaces one disk at a time: with two gone, what a majority held may be gone.
-        if any(disk.learner for disk in self.disks.values()):
-            return False
-        name = self._victim(random)
-        self.crash(name, silent=random.random() < 0.5)
-        self.disks[name] = Disk(self.disks[name].life + 1)
-        self.log("replace", name)
-        self.at(random.uniform(0.05, fault.for_s), self.start, name)
-        return True
 
     # Clients.
 
@@ -289,48 +318,118 @@ class Simulation:
         else:
             self._write(node)
 
+    def burst(self, name: str, count: int) -> None:
+        """Ask the process at `name`, if one runs, for `count` writes at once."""
+        node = self.nodes[name]
+        if node:
+            for _ in range(count):
+                self._write(node)
+            node.pump()
+
+    def read_at(self, name: str) -> None:
+        """Ask the process at `name`, if one runs, for a read."""
+        node = self.nodes[name]
+        if node:
+            self._read(node)
+            node.pump()
+
     def _read(self, node: Node) -> None:
-        floor, process = self.oracle.observed, node
+        self._numbers += 1
+        number, floor = self._numbers, self.oracle.observed
+        self.log("read", number, "at", node.name, "floor", floor)
 
         def done(proven: bool) -> None:
             self.counts["reads proven" if proven else "reads refused"] += 1
+            self.log("answer", number, f"applied {node.applied[0]}" if proven else "refused")
             if proven:
-                self.oracle.read(process.name, process.applied[0], floor)
+                self.oracle.read(node.name, node.applied[0], floor)
                 self._last_success = self._now
 
         node.call(node.guard.read, done, node.clock.now())
 
     def _write(self, node: Node) -> None:
         self._numbers += 1
-        number, floor = self._numbers, self.oracle.observed
-        kind, expected = self.random.choice(((PUT, 0), (SWAP, self.random.randint(1, number))))
-        padding = self.random.choice(self.conditions.payload_bytes)
-        payload = write(number, self.random.randrange(8), kind, number, expected, padding)
+        number, floor, began = self._numbers, self.oracle.observed, self._now
+        payload = self._payload(number)
+        prompt = node.guard.ready and self._settled
+        self.log("write", number, "at", node.name, "floor", floor)
 
         def done(outcome: Outcome, index: int) -> None:
             self.counts[f"writes {outcome.value}"] += 1
+            self.log("answer", number, outcome.value, index)
             if outcome is Outcome.APPLIED:
                 self.oracle.acknowledged(number, index, floor)
                 self._last_success = self._now
+                self._judge_write(number, self._now - began if prompt else 0.0)
             elif outcome is not Outcome.UNKNOWN:
                 self._definite_failures.append(number)
 
         self.counts["writes asked"] += 1
-        node.call(node.guard.propose, payload, done)
+        self._propose(node, payload, done)
+
+    def _payload(self, number: int) -> bytes:
+        kind, expected = self.random.choice(((PUT, 0), (SWAP, self.random.randint(1, number))))
+        bounds = self.conditions.bounds
+        padding = self.random.choice(self.conditions.payload_bytes)
+        if self.random.random() < 0.005:
+            padding = bounds.entry_bytes_max
+        return write(number, self.random.randrange(8), kind, number, expected, padding)
+
+    def _propose(self, node: Node, payload: bytes, done: Callable[[Outcome, int], None]) -> None:
+        try:
+            node.call(node.guard.propose, payload, done)
+        except ValueError as error:
+            if len(payload) <= self.conditions.bounds.entry_bytes_max:
+                raise Violation(f"REFUSED_SMALL {node.name}: {error}") from error
+            self.counts["writes too large"] += 1
+
+    @property
+    def _settled(self) -> bool:
+        """Whether whoever asks now may expect an answer at once."""
+        return self.schedule.profile == "steady" and self._now > self.unsettled_until
+
+    def _judge_write(self, number: int, took_s: float) -> None:
+        if took_s > SLOW_WRITE_S and self._settled:
+            raise Violation(f"SLOW_WRITE {number} took {took_s * 1000:.1f} ms while nothing was wrong")
 
     # Looking.
 
     def _inspect(self) -> None:
-        self.oracle.logs_match(self.running_nodes())
+        nodes = self.running_nodes()
+        self.oracle.logs_match(nodes)
         self.oracle.still_durable()
-        self.at(0.5, self._inspect)
+        for name in self.names:
+            self.timeline[name].append(self._letter(name))
+            self._look_for_lingering(name)
+        self.at(INSPECT_S, self._inspect)
+
+    def _letter(self, name: str) -> str:
+        node = self.nodes[name]
+        if node is None:
+            return "."
+        if self._paused_until[name] > self._now:
+            return "p"
+        return "r" if self.disks[name].learner else _ROLE_LETTERS[node.role]
+
+    def _look_for_lingering(self, name: str) -> None:
+        """A leader that nothing can reach has given up after its fallback time, by the slowest clock there is."""
+        node = self.nodes[name]
+        leads = node is not None and node.role is Role.LEADER and self._paused_until[name] <= self._now
+        if not (leads and len(self.names) > 1 and self.network.deaf(name)):
+            self._deaf_since[name] = self._now
+        elif self._now - self._deaf_since[name] > 1.5 * self.conditions.timing.fallback_s + 1.0:
+            raise Violation(f"LINGERING_LEADER {name} is deaf since {self._deaf_since[name]:.1f} s and still leads")
 
     def _conclude(self) -> None:
-        self.oracle.logs_match(self.running_nodes())
+        nodes = self.running_nodes()
+        self.oracle.logs_match(nodes)
+        self.oracle.still_durable()
         self.oracle.definite_failures(self._definite_failures)
         if self._last_success < self.schedule.seconds - 10:
             raise Violation(f"NO_LIVENESS nothing succeeded after {self._last_success:.1f} s")
         self._converged()
+        self.oracle.everything_acknowledged([node.applied[0] for node in nodes])
+        judge_steady(self)
 
     def _converged(self) -> None:
         nodes = self.running_nodes()
@@ -348,79 +447,3 @@ class Simulation:
             f"{name} {status.role.value} term {status.term} commit {status.commit} applied {status.applied} "
             f"last {status.last} learner {node.guard.learner} {states}"
         )
-
-
-_Strike = Callable[[Simulation, Fault, Random], bool | None]
-
-_STRIKES: dict[str, _Strike] = {
-    "isolate-leader": lambda s, f, r: s._cut(f, s.touching(s.leader())),
-    "isolate-any": lambda s, f, r: s._cut(f, s.touching(r.choice(s.names))),
-    "halves": lambda s, f, r: s._cut_between(f, set(r.sample(s.names, len(s.names) // 2))),
-    "majority-minority": lambda s, f, r: s._cut_between(f, {s.leader(), *r.sample(s.names, len(s.names) // 2 - 1)}),
-    "one-way-from": lambda s, f, r: s._cut(f, [link for link in s.network.links if link[0] == s.leader()]),
-    "one-way-to": lambda s, f, r: s._cut(f, [link for link in s.network.links if link[1] == s.leader()]),
-    "one-way-mixed": lambda s, f, r: s._cut(f, r.sample(s.network.links, r.randint(1, len(s.names)))),
-    "bridge": lambda s, f, r: s._bridge(f, r),
-    "ring": lambda s, f, r: s._ring(f, r),
-    "flap": lambda s, f, r: s._flap(f, r),
-    "swizzle": lambda s, f, r: s._swizzle(f, r),
-    "crash": lambda s, f, r: s._crash_some([s._victim(r)], f, r),
-    "crash-silent": lambda s, f, r: s._crash_some([s._victim(r)], f, r, silent=True),
-    "crash-majority": lambda s, f, r: s._crash_some(r.sample(s.names, len(s.names) // 2 + 1), f, r),
-    "crash-all": lambda s, f, r: s._crash_some(s.names, f, r),
-    "power-loss": lambda s, f, r: s._crash_some([s._victim(r)], f, r, silent=True, power=True),
-    "power-loss-all": lambda s, f, r: s._crash_some(s.names, f, r, silent=True, power=True),
-    "pause": lambda s, f, r: s._pause(f, r),
-    "slow-link": lambda s, f, r: s._slow_links(f, r),
-    "slow-disk": lambda s, f, r: s._slow_one_disk(f, r),
-    "clock-rate": lambda s, f, r: s.clocks[r.choice(s.names)].set_rate(r.choice((0.7, 0.9, 1.1, 1.4, 1.0))),
-    "transfer": lambda s, f, r: s._transfer(f, r),
-    "replace": lambda s, f, r: s._replace(f, r),
-}
-
-
-@dataclass(slots=True)
-class Report:
-    """What many runs showed."""
-
-    runs: int = 0
-    seconds: float = 0.0
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    counts: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    violations: list[Result] = field(default_factory=list)
-
-    def add(self, result: Result) -> None:
-        """Count one run in."""
-        self.runs += 1
-        self.seconds += result.seconds
-        self.counts += result.counts
-        self.faults += result.faults
-        if result.violation:
-            self.violations.append(result)
-
-    def missing_faults(self) -> list[str]:
-        """Kinds of fault that never happened."""
-        return [kind for kind in FAULTS if not self.faults[kind]]
-
-
-def simulate(
-    seeds: Iterable[int],
-    *,
-    nodes: int = 3,
-    seconds: float = 60.0,
-    profile: str = "lan",
-    off: frozenset[str] = frozenset(),
-    stop_at: int | None = None,
-    wall_s_max: float = float("inf"),
-) -> Report:
-    """Run one schedule per seed; stop after `stop_at` violations or `wall_s_max` seconds."""
-    report, begun, cpu_begun = Report(), time.monotonic(), time.process_time()
-    for seed in seeds:
-        schedule = make_schedule(seed, nodes=nodes, seconds=seconds, profile=profile)
-        report.add(Simulation(schedule, off=off).run())
-        report.wall_s, report.cpu_s = time.monotonic() - begun, time.process_time() - cpu_begun
-        if report.wall_s > wall_s_max or (stop_at is not None and len(report.violations) >= stop_at):
-            break
-    return report
