@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from chaos.plane_command import simulate_region_command
+from chaos.real.commands import run_command
+from chaos.real.failover import failover_command
 from chaos.simulating import plants_command, simulate_command
 
 
@@ -16,6 +18,8 @@ def main() -> None:
 main.add_command(simulate_command)
 main.add_command(plants_command)
 main.add_command(simulate_region_command)
+main.add_command(run_command)
+main.add_command(failover_command)
 
 if __name__ == "__main__":
     main()
