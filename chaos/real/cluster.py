@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -374,7 +375,7 @@ class Cluster:
                 commands[number] = commands[number] + self._shims[name].command
             program = self._region.nodes[number]
             argv = [str(files[name]) if part == str(self._region.file) else part for part in program.argv]
-            program.argv = commands[number] + argv
+            program.argv = commands[number] + _tied() + argv
             self._programs[name] = program
         self._open_channels()
         self._stack.enter_context(ending(list(self._programs.values())))
@@ -416,6 +417,11 @@ class Cluster:
             channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
             self._channels[name] = channel
             self._stack.push_async_callback(_closer(channel))
+
+
+def _tied() -> list[str]:
+    """What to put before a command, so that it ends with this process even if that is killed."""
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
 def _closer(channel: grpc.aio.Channel) -> Callable[[], Awaitable[None]]:
