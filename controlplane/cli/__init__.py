@@ -8,6 +8,7 @@ import click
 
 from controlplane.cli import command
 from controlplane.cli.contexts import context
+from controlplane.cli.drill import drill
 from controlplane.cli.elections import election
 from controlplane.cli.events import log, outcome, watch
 from controlplane.cli.flags import config, flag
@@ -67,5 +68,5 @@ def main(  # noqa: PLR0913 - the options of the command
     click_context.obj = command.Cpctl(settings, as_json=as_json, timeout_s=timeout_s)
 
 
-for each in (status, region, member, flag, config, workflow, election, kill, watch, log, outcome, context):
+for each in (status, region, member, flag, config, workflow, election, kill, watch, log, outcome, drill, context):
     main.add_command(each)

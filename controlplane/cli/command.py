@@ -14,6 +14,7 @@ Exit codes, for scripts:
      9  it may or may not have happened: ask with `cpctl outcome` (OutcomeUnknown)
     10  a check found that kill switches stop the subject
     11  some members of the region are not healthy
+    12  a drill, or a record of one, does not show what it should
    130  interrupted
 """
 
@@ -47,6 +48,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_DEFECT = 1
 EXIT_STOPPED = 10
 EXIT_UNHEALTHY = 11
+EXIT_FAILED_DRILL = 12
 EXIT_INTERRUPTED = 130
 EXIT_CODES: dict[type[sdk.ControlPlaneError], int] = {
     sdk.Invalid: 2,

@@ -1,0 +1,331 @@
+"""The record of a drill: a document that anyone can check without the region, and the same for people to read.
+
+A file holds `{"record": ..., "signature": ...}`. What is signed are the canonical bytes of `record`: JSON with sorted
+keys, no blanks, UTF-8, and no numbers but whole ones. The history lies beside it; the record names its SHA-256.
+
+`verify` computes again what can be computed from the history, and says of each claim PASS or FAIL in words. What only
+the runner could see (the claims with `computed` false) stands and falls with the signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from controlplane.checking import histories
+from controlplane.drills import evidence, scenarios
+from controlplane.drills.evidence import Claim, Measured, Seen, Wanted, Window
+from controlplane.drills.nodes import Look
+from controlplane.drills.runner import Course
+from controlplane.v1 import drill_pb2
+
+FORMAT: Final = 1
+FILE_BYTES_MAX: Final = 16 << 20
+
+Document = dict[str, Any]
+
+
+class RecordInvalid(ValueError):
+    """The file is not the record of a drill; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the operator said of the drill."""
+
+    reason: str
+    partition: str
+    owner: str = ""
+    retest_days: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a verification."""
+
+    name: str
+    passed: bool
+    says: str
+
+
+def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -> Document:
+    """The record of a drill that has ended, with `history` in the file `history_name` beside it."""
+    plan, window = course.plan, course.window
+    wanted = Wanted(plan.rto_target_ms, plan.fencing, plan.kill_switch, plan.replaced)
+    agents = [number for number, name in enumerate(course.processes) if name.startswith("register roaming")]
+    measured = evidence.measure(course.recorder.events, window, agents)
+    found = evidence.claims(measured, course.seen, wanted)
+    passed = not course.ended_early and all(claim.passed for claim in found)
+    return {
+        "format": FORMAT,
+        "drill": {
+            "id": course.drill,
+            "name": plan.scenario,
+            "title": plan.title,
+            "set_version": scenarios.VERSION,
+            "actor": course.actor,
+            "reason": chosen.reason,
+            "partition": chosen.partition,
+            "keys": f"drill/{course.drill[:12]}/",
+            "began_ms": course.began_ms,
+            "seconds": course.end_ns // 1_000_000_000,
+        },
+        "region": _region(course.before),
+        "steady_state": _state(course.before),
+        "state_after": _state(course.after),
+        "plan": {
+            "blast_radius": list(plan.blast),
+            "steps": [{"says": step.says, "faults": [each.says for each in step.strikes]} for step in plan.steps],
+            "kill_switch": plan.kill_switch,
+        },
+        "timeline": [asdict(happening) for happening in course.timeline],
+        "history": {
+            "file": history_name,
+            "sha256": hashlib.sha256(history).hexdigest(),
+            "events": len(course.recorder.events),
+            "processes": course.processes,
+            "agents": agents,
+        },
+        "window": asdict(window),
+        "wanted": asdict(wanted),
+        "seen": asdict(course.seen),
+        "measured": asdict(measured),
+        "claims": [{**asdict(claim), "passed": claim.passed} for claim in found],
+        "ended_early": course.ended_early,
+        "verdict": "passed" if passed else "failed",
+        "findings": _findings(course, found, chosen),
+    }
+
+
+def canonical(record: Document) -> bytes:
+    """The bytes that are signed."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sealed(record: Document, public_key: str, signature: str) -> bytes:
+    """The file: the record and its signature (both texts in hexadecimal)."""
+    seal = {"algorithm": "Ed25519", "public_key": public_key, "value": signature}
+    return json.dumps({"record": record, "signature": seal}, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def opened(content: bytes) -> tuple[Document, Document]:
+    """The record and the signature in a file. Raises `RecordInvalid`."""
+    try:
+        document = json.loads(content, parse_float=_no_fraction, parse_constant=_no_fraction)
+        record, signature = document["record"], document["signature"]
+        if record["format"] != FORMAT:
+            raise RecordInvalid(f"format {record['format']} is not known here; use the version that wrote it")
+        if not isinstance(signature, dict):
+            raise RecordInvalid("the signature is not an object")
+    except RecordInvalid:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordInvalid(f"not the record of a drill: {error!r}") from error
+    return record, signature
+
+
+def recheck(record: Document, folder: Path) -> list[Check]:
+    """Compute again, from the history beside the record, everything that can be. Raises `RecordInvalid`."""
+    try:
+        return list(_checks(record, folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordInvalid(f"the record is not whole: {error!r}") from error
+
+
+def _checks(record: Document, folder: Path) -> Iterable[Check]:
+    told = record["history"]
+    content = _history(folder / Path(told["file"]).name)
+    if content is None:
+        yield Check("history", False, f"{told['file']} is not beside the record, so nothing can be computed again")
+        return
+    genuine = hashlib.sha256(content).hexdigest() == told["sha256"]
+    yield Check("history", genuine, "is the one that was recorded" if genuine else "is not the one that was recorded")
+    try:
+        events = histories.read(folder / Path(told["file"]).name)
+        measured = evidence.measure(events, Window(**record["window"]), told["agents"])
+    except (histories.HistoryInvalid, ValueError, AssertionError) as error:
+        yield Check("history", False, f"cannot be computed from: {error}")
+        return
+    yield from _times(record)
+    yield from _numbers(record["measured"], measured)
+    claims = evidence.claims(measured, Seen(**record["seen"]), Wanted(**record["wanted"]))
+    yield from _claims(record, claims)
+
+
+def _times(record: Document) -> Iterable[Check]:
+    """The window must be what the timeline says: a later begin would hide an outage."""
+    faults = [each["at_ns"] for each in record["timeline"] if each["what"] == "fault"]
+    begin = min(faults, default=record["window"]["end_ns"])
+    right = begin == record["window"]["begin_ns"]
+    yield Check("window", right, "begins with the first fault" if right else "does not begin with the first fault")
+
+
+def _numbers(told: Document, measured: Measured) -> Iterable[Check]:
+    for name, actual in asdict(measured).items():
+        same = name in told and told[name] == actual
+        says = f"{actual}, as recorded" if same else f"{actual}, but {told.get(name, 'nothing')} is recorded"
+        yield Check(name, same, says)
+
+
+def _claims(record: Document, claims: list[Claim]) -> Iterable[Check]:
+    told = {each["name"]: each for each in record["claims"]}
+    for claim in claims:
+        stated = told.pop(claim.name, None)
+        same = stated == {**asdict(claim), "passed": claim.passed}
+        how = "computed again" if claim.computed else "as the runner saw it"
+        yield Check(
+            claim.name, same and claim.passed, f"{claim.says}, {how}" + ("" if same else "; recorded otherwise")
+        )
+    for name in told:
+        yield Check(name, False, "is claimed, but no such claim belongs to this drill")
+    passed = not record["ended_early"] and all(claim.passed for claim in claims)
+    same = record["verdict"] == ("passed" if passed else "failed")
+    early = f"; ended early: {record['ended_early']}" if record["ended_early"] else ""
+    yield Check("verdict", same and passed, f"{record['verdict']}{early}" + ("" if same else ", which does not follow"))
+
+
+def _history(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def _no_fraction(text: str) -> None:
+    raise RecordInvalid(f"{text}: a record has whole numbers only")
+
+
+# -- parts of a record
+
+
+def _region(looks: Mapping[str, Look]) -> Document:
+    status = next(look.status for look in looks.values() if look.status is not None)
+    hashes = sorted({look.faults.config_hash for look in looks.values() if look.faults is not None})
+    return {
+        "fleet": status.region.fleet,
+        "name": status.region.name,
+        "jurisdiction": status.region.jurisdiction,
+        "nodes": {name: look.address for name, look in looks.items()},
+        "version": status.version,
+        "config_hash": hashes[0] if len(hashes) == 1 else "different",
+    }
+
+
+def _state(looks: Mapping[str, Look]) -> list[Document]:
+    return [_state_of(name, look) for name, look in looks.items()]
+
+
+def _state_of(name: str, look: Look) -> Document:
+    status, faults = look.status, look.faults
+    return {
+        "node": name,
+        "answers": status is not None,
+        "role": status.role if status else None,
+        "leader": status.region.leader if status else None,
+        "term": status.region.term if status else None,
+        "revision": status.header.revision if status else None,
+        "hash": status.hash if status else None,
+        "commit": status.commit if status else None,
+        "applied": status.applied if status else None,
+        "standing": faults.standing if faults else None,
+        "faults": [drill_pb2.FaultKind.Name(each.fault.kind) for each in faults.faults] if faults else None,
+    }
+
+
+def _findings(course: Course, claims: list[Claim], chosen: Chosen) -> list[Document]:
+    texts = [f"{claim.says}" for claim in claims if not claim.passed]
+    if course.ended_early:
+        texts.insert(0, f"the drill ended early: {course.ended_early}")
+    began = datetime.fromtimestamp(course.began_ms / 1000, UTC)
+    retest = (began + timedelta(days=chosen.retest_days)).date().isoformat()
+    return [{"says": text, "owner": chosen.owner or course.actor, "retest_by": retest} for text in texts]
+
+
+# -- for people
+
+
+def markdown(record: Document, checks: Iterable[Check] = ()) -> str:
+    """The record as a page of Markdown."""
+    drill, region = record["drill"], record["region"]
+    began = datetime.fromtimestamp(drill["began_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    lines = [
+        f"# Drill {drill['name']}: {record['verdict'].upper()}",
+        "",
+        f"{drill['title']}.",
+        "",
+        *_table(
+            ("what", "value"),
+            [
+                ("drill", drill["id"]),
+                ("began", began),
+                ("took", f"{drill['seconds']} s"),
+                ("by", drill["actor"]),
+                ("because", drill["reason"]),
+                ("region", f"{region['fleet']} / {region['name']}, nodes {', '.join(region['nodes'])}"),
+                ("version", region["version"]),
+                ("configuration (SHA-256)", region["config_hash"]),
+                ("ended early", record["ended_early"] or "no"),
+                ("left behind", f"workflows {drill['keys']}*, as evidence"),
+            ],
+        ),
+        "",
+        "## Claims",
+        "",
+        *_table(
+            ("claim", "wanted", "actual", "result", "computed from the history"), map(_claim_row, record["claims"])
+        ),
+        "",
+        "## Measured",
+        "",
+        *_table(("what", "value"), [(name.replace("_", " "), value) for name, value in record["measured"].items()]),
+        "",
+        "## Timeline",
+        "",
+        *_table(("ms", "what", "node", ""), map(_timeline_row, record["timeline"])),
+        "",
+        "## Steady state before, and after",
+        "",
+        *_states(record["steady_state"]),
+        "",
+        *_states(record["state_after"]),
+        "",
+        "## Findings",
+        "",
+        *(_table(("finding", "owner", "re-test by"), map(_finding_row, record["findings"])) or ["None."]),
+        "",
+    ]
+    checked = [(check.name, "PASS" if check.passed else "FAIL", check.says) for check in checks]
+    return "\n".join([*lines, *(["## Verification", "", *_table(("check", "", ""), checked), ""] if checked else [])])
+
+
+def _claim_row(claim: Document) -> tuple[Any, ...]:
+    wanted = claim["target"] if claim["rule"] == "is" else f"{claim['rule']} {claim['target']}"
+    result = "PASS" if claim["passed"] else "**FAIL**"
+    return claim["name"].replace("_", " "), wanted, claim["actual"], result, "yes" if claim["computed"] else "no"
+
+
+def _timeline_row(each: Document) -> tuple[Any, ...]:
+    return each["at_ns"] // 1_000_000, each["what"], each["node"], each["says"]
+
+
+def _finding_row(each: Document) -> tuple[Any, ...]:
+    return each["says"], each["owner"], each["retest_by"]
+
+
+def _states(states: list[Document]) -> list[str]:
+    columns = ("node", "role", "term", "revision", "applied", "standing", "hash")
+    return _table(columns, [tuple(state[column] for column in columns) for state in states])
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *lines] if lines else []
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,465 @@
+"""Runs one drill: looks, refuses or begins, strikes, watches, heals, and hands over what it saw.
+
+1. Nothing is broken before the region was found steady and every node is kept for this drill.
+2. Whatever ends the drill (its last step, a stop condition, an abort from elsewhere, Ctrl-C, a defect), every node is
+   asked to heal, again and again until it answered or its own timers have ended.
+3. A drill that ended early is judged and recorded like any other: it has not passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from controlplane import limits
+from controlplane.checking.histories import Phase, Recorder
+from controlplane.drills import scenarios, steadiness
+from controlplane.drills.evidence import Seen, Window
+from controlplane.drills.faults import PROCESS_KINDS, Fault, Kind
+from controlplane.drills.load import Connect, Load, Scribe
+from controlplane.drills.nodes import Look, Nodes
+from controlplane.drills.scenarios import Facts, Options, Plan, Step, Strike, Until
+from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refused, Unavailable
+
+POLL_S: Final = 0.1
+WELL_TIMEOUT_S: Final = 60.0
+STRANGER_SILENT_S: Final = 8.0
+"""Stop condition: a node that was not struck does not answer for so long."""
+
+_RESERVED_MORE_S: Final = 240.0
+_HEAL_ROUNDS: Final = 200
+_MS: Final = 1_000_000
+
+
+class NotSteady(Refused):
+    """The region is not well enough to be broken on purpose; `problems` says why."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(
+            "the region is not steady: " + "; ".join(problems),
+            reason="REGION_NOT_STEADY",
+            hint="cpctl member health shows how the nodes are; cpctl drill plan shows what keeps a drill from running",
+        )
+        self.problems = problems
+
+
+class Stopped(Exception):
+    """A stop condition ended the drill early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One line of the timeline; `until_ns` is set for what lasts."""
+
+    at_ns: int
+    what: str
+    """"step", "fault", "healed", "leader", "silent", "answers", "switch", "stopped" or "well"."""
+    says: str
+    node: str = ""
+    until_ns: int = 0
+
+
+@dataclass(slots=True)
+class Course:
+    """Everything that is known of a drill while it runs and after."""
+
+    drill: str
+    plan: Plan
+    before: Mapping[str, Look]
+    began_ms: int
+    """The wall clock, in Unix milliseconds."""
+    recorder: Recorder = field(default_factory=Recorder)
+    timeline: list[Happening] = field(default_factory=list)
+    processes: list[str] = field(default_factory=list)
+    actor: str = ""
+    """Who runs it, as the nodes know."""
+    ended_early: str = ""
+    end_ns: int = 0
+    seen: Seen = field(default_factory=lambda: Seen("none", "unknown", None))
+    after: Mapping[str, Look] = field(default_factory=dict)
+
+    @property
+    def window(self) -> Window:
+        """From the first fault to the end of the load."""
+        faults = [each.at_ns for each in self.timeline if each.what == "fault"]
+        return Window(min(faults, default=self.end_ns), self.end_ns)
+
+
+async def prepare(nodes: Nodes, name: str, options: Options) -> tuple[Plan | None, list[str], dict[str, Look]]:
+    """Look at the region and plan; what keeps the drill from running comes with it. Raises the eight errors."""
+    await nodes.meet()
+    looks = await nodes.look()
+    found = steadiness.facts(looks)
+    problems = steadiness.problems(looks)
+    if found is None:
+        return None, problems or ["no leader is known"], looks
+    return scenarios.plan(name, found, options), problems, looks
+
+
+class Runner:
+    """One drill."""
+
+    def __init__(
+        self, nodes: Nodes, connect: Connect, course: Course, reason: str, partition: str, seed: int | None = None
+    ) -> None:
+        """`course.plan` was made by `prepare` a moment ago."""
+        self.course, self._nodes, self._reason, self._partition = course, nodes, reason, partition
+        self._epoch_ns = time.monotonic_ns()
+        self._scribe = Scribe(course.recorder, self.now_ns)
+        self.load = Load(connect, self._scribe, self.prefix, partition, Random(seed))  # noqa: S311 - it spreads load.
+        self.looks: dict[str, Look] = dict(course.before)
+        self.step = ""
+        self._answered_ns: dict[str, int] = {}
+        self._restarts: dict[str, int] = {}
+        self._led: tuple[int, str] = (0, "")
+        self._injected: list[tuple[Strike, str, int]] = []
+        self._observed: set[str] = set()
+        self._acked_seen, self._acked_ns = 0, 0
+        self._unvoting: list[str] = []
+        self._replication_ms: int | None = None
+        self._kill_engaged = False
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the drill's workflows begin with."""
+        return f"drill/{self.course.drill[:12]}"
+
+    @property
+    def silent_ms(self) -> int:
+        """How long no write was acknowledged."""
+        return (self.now_ns() - self._last_ack_ns()) // _MS
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the drill began."""
+        return time.monotonic_ns() - self._epoch_ns
+
+    async def run(self) -> Course:
+        """Run the drill to its end, whatever it is, and heal. Raises `NotSteady` before anything was broken."""
+        course = self.course
+        looking = [asyncio.create_task(self._look_at(name)) for name in self._nodes.addresses]
+        try:
+            await self.load.open(self._nodes.addresses)
+            await self._refuse_if_engaged()
+            await self._reserve()
+            await self._learn_actor()
+            await self._guarded()
+        finally:
+            await self._end()
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
+        return course
+
+    async def _refuse_if_engaged(self) -> None:
+        """A region in which something is stopped already is no place to show that stopping works."""
+        engaged = await self.load.engaged()
+        if engaged:
+            raise NotSteady([f"{len(engaged)} kill switches are engaged: release them, or wait"])
+
+    async def _guarded(self) -> None:
+        """Run the steps under the stop conditions."""
+        steps = asyncio.create_task(self._steps())
+        watching = asyncio.create_task(self._until_stopped())
+        try:
+            await asyncio.wait({steps, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (steps, watching):
+                if task.done():
+                    task.result()
+        except Stopped as stop:
+            self._stop(str(stop))
+        except asyncio.CancelledError:
+            self._stop("interrupted by the operator")
+            _go_on()
+        finally:
+            for task in (steps, watching):
+                task.cancel()
+            await asyncio.gather(steps, watching, return_exceptions=True)
+
+    def _stop(self, why: str) -> None:
+        self.course.ended_early = why
+        self._note("stopped", why)
+
+    # Steps.
+
+    async def _steps(self) -> None:
+        plan = self.course.plan
+        self.load.start(_leader_of(plan, self.looks), obedient=plan.kill_switch)
+        self._acked_ns = self.now_ns()
+        for step in plan.steps:
+            self.step = step.says
+            self._note("step", step.says)
+            await self._step(step)
+        self.course.end_ns = self.now_ns()
+
+    async def _step(self, step: Step) -> None:
+        if step.strikes and not self._injected:
+            self._require_same_leader()
+        await asyncio.gather(*(self._strike(strike) for strike in step.strikes))
+        bulk = asyncio.create_task(self.load.bulk(step.bulk_bytes)) if step.bulk_bytes else None
+        try:
+            await self._kill_and_wait(step)
+            if bulk is not None and await bulk < step.bulk_bytes:
+                raise Stopped("the others could not write enough to leave the node behind")
+        finally:
+            if bulk is not None:
+                bulk.cancel()
+        if step.until is Until.WELL:
+            await self._well()
+            await self._reserve()
+        await asyncio.sleep(step.more_s)
+
+    def _require_same_leader(self) -> None:
+        found = steadiness.facts(self.looks)
+        if found is None or found.leader != _leader_of(self.course.plan, self.course.before):
+            raise Stopped("the leader changed before the first fault: run the drill again")
+
+    async def _kill_and_wait(self, step: Step) -> None:
+        end = asyncio.get_running_loop().time() + step.load_s
+        if step.strikes and self.course.plan.kill_switch and not self._kill_engaged:
+            self._kill_engaged = True
+            if await self.load.throw(self._reason, engage=True):
+                self._note("switch", "the kill switch is confirmed")
+        await asyncio.sleep(max(0.0, end - asyncio.get_running_loop().time()))
+
+    async def _strike(self, strike: Strike) -> None:
+        fault = self._fault(strike.kind, strike.duration_ms, strike.delay_ms)
+        # In the timeline before it is asked for: whatever comes of it, comes after.
+        begin_ns = self.now_ns()
+        try:
+            reply = await self._nodes.inject(strike.node, fault.message())
+            begin_ns = self.now_ns() + reply.strikes_in_ms * _MS
+        except OutcomeUnknown:
+            # The blow may have been faster than the answer; whether it was struck is seen by looking.
+            pass
+        except (Denied, Refused, Unavailable) as error:
+            raise Stopped(f"{strike.node} did not take the fault: {error}") from error
+        self._injected.append((strike, fault.id, begin_ns))
+        self.course.timeline.append(
+            Happening(begin_ns, "fault", strike.says, strike.node, begin_ns + strike.duration_ms * _MS)
+        )
+
+    def _fault(self, kind: Kind, duration_ms: int, delay_ms: int = 0) -> Fault:
+        return Fault(self.course.drill, secrets.token_hex(16), kind, duration_ms, self._reason, delay_ms=delay_ms)
+
+    async def _reserve(self) -> None:
+        """Keep every node for this drill for as long as it may take. Raises `NotSteady` or `Stopped`."""
+        keep_ms = min(limits.RESERVATION_MS_MAX, round((self.course.plan.seconds + _RESERVED_MORE_S) * 1000))
+        for node in self._nodes.addresses:
+            try:
+                await self._nodes.inject(node, self._fault(Kind.RESERVE, keep_ms).message())
+            except ControlPlaneError as error:
+                if self._injected:
+                    raise Stopped(f"{node} is not to be had any more: {error}") from error
+                raise NotSteady([f"{node}: {error}"]) from error
+
+    async def _learn_actor(self) -> None:
+        for look in (await self._nodes.look()).values():
+            for each in look.faults.faults if look.faults is not None else ():
+                self.course.actor = each.actor
+
+    async def _well(self) -> None:
+        """Wait until every node has what was committed when the faults had ended. Raises `Stopped`."""
+        healed_ns = max(begin + strike.duration_ms * _MS for strike, _, begin in self._injected)
+        newest = steadiness.commit(self.looks)
+        self.step = "waiting until every node has caught up"
+        try:
+            async with asyncio.timeout(WELL_TIMEOUT_S):
+                while self.now_ns() < healed_ns or steadiness.behind(self.looks, newest) or self._faulty():  # noqa: ASYNC110
+                    # Nodes are looked at; nothing announces that all of them are well.
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise Stopped(f"not well within {WELL_TIMEOUT_S:g} s: {self._not_well(newest)}") from None
+        took_ms = max(0, self.now_ns() - healed_ns) // _MS
+        self._replication_ms = max(self._replication_ms or 0, took_ms)
+        self._note("well", f"every node has caught up, {took_ms} ms after the faults had ended")
+
+    def _faulty(self) -> list[str]:
+        """Nodes with faults of which their last answer told."""
+        return [
+            name
+            for name, look in self.looks.items()
+            if look.faults is None or any(each.fault.kind != Kind.RESERVE.value for each in look.faults.faults)
+        ]
+
+    def _not_well(self, newest: int) -> str:
+        behind, faulty = steadiness.behind(self.looks, newest), self._faulty()
+        return f"behind or silent: {', '.join(behind) or 'none'}; with faults: {', '.join(faulty) or 'none'}"
+
+    # Looking.
+
+    async def _look_at(self, name: str) -> None:
+        """Ask one node again and again: a silent one must not blur the view of the others."""
+        address = self._nodes.addresses[name]
+        while True:
+            look = await self._nodes.look_at(address)
+            was, self.looks[name] = self.looks[name], look
+            if look.status is not None:
+                self._answered_ns[name] = self.now_ns()
+                self._see_leader(look.status.region.term, look.status.region.leader)
+            if (was.status is None) != (look.status is None):
+                word = "silent" if look.status is None else "answers"
+                self._note(word, f"{name} {'does not answer' if look.status is None else 'answers'}", name)
+            self._observe(name, was, look)
+            await asyncio.sleep(POLL_S)
+
+    def _see_leader(self, term: int, leader: str) -> None:
+        if leader and term > self._led[0]:
+            self._led = (term, leader)
+            self._note("leader", f"{leader} leads in term {term}", leader)
+
+    def _observe(self, name: str, was: Look, look: Look) -> None:
+        """Notice that faults are at work, and what a replaced node does before it has caught up."""
+        restarted = was.status is not None and look.status is not None and look.status.uptime_ms < was.status.uptime_ms
+        for strike, fault, begin_ns in self._injected:
+            if strike.node != name or self.now_ns() < begin_ns:
+                continue
+            if strike.kind in PROCESS_KINDS:
+                if look.status is None or restarted:
+                    self._observed.add(fault)
+            elif look.faults is not None and any(each.fault.id == fault for each in look.faults.faults):
+                self._observed.add(fault)
+        if name == self.course.plan.replaced and look.faults is not None and look.status is not None:
+            self._see_replaced(look)
+
+    def _see_replaced(self, look: Look) -> None:
+        assert look.faults is not None
+        assert look.status is not None
+        if look.faults.standing == "replacing":
+            self._unvoting.append(look.status.role)
+        elif self._unvoting and self._unvoting[-1] != "member":
+            self._unvoting.append("member")
+
+    async def _until_stopped(self) -> None:
+        """Return only by raising `Stopped`."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            if why := self._stop_condition():
+                raise Stopped(why)
+
+    def _stop_condition(self) -> str:
+        now_ns, plan = self.now_ns(), self.course.plan
+        if self.load.failure is not None:
+            return f"a client of the drill failed: {self.load.failure!r}"
+        if wrong := steadiness.contradictions(self.looks.values()):
+            return wrong[0]
+        for name, look in self.looks.items():
+            if look.faults is not None and self.course.drill in look.faults.aborted:
+                return f"aborted at {name}"
+            silent_s = (now_ns - self._answered_ns.get(name, 0)) / 1e9
+            if name not in plan.struck and silent_s > STRANGER_SILENT_S:
+                return f"{name}, which was not struck, does not answer for {STRANGER_SILENT_S:g} s"
+        if self.silent_ms > plan.silence_ms_max:
+            return f"no write was acknowledged for {plan.silence_ms_max / 1000:g} s"
+        return ""
+
+    def _last_ack_ns(self) -> int:
+        events = self.course.recorder.events
+        for event in events[self._acked_seen :]:
+            if event.kind == "cas" and event.phase is Phase.OK and event.value is not None:
+                self._acked_ns = event.at_ns
+        self._acked_seen = len(events)
+        return self._acked_ns
+
+    def _note(self, what: str, says: str, node: str = "") -> None:
+        self.course.timeline.append(Happening(self.now_ns(), what, says, node))
+
+    # The end.
+
+    async def _end(self) -> None:
+        """Heal, wait, read everything once more, and let go of the region. Survives one interruption."""
+        ending = asyncio.ensure_future(self._heal_and_read())
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            self.course.ended_early = self.course.ended_early or "interrupted by the operator"
+            _go_on()
+            await ending
+
+    async def _heal_and_read(self) -> None:
+        course = self.course
+        self.step = "healing"
+        early = bool(course.ended_early) or not course.end_ns
+        await self._heal(abort=early)
+        if self._kill_engaged:
+            await self.load.throw(self._reason, engage=False)
+        if self._injected:
+            if early:
+                await self._settle()
+            course.end_ns = course.end_ns or self.now_ns()
+            await self.load.stop()
+            self.step = "reading everything once more"
+            await self.load.final_reads()
+            await self._compare()
+        await self.load.close()
+        course.processes = self._scribe.processes
+        course.after = dict(self.looks)
+        course.timeline.sort(key=lambda each: each.at_ns)
+
+    async def _heal(self, *, abort: bool) -> None:
+        """Ask every node to heal until all have answered, or until their own timers must have ended."""
+        last_ms = max((begin // _MS + strike.duration_ms for strike, _, begin in self._injected), default=0)
+        for _ in range(_HEAL_ROUNDS):
+            failed = await self._nodes.heal_all(self.course.drill, self._reason, abort=abort)
+            if not failed or self.now_ns() / _MS > last_ms + STRANGER_SILENT_S * 1000:
+                break
+            await asyncio.sleep(POLL_S)
+        self._note("healed", "every node was asked to heal")
+
+    async def _settle(self) -> None:
+        with suppress(Stopped):
+            await self._well()
+
+    async def _compare(self) -> None:
+        """With nobody writing, every node must come to the same revision and the same hash."""
+        replicas = "not comparable"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WELL_TIMEOUT_S / 2):
+                while (replicas := self._replicas()) == "not comparable":  # noqa: ASYNC110 - nodes are looked at.
+                    await asyncio.sleep(POLL_S)
+        missed = sum(fault not in self._observed for _, fault, _ in self._injected)
+        self.course.seen = Seen(
+            faults_observed=f"{missed} of {len(self._injected)} not" if missed else "all",
+            replicas=replicas,
+            replication_ms=self._replication_ms,
+            votes=self._votes() if self.course.plan.replaced else "",
+        )
+
+    def _replicas(self) -> str:
+        if steadiness.contradictions(self.looks.values()):
+            return "different"
+        found = {
+            (look.status.header.revision, look.status.hash) if look.status is not None else None
+            for look in self.looks.values()
+        }
+        return "equal" if len(found) == 1 and None not in found else "not comparable"
+
+    def _votes(self) -> str:
+        """Whether the replaced node stood for election, or led, before it was a member again."""
+        if any(role != "follower" for role in self._unvoting if role != "member"):
+            return "before catching up"
+        return "after catching up"
+
+
+def _leader_of(plan: Plan, looks: Mapping[str, Look]) -> str:
+    found: Facts | None = steadiness.facts(looks)
+    if found is None:
+        raise Stopped("no leader is known")
+    return found.leader
+
+
+def _go_on() -> None:
+    """Take the interruption as heard: what follows is the orderly end."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+
+
+def new_course(plan: Plan, before: Mapping[str, Look], clock_ms: Callable[[], int]) -> Course:
+    """A drill that is about to begin."""
+    return Course(secrets.token_hex(16), plan, before, clock_ms())

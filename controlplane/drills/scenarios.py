@@ -1,0 +1,333 @@
+"""PURE. The drills there are: what each of them does to a region of this shape, step by step, and what it must show.
+
+A plan is made from who leads and who follows. It names nodes, so it holds only while that leader leads: whoever runs
+it makes it anew right before the first fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from controlplane import limits
+from controlplane.drills.faults import Kind
+from controlplane.errors import Invalid
+
+VERSION: Final = 1
+"""Of the set of drills; a record says which one it was made with."""
+
+CALM_S: Final = 3.0
+"""How long clients work before the first fault and after the last."""
+OVERLAP_MS: Final = 10_000
+"""A region that lost more than it can bear must serve this long after it got it back."""
+BEHIND_BYTES: Final = 256 * 1024
+"""How far the rejoining node is left behind: past the engine's window of 64 KiB."""
+PAST_COMPACTION_BYTES: Final = 40 << 20
+"""The same, past what the others keep of their logs: it can only rejoin by a snapshot."""
+
+
+class Until(Enum):
+    """What a step waits for, after its faults have had their time."""
+
+    NOTHING = "nothing"
+    WELL = "every node answers, agrees on the leader and has caught up"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan is made from."""
+
+    leader: str
+    nodes: tuple[str, ...]
+
+    @property
+    def followers(self) -> tuple[str, ...]:
+        """The nodes that do not lead."""
+        return tuple(node for node in self.nodes if node != self.leader)
+
+    @property
+    def majority(self) -> int:
+        """How many nodes decide."""
+        return len(self.nodes) // 2 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the operator chose; None: what the drill does if nothing is said."""
+
+    down_s: float | None = None
+    past_compaction: bool = False
+    kill_switch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One fault at one node."""
+
+    node: str
+    kind: Kind
+    duration_ms: int
+    delay_ms: int = 0
+
+    @property
+    def says(self) -> str:
+        """The fault in words."""
+        return f"{_DOES[self.kind]} {self.node} for {self.duration_ms / 1000:g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Faults that strike at one moment, how long clients work on, and what is waited for then."""
+
+    says: str
+    load_s: float
+    strikes: tuple[Strike, ...] = ()
+    until: Until = Until.NOTHING
+    more_s: float = 0.0
+    """How long clients work on after that."""
+    bulk_bytes: int = 0
+    """Bytes that are written through the nodes that are not struck, while the faults last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One drill in one region."""
+
+    scenario: str
+    title: str
+    blast: tuple[str, ...]
+    steps: tuple[Step, ...]
+    rto_target_ms: int
+    silence_ms_max: int
+    """Stop condition: no write was acknowledged for so long, through any node."""
+    fencing: bool = False
+    """The lease of a holder behind the leader must pass on, and its old fence be refused."""
+    replaced: str = ""
+    """The node that must not vote before it has caught up."""
+    kill_switch: bool = False
+
+    @property
+    def struck(self) -> frozenset[str]:
+        """The nodes that are harmed."""
+        return frozenset(strike.node for step in self.steps for strike in step.strikes)
+
+    @property
+    def seconds(self) -> float:
+        """How long the steps take at least."""
+        return sum(step.load_s + step.more_s for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A drill by name."""
+
+    name: str
+    title: str
+    down_s: float
+    make: Callable[[Facts, Options, float], Plan]
+
+
+def plan(name: str, facts: Facts, options: Options = Options()) -> Plan:
+    """Plan the drill `name` for a region of this shape. Raises `Invalid` saying which drills, or nodes, there are."""
+    scenario = SCENARIOS.get(name)
+    if scenario is None:
+        raise Invalid(f"there is no drill {name!r}", reason="DRILL_UNKNOWN", hint="cpctl drill list")
+    if len(facts.nodes) < 3:
+        raise Invalid("a region of one node survives no fault", reason="REGION_TOO_SMALL", hint="drill three or five")
+    down_s = scenario.down_s if options.down_s is None else options.down_s
+    made = scenario.make(facts, options, down_s)
+    if any(strike.duration_ms > limits.FAULT_MS_MAX for step in made.steps for strike in step.strikes):
+        raise Invalid(f"no fault lasts longer than {limits.FAULT_MS_MAX // 1000} s", reason="OUT_OF_RANGE")
+    return replace(made, kill_switch=options.kill_switch or made.kill_switch)
+
+
+def _undisturbed(says: str = "clients work undisturbed") -> Step:
+    return Step(says, CALM_S)
+
+
+def _framed(*steps: Step) -> tuple[Step, ...]:
+    return (_undisturbed(), *steps, _undisturbed("clients work undisturbed again"))
+
+
+def _hit(says: str, *strikes: Strike, more_s: float = 0.0, bulk_bytes: int = 0) -> Step:
+    longest_s = max(strike.duration_ms for strike in strikes) / 1000
+    return Step(says, longest_s, strikes, Until.WELL, more_s, bulk_bytes)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _one_down(node: str) -> str:
+    return f"{node} does not serve; clients connected to it go elsewhere"
+
+
+def _kill_leader(facts: Facts, _: Options, down_s: float) -> Plan:
+    strike = Strike(facts.leader, Kind.KILL, _ms(down_s))
+    return Plan(
+        "kill-leader",
+        "The leader's process is killed",
+        (_one_down(facts.leader), "no write succeeds until another leader is elected, usually within a second"),
+        _framed(_hit("the leader is killed, and started again by its supervisor", strike)),
+        rto_target_ms=2_000,
+        silence_ms_max=OVERLAP_MS,
+    )
+
+
+def _isolate_leader(facts: Facts, _: Options, down_s: float) -> Plan:
+    strike = Strike(facts.leader, Kind.CUT, _ms(down_s))
+    return Plan(
+        "isolate-leader",
+        "The leader is cut off from its peers while clients write on both sides",
+        (
+            f"{facts.leader} answers clients, but can commit nothing; its clients hear Unavailable or OutcomeUnknown",
+            "no write succeeds until the others have elected another leader",
+        ),
+        _framed(_hit("the leader's links are cut in both directions", strike)),
+        rto_target_ms=2_000,
+        silence_ms_max=OVERLAP_MS,
+    )
+
+
+def _one_way_loss(facts: Facts, _: Options, down_s: float) -> Plan:
+    out = Strike(facts.leader, Kind.CUT_OUT, _ms(down_s))
+    back = Strike(facts.followers[0], Kind.CUT_IN, _ms(down_s))
+    return Plan(
+        "one-way-loss",
+        "Messages get lost in one direction only: first from the leader, then to a follower",
+        (
+            f"{facts.leader} is not heard by its peers and another leader is elected",
+            f"{facts.followers[0]} hears nothing, falls behind and must not disturb the others",
+        ),
+        _framed(
+            _hit("what the leader sends is lost", out),
+            _hit(f"what is sent to {facts.followers[0]} is lost", back),
+        ),
+        rto_target_ms=2_000,
+        silence_ms_max=OVERLAP_MS,
+    )
+
+
+def _pause_leader(facts: Facts, _: Options, down_s: float) -> Plan:
+    strike = Strike(facts.leader, Kind.PAUSE, _ms(down_s))
+    return Plan(
+        "pause-leader",
+        "The leader is paused with a lease holder behind it; when both go on, the old fence must be refused",
+        (
+            _one_down(facts.leader),
+            "its connections stay open and silent: clients notice by their own patience",
+            "the holder of the drill's lease loses it to a rival",
+        ),
+        _framed(_hit("the leader's process is stopped, and continued by its supervisor", strike, more_s=2.0)),
+        rto_target_ms=3_000,
+        silence_ms_max=OVERLAP_MS,
+        fencing=True,
+    )
+
+
+def _majority_loss(facts: Facts, _: Options, down_s: float) -> Plan:
+    lost = (facts.leader, *facts.followers)[: facts.majority]
+    strikes = tuple(Strike(node, Kind.KILL, _ms(down_s)) for node in lost)
+    return Plan(
+        "majority-loss",
+        "A majority of the nodes is killed at once, the leader among them, and comes back",
+        (
+            f"{', '.join(lost)} do not serve",
+            f"NO WRITE AND NO LINEARIZABLE READ SUCCEEDS for about {down_s:g} s, in the whole region",
+            "agents go on with their mirrors: configuration as last known, permission for 5 s",
+        ),
+        _framed(_hit("a majority is killed, and started again by the supervisors", *strikes)),
+        rto_target_ms=_ms(down_s) + OVERLAP_MS,
+        silence_ms_max=_ms(down_s) + 3 * OVERLAP_MS,
+    )
+
+
+def _rolling_restart(facts: Facts, _: Options, down_s: float) -> Plan:
+    return Plan(
+        "rolling-restart",
+        "Every node is restarted in turn, the leader last, while clients work",
+        tuple(f"{node} drains, is down for about {down_s:g} s, and comes back" for node in facts.nodes),
+        _framed(
+            *(
+                _hit(f"{node} is drained and started again", Strike(node, Kind.RESTART, _ms(down_s)))
+                for node in (*facts.followers, facts.leader)
+            )
+        ),
+        rto_target_ms=1_000,
+        silence_ms_max=OVERLAP_MS,
+    )
+
+
+def _replace_node(facts: Facts, _: Options, down_s: float) -> Plan:
+    node = facts.followers[-1]
+    return Plan(
+        "replace-node",
+        "A node loses its disk and comes back with an empty one: no vote before it has caught up",
+        (
+            _one_down(node),
+            f"the data folder of {node} is put aside, not deleted: remove it afterwards",
+            "until it has caught up, the region survives one loss less",
+        ),
+        _framed(_hit("the node is killed and comes back with --replace", Strike(node, Kind.REPLACE, _ms(down_s)))),
+        rto_target_ms=1_000,
+        silence_ms_max=OVERLAP_MS,
+        replaced=node,
+    )
+
+
+def _divergent_rejoin(facts: Facts, options: Options, down_s: float) -> Plan:
+    behind = PAST_COMPACTION_BYTES if options.past_compaction else BEHIND_BYTES
+    said = f"{behind >> 20} MiB, past what is kept of the log" if options.past_compaction else f"{behind >> 10} KiB"
+    strike = Strike(facts.leader, Kind.CUT, _ms(down_s))
+    return Plan(
+        "divergent-rejoin",
+        f"The leader is cut off with entries of its own, left behind by {said}, and rejoins",
+        (
+            f"{facts.leader} answers clients, but can commit nothing; what it took alone is discarded when it rejoins",
+            f"{said} are written to the drill's own workflow, whose history stays in the store",
+        ),
+        _framed(_hit("the leader's links are cut, and the others go on", strike, bulk_bytes=behind)),
+        rto_target_ms=2_000,
+        silence_ms_max=OVERLAP_MS,
+    )
+
+
+def _kill_switch(facts: Facts, options: Options, down_s: float) -> Plan:
+    made = _isolate_leader(facts, options, down_s)
+    return replace(
+        made,
+        scenario="kill-switch",
+        title="A kill switch is thrown while the leader is cut off; it must hold everywhere",
+        kill_switch=True,
+    )
+
+
+_DOES: Final[Mapping[Kind, str]] = {
+    Kind.KILL: "kill",
+    Kind.RESTART: "drain and restart",
+    Kind.PAUSE: "pause",
+    Kind.REPLACE: "empty the disk of",
+    Kind.CUT: "cut off",
+    Kind.CUT_OUT: "lose what leaves",
+    Kind.CUT_IN: "lose what reaches",
+    Kind.DELAY: "slow the links of",
+    Kind.RESERVE: "reserve",
+}
+
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    each.name: each
+    for each in (
+        Scenario("kill-leader", "kill the leader", 5.0, _kill_leader),
+        Scenario("isolate-leader", "cut the leader off, with writers on both sides", 8.0, _isolate_leader),
+        Scenario("one-way-loss", "lose messages in one direction", 6.0, _one_way_loss),
+        Scenario("pause-leader", "pause the leader; the old fence is refused", 30.0, _pause_leader),
+        Scenario("majority-loss", "lose a majority and get it back", 6.0, _majority_loss),
+        Scenario("rolling-restart", "restart every node under load", 1.0, _rolling_restart),
+        Scenario("replace-node", "replace a node's disk by an empty one", 1.0, _replace_node),
+        Scenario("divergent-rejoin", "rejoin with a log that went another way", 10.0, _divergent_rejoin),
+        Scenario("kill-switch", "throw a kill switch while the leader is cut off", 8.0, _kill_switch),
+    )
+}
+"""All drills, by name."""

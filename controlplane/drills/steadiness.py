@@ -1,0 +1,106 @@
+"""PURE. Whether a region is well enough to be broken on purpose, and whether it is well again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from controlplane.drills.nodes import Look
+from controlplane.drills.scenarios import Facts
+from controlplane.v1 import drill_pb2
+
+LAG_ENTRIES_MAX: Final = 1000
+"""How far a follower may be behind a busy leader and still count as caught up before a drill."""
+
+
+def facts(looks: Mapping[str, Look]) -> Facts | None:
+    """Who leads and who follows, if everyone who answers names the same leader."""
+    leaders = {look.status.region.leader for look in looks.values() if look.status is not None}
+    leader = leaders.pop() if len(leaders) == 1 else ""
+    return Facts(leader, tuple(looks)) if leader in looks else None
+
+
+def problems(looks: Mapping[str, Look], drill: str = "") -> list[str]:
+    """Every reason not to begin a drill, in words; empty: the region is steady. `drill` may be reserved already."""
+    found = [*_of_nodes(looks), *_of_drills(looks, drill)]
+    if not found:
+        found = [*_of_agreement(looks), *_of_lag(looks)]
+    return found
+
+
+def behind(looks: Mapping[str, Look], commit: int) -> list[str]:
+    """The nodes that do not answer, know no leader, vote not yet, or have not applied entry `commit`."""
+    return [
+        name
+        for name, look in looks.items()
+        if look.status is None
+        or not look.status.region.leader
+        or look.status.applied < commit
+        or (look.faults is not None and look.faults.standing not in ("", "member"))
+    ]
+
+
+def contradictions(looks: Iterable[Look]) -> list[str]:
+    """Nodes with equal revision and another state: the worst that can be found."""
+    hashes: dict[int, dict[str, str]] = {}
+    for look in looks:
+        if look.status is not None:
+            hashes.setdefault(look.status.header.revision, {})[look.status.node] = look.status.hash
+    return [
+        f"{', '.join(sorted(nodes))} have another state at the same revision {revision}"
+        for revision, nodes in hashes.items()
+        if len(set(nodes.values())) > 1
+    ]
+
+
+def commit(looks: Mapping[str, Look]) -> int:
+    """The newest entry that any node knows to be committed."""
+    return max((look.status.commit for look in looks.values() if look.status is not None), default=0)
+
+
+def _of_nodes(looks: Mapping[str, Look]) -> Iterator[str]:
+    if len(looks) < 3:
+        yield "the region has one node: it survives no fault"
+    for name, look in looks.items():
+        if look.denied:
+            yield f"{name} denies: {look.denied}"
+        elif look.status is None or look.faults is None:
+            yield f"{name} does not answer at {look.address}"
+        elif not look.faults.enabled:
+            yield f"{name} was not started with --drills (DRILLS_OFF)"
+        elif look.faults.standing != "member":
+            yield f"{name} is no full member yet ({look.faults.standing})"
+
+
+def _of_drills(looks: Mapping[str, Look], drill: str) -> Iterator[str]:
+    for name, look in looks.items():
+        for active in look.faults.faults if look.faults is not None else ():
+            if active.fault.drill != drill:
+                kind = drill_pb2.FaultKind.Name(active.fault.kind)
+                yield f"{name} takes part in drill {active.fault.drill[:8]} of {active.actor} already ({kind})"
+
+
+def _of_agreement(looks: Mapping[str, Look]) -> Iterator[str]:
+    seen = {(look.status.region.leader, look.status.region.term) for look in looks.values() if look.status is not None}
+    if len(seen) > 1 or not all(leader for leader, _ in seen):
+        yield "the nodes do not agree on a leader: " + ", ".join(
+            f"{leader or 'none'} in term {term}" for leader, term in sorted(seen)
+        )
+    versions = {look.status.version for look in looks.values() if look.status is not None}
+    if len(versions) > 1:
+        yield f"the nodes run different versions: {', '.join(sorted(versions))}"
+    if len({look.faults.config_hash for look in looks.values() if look.faults is not None}) > 1:
+        yield "the nodes were started with different region files"
+    yield from contradictions(looks.values())
+
+
+def _of_lag(looks: Mapping[str, Look]) -> Iterator[str]:
+    newest = commit(looks)
+    for name, look in looks.items():
+        assert look.status is not None
+        if newest - look.status.applied > LAG_ENTRIES_MAX:
+            yield f"{name} is {newest - look.status.applied} entries behind"
+        if look.status.region.leader == name:
+            for member in look.status.members:
+                if not member.connected:
+                    yield f"the leader {name} is not connected to {member.name}"
