@@ -54,7 +54,7 @@ _ENTRY_S = limits.CALL_TIMEOUT_S
 # Reads that wait for one barrier end together: the most patient of them decides for all.
 _SHARED_S = 8.0
 _LATE_S = 1.0
-_SLOWEST_CLOCK = 0.7
+SLOWEST_CLOCK = 0.7
 
 
 class Broken(Exception):
@@ -247,6 +247,7 @@ class Replica(sim_node.Node):
         self._open: dict[int, _Open] = {}
         self._numbers = count()
         self._news = self._poked = False
+        self.unready_until = -1.0  # When this node last led without having committed anything of its term.
         self._links: dict[str, bool] = {}
         self._told: dict[object, Answer] = {}
         self._watches: dict[object, asyncio.Task[None]] = {}
@@ -341,7 +342,7 @@ class Replica(sim_node.Node):
         now, resumed_at = self.world.now(), self.world.paused_until(self.name)
         for one in self._open.values():
             allowed_s = one.timeout_s + (_ENTRY_S if one.method in features.WRITES else _SHARED_S)
-            if now > max(one.begun_at, resumed_at) + allowed_s / _SLOWEST_CLOCK + _LATE_S:
+            if now > max(one.begun_at, resumed_at) + allowed_s / SLOWEST_CLOCK + _LATE_S:
                 return f"{one.method} asked at {one.begun_at:.3f} with {one.timeout_s:.3f} s"
         return ""
 
@@ -396,6 +397,8 @@ class Replica(sim_node.Node):
         """See `sim_node.Node`; then tell what changed."""
         self._poked = False
         super().pump()
+        if self.guard.role is Role.LEADER and not self.guard.ready:
+            self.unready_until = self.world.now()
         if self._news:
             self._news = False
             self.loop.enter(self._tell)
