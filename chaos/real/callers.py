@@ -27,7 +27,7 @@ from controlplane.sdk.calls import Calls
 from controlplane.sdk.channel import Channel
 from controlplane.v1 import api_pb2 as api
 
-PLAIN_TIMEOUT_S = 2.0
+PLAIN_TIMEOUT_S = 1.0
 """How long one plain call may take."""
 ATTEMPT_S = 0.7
 """How long one attempt of a repeated write may take."""

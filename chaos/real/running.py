@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 import traceback
 from bisect import bisect_left, bisect_right
@@ -27,7 +28,7 @@ from chaos.real.faults import NEMESES, Fault, Nemesis
 from chaos.real.report import Led, Report, Strike, weigh
 from chaos.real.workloads import WORKLOADS, Workload
 
-NONE = "none"
+NONE, MIXED = "none", "mixed"
 CALM_SHARE = 0.15
 CALM_S_MIN = 1.2
 """The calm parts at both ends last so long at least."""
@@ -117,9 +118,9 @@ class Run:
 
     async def _run(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        shim = self._nemesis is not None and self._nemesis.shim
         self._say("starting the nodes", 0.0)
-        async with Cluster(self._folder / "region", self._plan.nodes, self._plan.place, shim=shim) as cluster:
+        folder = self._folder / "region"
+        async with Cluster(folder, self._plan.nodes, self._plan.place, shim=self._wants_shim()) as cluster:
             async with self._workloads[self._plan.workload](cluster, self._plan.seed) as workload:
                 self.workload = workload
                 await self._loaded(cluster, workload)
@@ -127,6 +128,12 @@ class Run:
                 await self._read_back(workload)
             self._say("comparing the replicas byte for byte", self._plan.seconds)
             await self._compare(cluster)
+
+    def _wants_shim(self) -> bool:
+        """Whether disks and clocks are to be broken: by these faults, or among all if this machine can."""
+        if self._nemesis is None:
+            return False
+        return self._nemesis.shim or (self._nemesis.name == MIXED and shutil.which("gcc") is not None)
 
     async def _loaded(self, cluster: Cluster, workload: Workload) -> None:
         """Run load and faults side by side."""

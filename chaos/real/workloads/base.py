@@ -10,7 +10,7 @@ from random import Random
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from chaos.real.callers import Callers, Region, calling
+from chaos.real.callers import Callers, Region, Repeats, calling
 from chaos.real.recording import Book, Worker
 from chaos.real.report import Finding
 from controlplane.checking import invariants
@@ -73,6 +73,7 @@ class Workload(ABC):
         self.checked: dict[str, str] = {}
         self.results: list[Result] = []
         self.callers: Callers
+        self._repeats: list[Repeats] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -92,7 +93,9 @@ class Workload(ABC):
 
     async def enter(self, name: str, **options: object) -> Callers:
         """Connect a caller of its own identity, until the workload ends."""
-        return await self._stack.enter_async_context(calling(self.region, self.role, name, self.random, **options))
+        callers = await self._stack.enter_async_context(calling(self.region, self.role, name, self.random, **options))
+        self._repeats.append(callers.repeats)
+        return callers
 
     async def prepare(self) -> None:  # noqa: B027 - most need nothing.
         """Set up what the load needs, before it begins."""
@@ -168,10 +171,10 @@ class Workload(ABC):
             self.found("unexpected", text)
         if self.book.recorder.full:
             self.found("load", "the history is full: the load ended before the run")
-        repeats = self.callers.repeats
-        self.book.count("repeated with the same answer", repeats.same)
-        for text in repeats.differing:
-            self.found("repeat", text)
+        for repeats in self._repeats:
+            self.book.count("repeated with the same answer", repeats.same)
+            for text in repeats.differing:
+                self.found("repeat", text)
 
     async def _steps(self, worker: Worker, over: asyncio.Event) -> None:
         while not over.is_set() and not self.book.recorder.full:

@@ -46,7 +46,7 @@ class Cas(Workload):
         if chance < 0.08 or (not version and chance < 0.5):
             await self._create(worker, key)
         elif chance < 0.5:
-            await self._swap(worker, key, version)
+            await self._look_and_swap(worker, key, version)
         elif chance < 0.9:
             await self._read(worker, self.somebody(worker), key)
         else:
@@ -81,6 +81,12 @@ class Cas(Workload):
         )
         if reply is not None:
             self._acknowledged(worker, key, reply.version, value, reply.header.revision)
+
+    async def _look_and_swap(self, worker: Worker, key: str, version: int) -> None:
+        """Swap; mostly after a fresh look, because others are at it too and what was seen before is seldom true."""
+        if worker.random.random() < 0.7:
+            await self._read(worker, self.somebody(worker), key)
+        await self._swap(worker, key, self._seen.get((worker.process, key), version))
 
     async def _swap(self, worker: Worker, key: str, version: int) -> None:
         value = worker.unique()

@@ -108,9 +108,6 @@ class Elections(Workload):
         for text in cut_short(history.operations, TTL_MS * 1_000_000):
             self.found("LEASE_CUT_SHORT", text)
         self.checked["tenures"] = f"{len(self._tenures)} never overlap"
-        for crew in self._crews:
-            self.callers.repeats.same += crew.repeats.same
-            self.callers.repeats.differing += crew.repeats.differing
         self.noticed()
 
     def _judge_acts(self) -> None:

@@ -11,6 +11,7 @@ from chaos.real.callers import Callers, Region
 from chaos.real.recording import Question, Worker, now_ns
 from chaos.real.workloads.base import Keys, Workload
 from controlplane.checking.histories import History, Operation, Value
+from controlplane.checking.invariants import stale_reads
 from controlplane.checking.models import Register
 from controlplane.errors import ControlPlaneError
 from controlplane.sdk import AgentConfig, Flag, FlagType, FlagValue, Variant
@@ -89,6 +90,7 @@ class Flags(Workload):
     def judge(self, history: History) -> None:
         """One register per flag, and mirrors within their bound."""
         self.linearizable("linearizability", self._registers(history.operations), Register())
+        self.broken(stale_reads(history))
         for text in late(self._looked, history.operations, self._by_revision, MIRROR_AGE_MAX_MS * 1_000_000):
             self.found("mirror too old", text)
         self.checked["mirrors"] = f"{len(self._looked)} looks within {MIRROR_AGE_MAX_MS} ms"
@@ -107,14 +109,16 @@ class Flags(Workload):
         if known is None:
             await worker.random.choice((self._set, self._create))(worker, key)
         else:
-            way = worker.random.choice((self._swap, self._swap, self._set, self._restore))
-            await way(worker, key, *((known,) if way is not self._set else ()))
+            await worker.random.choice((self._swap, self._swap, self._set_again, self._restore))(worker, key, known)
 
     async def _set(self, worker: Worker, key: str) -> None:
         value, caller = worker.unique(), self.writer(worker)
         question = Question(key, "write", value, writes=True)
         reply = await self.book.ask(worker, question, lambda: caller.set_flag(flag(key, value)), _version, _nothing)
         self._acknowledged(worker, key, value, reply)
+
+    async def _set_again(self, worker: Worker, key: str, _: Known) -> None:
+        await self._set(worker, key)
 
     async def _create(self, worker: Worker, key: str) -> None:
         value, caller = worker.unique(), self.writer(worker)

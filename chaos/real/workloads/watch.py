@@ -19,7 +19,7 @@ from chaos.real.recording import Question, Worker
 from chaos.real.workloads.base import Keys, Workload
 from controlplane.checking import watches
 from controlplane.checking.histories import History, Value
-from controlplane.checking.invariants import writes
+from controlplane.checking.invariants import stale_reads, writes
 from controlplane.checking.models import Register
 from controlplane.errors import ControlPlaneError
 from controlplane.v1 import api_pb2 as api
@@ -48,7 +48,7 @@ class Watches(Workload):
 
     def __init__(self, region: Region, seed: int) -> None:
         super().__init__(region, seed)
-        self._keys = Keys(PREFIX, 4)
+        self._keys = Keys(PREFIX, 8)
         self._others = Keys("unwatched/", 1)
         self._seen: dict[tuple[int, str], int] = {}
         self._watched: dict[str, list[watches.Session]] = {}
@@ -88,6 +88,7 @@ class Watches(Workload):
     def judge(self, history: History) -> None:
         """Every watcher saw what was committed: in order, whole, once, without a gap, up to the end."""
         self.linearizable("linearizability", history.operations, Register())
+        self.broken(stale_reads(history))
         present: dict[str, list[Value]] = {}
         for change in self._events:
             present.setdefault(change.name, []).append(change.workflow.state.decode())
