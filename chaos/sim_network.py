@@ -39,6 +39,23 @@ class Ends(Protocol):
         """Tell `name` that its link to `peer` came up or broke."""
 
 
+class _Stream:
+    """One directed link: what is under way on it, and its source's end of the connection."""
+
+    __slots__ = ("back", "blocks", "generation", "heard_at", "last_at", "link", "queue", "source", "target", "up")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.source, self.target = link
+        self.up = False  # The source holds the connection for open.
+        self.blocks = 0  # How many cuts hold it up.
+        self.generation = 0
+        self.last_at = 0.0  # When the last message put on it arrives: none arrives earlier.
+        self.heard_at = 0.0  # When the target last heard the source.
+        self.queue: deque[tuple[float, object, Any]] = deque()
+        self.back: _Stream  # The link the other way.
+
+
 class Network:
     """All links between `names`. `at(delay, function, *args)` schedules; `clock()` is the present time."""
 
@@ -56,177 +73,173 @@ class Network:
         self.counts: Counter[str] = Counter()
         self._ends, self._conditions, self._random = ends, conditions, random
         self._at, self._clock = at, clock
-        self._pairs = [link for link in self.links if link[0] < link[1]]
-        self._blocks = dict.fromkeys(self.links, 0)
-        self._queues: dict[Link, deque[tuple[float, object, Any]]] = {link: deque() for link in self.links}
-        self._last_at = dict.fromkeys(self.links, 0.0)
-        self._heard_at = dict.fromkeys(self.links, 0.0)
-        self._up = dict.fromkeys(self.links, False)
-        self._generation = dict.fromkeys(self.links, 0)
-        for pair in self._pairs:
-            at(0.01, self._connect, pair)
+        self._delay_s, self._disorder = conditions.delay_s, conditions.disorder
+        self._streams = {link: _Stream(link) for link in self.links}
+        for (a, b), stream in self._streams.items():
+            stream.back = self._streams[b, a]
+        self._from = {name: [x for x in self._streams.values() if x.source == name] for name in names}
+        for link in self.links:
+            if link[0] < link[1]:
+                at(0.01, self._connect, self._streams[link])
         at(0.3, self._keep_alive)
 
     # What the nodes do.
 
     def send(self, source: str, target: str, message: Any) -> None:
         """Send; lost if the connection is down or goes down before it arrives."""
-        link = (source, target)
-        if not self._up[link]:
+        stream = self._streams[source, target]
+        if not stream.up:
             return
-        if self._dead((target, source)):
-            self._at(0.0, self._close, source, target)
-            return
-        self._put(link, message)
-
-    def deaf(self, name: str) -> bool:
-        """Whether nothing can reach `name` now."""
-        return all(self._blocks[link] for link in self.links if link[1] == name)
-
-    def close(self, name: str, peer: str) -> None:
-        """Close the connection, as `name` would that found it broken."""
-        self._close(name, peer)
+        now = self._clock()
+        if self._dead(stream.back, now):
+            self._at(0.0, self._close, stream)
+        else:
+            self._put(stream, message, now)
 
     def process_died(self, name: str, *, silent: bool) -> None:
         """Close every connection of `name`; with `silent` nobody is told (the host vanished)."""
-        for a, b in self.links:
-            if a == name and self._up[a, b]:
-                self._up[a, b] = False
-                self._queues[b, a].clear()
+        now = self._clock()
+        for stream in self._from[name]:
+            if stream.up:
+                stream.up = False
+                stream.back.queue.clear()
                 if not silent:
-                    self._put((a, b), _CLOSED)
+                    self._put(stream, _CLOSED, now)
 
     def process_started(self, name: str) -> None:
         """A new process answers packets of old connections with a reset."""
-        for a, b in self.links:
-            if b == name and self._up[a, b]:
-                self._at(self._random.uniform(0, 3), self._reset, a, b, self._generation[a, b])
+        for stream in self._from[name]:
+            if stream.back.up:
+                self._at(self._random.uniform(0, 3), self._reset, stream.back, stream.back.generation)
 
-    def _reset(self, a: str, b: str, generation: int) -> None:
-        if generation == self._generation[a, b]:
-            self._close(a, b)
+    def _reset(self, stream: _Stream, generation: int) -> None:
+        if generation == stream.generation:
+            self._close(stream)
 
     # What breaks it.
 
     def cut(self, links: Iterable[Link], for_s: float) -> None:
         """Block `links` for a while."""
-        chosen = list(links)
-        for link in chosen:
-            self._blocks[link] += 1
+        chosen = [self._streams[link] for link in links]
+        for stream in chosen:
+            stream.blocks += 1
         self._at(for_s, self._heal, chosen)
 
-    def _heal(self, links: list[Link]) -> None:
-        for link in links:
-            self._blocks[link] -= 1
-            if not self._blocks[link]:
-                self._at(self._random.choice((0.001, 0.2, 0.6)), self._pump, link)
+    def _heal(self, streams: list[_Stream]) -> None:
+        for stream in streams:
+            stream.blocks -= 1
+            if not stream.blocks:
+                self._at(self._random.choice((0.001, 0.2, 0.6)), self._pump, stream)
+
+    def deaf(self, name: str) -> bool:
+        """Whether nothing can reach `name` now."""
+        return all(stream.back.blocks for stream in self._from[name])
 
     # Packets.
 
-    def _stamp(self, link: Link) -> object:
+    def _stamp(self, stream: _Stream) -> object:
         # A replaced disk always meets its peers over a new connection.
-        if self._conditions.disorder:
-            return self._ends.life(link[0]), self._ends.life(link[1])
-        return self._generation[link]
+        if self._disorder:
+            return self._ends.life(stream.source), self._ends.life(stream.target)
+        return stream.generation
 
-    def _put(self, link: Link, message: Any) -> None:
-        random, conditions = self._random, self._conditions
-        stamp = self._stamp(link)
-        if conditions.disorder and message is not _CLOSED:
-            # A steady delay: a sender that goes back cannot carry any load if every message is overtaken.
-            self._put_disordered(link, message, conditions.delay_s + self.slow[link], stamp)
+    def _put(self, stream: _Stream, message: Any, now: float) -> None:
+        if self._disorder and message is not _CLOSED:
+            self._put_disordered(stream, message)
             return
-        now = self._clock()
-        at = now + conditions.delay_s * (0.5 + 1.5 * random.random()) + self.slow[link]
-        self._last_at[link] = at = max(self._last_at[link], at)
-        self._queues[link].append((at, stamp, message))
-        self._at(at - now, self._pump, link)
+        at = now + self._delay_s * (0.5 + 1.5 * self._random.random()) + self.slow[stream.link]
+        stream.last_at = at = max(stream.last_at, at)
+        stream.queue.append((at, self._stamp(stream), message))
+        self._at(at - now, self._pump, stream)
 
-    def _put_disordered(self, link: Link, message: Any, delay: float, stamp: object) -> None:
-        random, base = self._random, self._conditions.delay_s
+    def _put_disordered(self, stream: _Stream, message: Any) -> None:
+        # A steady delay: a sender that goes back cannot carry any load if every message is overtaken.
+        random, base = self._random, self._delay_s
+        delay, stamp = base + self.slow[stream.link], self._stamp(stream)
         if random.random() < 0.1:
             delay += random.uniform(0, 20) * base
             self.counts["overtaken"] += 1
         if random.random() < self._conditions.duplicated:
             self.counts["duplicated"] += 1
-            self._at(delay + random.uniform(0, 40) * base, self._arrive, link, stamp, message)
+            self._at(delay + random.uniform(0, 40) * base, self._arrive, stream, stamp, message)
         if random.random() < 0.01:
             self.counts["lost"] += 1
         else:
-            self._at(delay, self._arrive, link, stamp, message)
+            self._at(delay, self._arrive, stream, stamp, message)
 
-    def _arrive(self, link: Link, stamp: object, message: Any) -> None:
-        self._queues[link].append((self._clock(), stamp, message))
-        self._pump(link)
+    def _arrive(self, stream: _Stream, stamp: object, message: Any) -> None:
+        stream.queue.append((self._clock(), stamp, message))
+        self._pump(stream)
 
-    def _pump(self, link: Link) -> None:
-        if self._blocks[link] or not self._queues[link]:
+    def _pump(self, stream: _Stream) -> None:
+        if stream.blocks or not stream.queue:
             return
-        target = link[1]
-        paused = self._ends.paused_until(target) - self._clock()
+        now = self._clock()
+        paused = self._ends.paused_until(stream.target) - now
         if paused > 0:
-            self._at(paused + 1e-6, self._pump, link)
+            self._at(paused + 1e-6, self._pump, stream)
             return
-        messages = self._take(link)
+        messages = self._take(stream, now)
         if messages:
             self.counts["messages"] += len(messages)
-            self._ends.deliver(target, messages)
+            self._ends.deliver(stream.target, messages)
 
-    def _take(self, link: Link) -> list[tuple[str, Any]]:
-        """Take what is due on `link`, each with its sender."""
-        source, target = link
-        queue, back = self._queues[link], (target, source)
+    def _take(self, stream: _Stream, now: float) -> list[tuple[str, Any]]:
+        """Take what is due on `stream`, each with its sender."""
+        queue, source, back = stream.queue, stream.source, stream.back
         messages: list[tuple[str, Any]] = []
-        now, running = self._clock(), self._ends.running(target)
+        running, stamp_now = self._ends.running(stream.target), self._stamp(stream)
         while queue and queue[0][0] <= now + 1e-9:
             _, stamp, message = queue.popleft()
-            if not self._up[back] or not running or stamp != self._stamp(link):
+            if not back.up or not running or stamp != stamp_now:
                 continue
-            if message is _CLOSED or self._dead(link):
-                self._close(target, source)
+            if message is _CLOSED or self._dead(stream, now):
+                self._close(back)
                 continue
-            self._heard_at[link] = now
+            stream.heard_at = now
             if message is not _ALIVE:
                 messages.append((source, message))
         return messages
 
     # Connections.
 
-    def _dead(self, link: Link) -> bool:
-        return self._clock() - self._heard_at[link] > self._conditions.link_dead_s
+    def _dead(self, stream: _Stream, now: float) -> bool:
+        return now - stream.heard_at > self._conditions.link_dead_s
 
     def _keep_alive(self) -> None:
+        now = self._clock()
         for source, target in self.links:
-            if self._ends.running(source) and self._ends.paused_until(source) <= self._clock():
+            if self._ends.running(source) and self._ends.paused_until(source) <= now:
                 self.send(source, target, _ALIVE)
         self._at(0.5, self._keep_alive)
 
-    def _close(self, name: str, peer: str) -> None:
-        if not self._up[name, peer]:
+    def _close(self, stream: _Stream) -> None:
+        """End the connection at the stream's source, which tells the other side."""
+        if not stream.up:
             return
-        self._up[name, peer] = False
-        self._queues[peer, name].clear()
-        self._put((name, peer), _CLOSED)
+        stream.up = False
+        stream.back.queue.clear()
+        self._put(stream, _CLOSED, self._clock())
         self.counts["closed"] += 1
-        if self._ends.running(name):
-            self._ends.link_changed(name, peer, False)
+        if self._ends.running(stream.source):
+            self._ends.link_changed(stream.source, stream.target, False)
 
-    def _connect(self, pair: Link) -> None:
-        self._at(self._conditions.retry_s * self._random.uniform(0.9, 1.1), self._connect, pair)
-        if not self._can_connect(*pair):
+    def _connect(self, stream: _Stream) -> None:
+        self._at(self._conditions.retry_s * self._random.uniform(0.9, 1.1), self._connect, stream)
+        if not self._can_connect(stream):
             return
-        both = (pair, (pair[1], pair[0]))
-        for link in both:
-            self._generation[link] += 1
-            if self._up[link]:
-                self._ends.link_changed(*link, False)
-            self._queues[link].clear()
-            self._up[link] = True
-            self._last_at[link] = self._heard_at[link] = self._clock()
-        for link in both:
-            self._ends.link_changed(*link, True)
+        both = (stream, stream.back)
+        for one in both:
+            one.generation += 1
+            if one.up:
+                self._ends.link_changed(*one.link, False)
+            one.queue.clear()
+            one.up = True
+            one.last_at = one.heard_at = self._clock()
+        for one in both:
+            self._ends.link_changed(*one.link, True)
 
-    def _can_connect(self, a: str, b: str) -> bool:
-        ends, now = self._ends, self._clock()
-        able = all(ends.running(name) and ends.paused_until(name) <= now for name in (a, b))
-        return able and not self._blocks[a, b] and not self._blocks[b, a] and not (self._up[a, b] and self._up[b, a])
+    def _can_connect(self, stream: _Stream) -> bool:
+        ends, now, back = self._ends, self._clock(), stream.back
+        able = all(ends.running(name) and ends.paused_until(name) <= now for name in stream.link)
+        return able and not stream.blocks and not back.blocks and not (stream.up and back.up)

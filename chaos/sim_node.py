@@ -165,21 +165,32 @@ class Node:
         try:
             return function(*args)
         except (Fatal, Malformed) as error:
-            raise Violation(f"{type(error).__name__.upper()} at {self.name}: {error}") from error
+            raise self._gave_up(error) from error
+
+    def _gave_up(self, error: Exception) -> Violation:
+        return Violation(f"{type(error).__name__.upper()} at {self.name}: {error}")
 
     def receive(self, messages: Sequence[tuple[str, Any]]) -> None:
         """Take messages, then do what is due."""
-        for peer, message in messages:
-            self.call(self.guard.receive, peer, message, self.clock.now())
+        now = self.clock.now()
+        try:
+            for peer, message in messages:
+                self.guard.receive(peer, message, now)
+        except (Fatal, Malformed) as error:
+            raise self._gave_up(error) from error
         self.pump()
 
     def pump(self) -> None:
         """Tick, look, sync, trim, and arrange to be woken."""
-        self.call(self.guard.tick, self.clock.now())
-        self.world.oracle.looks(self)
+        try:
+            self.guard.tick(self.clock.now())
+        except (Fatal, Malformed) as error:
+            raise self._gave_up(error) from error
+        if self.tail.commit > self.world.oracle.max_commit:
+            self.world.oracle.looks(self)
         if self.tail.seq > self.tail.synced_seq and not self.syncing:
             self._begin_sync()
-        if len(self.tail) > self.world.conditions.trim_entries and not self._store_syncing:
+        if not self._store_syncing and len(self.tail) > self.world.conditions.trim_entries:
             self._begin_trim()
         self._arrange()
 
