@@ -117,9 +117,9 @@ class Run:
     # While it runs
 
     async def _run(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._say("starting the nodes", 0.0)
-        folder = self._folder / "region"
+        folder = self._folder.resolve() / "region"
+        folder.mkdir(parents=True)
         async with Cluster(folder, self._plan.nodes, self._plan.place, shim=self._wants_shim()) as cluster:
             async with self._workloads[self._plan.workload](cluster, self._plan.seed) as workload:
                 self.workload = workload

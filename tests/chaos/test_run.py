@@ -63,6 +63,15 @@ def test_a_run_under_a_killed_leader_is_green(green: Run) -> None:
     assert "rows equal" in report.checked["replicas"]
 
 
+def test_a_failover_is_measured(tmp_path: Path) -> None:
+    out = tmp_path / "failover.json"
+    done = CliRunner().invoke(main, ["failover", "--kills", "1", "--way", "survivor", "--out", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    figures = json.loads(out.read_text())["ways"]["survivor"]
+    assert figures["n"] == 1
+    assert 0 < figures["p50_ms"] == figures["max_ms"] == figures["values_ms"][0] < 15_000
+
+
 # A run can fail -----------------------------------------------------------------------------------------------------
 
 

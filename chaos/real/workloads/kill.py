@@ -12,7 +12,7 @@ from chaos.real.workloads.base import Keys, Workload
 from controlplane.checking.histories import NEVER, History, Operation, Value
 from controlplane.checking.invariants import Act, Kill, kills
 from controlplane.checking.models import Switch
-from controlplane.errors import ControlPlaneError
+from controlplane.errors import ControlPlaneError, Unavailable
 from controlplane.sdk import SCOPE_TENANT, ControlPlane, MirrorStale, Scope, Subject
 from controlplane.sdk.calls import Calls
 from controlplane.v1 import api_pb2 as api
@@ -68,7 +68,10 @@ class Kills(Workload):
             for key in self._keys.all:
                 await self._check(reader, caller, key)
         for number, mirror in enumerate(self._mirrors):
-            await mirror.mirror_synced(self.callers.sdk.revision, timeout_s=FRESH_TIMEOUT_S)
+            try:
+                await mirror.mirror_synced(self.callers.sdk.revision, timeout_s=FRESH_TIMEOUT_S)
+            except Unavailable as error:
+                self.found("healing", f"mirror {number}: {error}")
             for key in self._keys.all:
                 self._ask_mirror(number, mirror, key)
 

@@ -50,7 +50,8 @@ class Watches(Workload):
         super().__init__(region, seed)
         self._keys = Keys(PREFIX, 8)
         self._others = Keys("unwatched/", 1)
-        self._seen: dict[tuple[int, str], int] = {}
+        self._seen: dict[str, int] = {}
+        """The newest version that anybody saw: contention is for others, watchers need changes."""
         self._watched: dict[str, list[watches.Session]] = {}
         self._begin = self._end = 0
         self._written = asyncio.Event()
@@ -70,7 +71,7 @@ class Watches(Workload):
         """Write a watched workflow or, sometimes, another one."""
         keys = self._keys if worker.random.random() < 0.8 else self._others
         key = keys.take(worker.random)
-        version = self._seen.get((worker.process, key), 0)
+        version = self._seen.get(key, 0)
         if worker.random.random() < 0.2:
             await self._read(worker, key)
         elif version:
@@ -119,7 +120,7 @@ class Watches(Workload):
             lambda reply: reply.version,
             _nothing,
         )
-        self._note(worker, key, reply)
+        self._note(key, reply)
         if reply is None:
             await self._read(worker, key)
 
@@ -132,7 +133,7 @@ class Watches(Workload):
             lambda reply: reply.version,
             _nothing,
         )
-        self._note(worker, key, reply)
+        self._note(key, reply)
         if reply is None:
             await self._read(worker, key)
 
@@ -145,15 +146,13 @@ class Watches(Workload):
             _nothing,
         )
         if reply is not None:
-            self._seen[worker.process, key] = reply.workflow.version
+            self._seen[key] = max(reply.workflow.version, self._seen.get(key, 0))
 
-    def _note(
-        self, worker: Worker, key: str, reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply | None
-    ) -> None:
+    def _note(self, key: str, reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply | None) -> None:
         if reply is None:
-            self._seen.pop((worker.process, key), None)
+            self._seen.pop(key, None)
         else:
-            self._seen[worker.process, key] = reply.version
+            self._seen[key] = max(reply.version, self._seen.get(key, 0))
             self._end = max(self._end, reply.header.revision)
 
     # Watching
