@@ -45,6 +45,10 @@ ENTRY_BYTES_MAX = 2 * 1024 * 1024
 """One entry of the log. A batch closes before it would grow beyond this."""
 BATCH_TXNS_MAX = 256
 """Bounds how long planning holds the event loop."""
+GATHER_PAUSE_S = 0.001
+"""A batch is planned when nothing was added to it for so long,"""
+GATHER_S_MAX = 0.008
+"""and after so long in any case."""
 QUEUE_CALLS_MAX = 8192
 """Calls that wait to be planned, and reads that wait for their turn; beyond it the node answers Unavailable at once."""
 QUEUE_BYTES_MAX = 64 * 1024 * 1024

@@ -86,6 +86,11 @@ class Queue:
     def __len__(self) -> int:
         return len(self._first) + len(self._rest)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether something waits that goes first."""
+        return bool(self._first)
+
     def push(self, waiting: Waiting) -> None:
         """Add at the end. Raises `Unavailable` if there is no room; ordinary calls leave the others theirs."""
         queue = self._first if waiting.reserved else self._rest

@@ -211,7 +211,7 @@ class Session:
         task.add_done_callback(partial(self._followed, identifier, call.method))
 
     async def _pump(self, identifier: int, call: Call) -> None:
-        async with contextlib.aclosing(self._desk.stream(call)) as replies:
+        async with contextlib.aclosing(await self._desk.stream(call)) as replies:
             async for reply in replies:
                 self._push(identifier, reply, b"", True)
                 while self._ready_bytes >= limits.SESSION_REPLIES_BYTES_MAX:

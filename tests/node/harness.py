@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -212,11 +213,13 @@ class Region:
         """The reply of one call."""
         return reply_of(method, await asyncio.wait_for(self.submit(method, request, **more), PATIENCE_S))
 
-    def watch(
+    async def watch(
         self, request: api.WatchRequest, *, environment: str = "prod", deadline_s: float = 5.0
     ) -> AsyncGenerator[bytes, None]:
-        packed = request.SerializeToString()
-        return self.node.watch(Call("Watch", packed, AGENT, environment, self.now_s + deadline_s))
+        call = Call("Watch", request.SerializeToString(), AGENT, environment, self.now_s + deadline_s)
+        async with aclosing(await self.node.watch(call)) as messages:
+            async for message in messages:
+                yield message
 
     # Shorthands
 

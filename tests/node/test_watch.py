@@ -273,7 +273,7 @@ async def test_a_watch_that_makes_no_sense_is_refused_before_it_begins(request_:
 async def test_garbage_is_no_watch() -> None:
     async with Region() as region:
         with pytest.raises(Invalid) as caught:
-            await anext(region.node.watch(Call("Watch", b"\xff\xff", AGENT, "prod", region.now_s + 1)))
+            await region.node.watch(Call("Watch", b"\xff\xff", AGENT, "prod", region.now_s + 1))
         assert caught.value.reason == "REQUEST_MALFORMED"
 
 

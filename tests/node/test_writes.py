@@ -79,6 +79,37 @@ async def test_calls_that_wait_land_in_one_entry_in_their_order() -> None:
         assert reply_of("CreateWorkflow", first.result()).version == 1
 
 
+async def test_those_who_were_answered_together_are_planned_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "GATHER_PAUSE_S", 0.3)
+    monkeypatch.setattr(limits, "GATHER_S_MAX", 30.0)
+    async with Region() as region:
+        region.log.automatic = False
+        first = region.submit("CreateWorkflow", creation("w0"))
+        (await within(region.log.appends.get())).commit()
+        await within(first)
+        alone = region.submit("CreateWorkflow", creation("w1"))
+        attempt = await within(region.log.appends.get())
+        assert len(entry_of(attempt.entry).txns) == 1, "who is alone does not wait"
+        pair = [region.submit("CreateWorkflow", creation(f"w{n}")) for n in (2, 3)]
+        attempt.commit()
+        attempt = await within(region.log.appends.get())
+        attempt.commit()
+        await within(asyncio.gather(alone, *pair))
+        early = region.submit("CreateWorkflow", creation("w4"))
+        await settle()
+        assert region.log.appends.empty(), "one of two is back: the other has a moment"
+        late = region.submit("CreateWorkflow", creation("w5"))
+        attempt = await within(region.log.appends.get())
+        assert len(entry_of(attempt.entry).txns) == 2
+        attempt.commit()
+        await within(asyncio.gather(early, late))
+        stop = region.submit("EngageSwitch", engagement())
+        await settle()
+        assert not region.log.appends.empty(), "a kill switch waits for nobody"
+        region.log.appends.get_nowait().commit()
+        await within(stop)
+
+
 async def test_nobody_is_answered_before_it_is_applied() -> None:
     async with Region() as region:
         region.log.automatic = False
