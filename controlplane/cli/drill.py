@@ -81,12 +81,22 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the drill's name and what can be chosen of it; they arrive as `name` and `options`."""
 
     @wraps(body)
-    def wrapped(*args: Any, down: float | None, past_compaction: bool, kill_switch: bool, **kwargs: Any) -> Any:
-        return body(*args, options=Options(down, past_compaction, kill_switch), **kwargs)
+    def wrapped(
+        *args: Any, down: float | None, calm: float, past_compaction: bool, kill_switch: bool, **kwargs: Any
+    ) -> Any:
+        return body(*args, options=Options(down, calm, past_compaction, kill_switch), **kwargs)
 
     for parameter in (
         click.option("--with-kill-switch", "kill_switch", is_flag=True, help="Throw a kill switch meanwhile."),
         click.option("--past-compaction", is_flag=True, help="divergent-rejoin: past what is kept of the log."),
+        click.option(
+            "--calm",
+            type=click.FloatRange(0.1, 60),
+            default=scenarios.CALM_S,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long clients work undisturbed before and after.",
+        ),
         click.option("--down", type=click.FloatRange(0.5, 120), metavar="SECONDS", help="How long each fault lasts."),
         click.argument("name"),
     ):

@@ -98,7 +98,7 @@ def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -
         "claims": [{**asdict(claim), "passed": claim.passed} for claim in found],
         "ended_early": course.ended_early,
         "verdict": "passed" if passed else "failed",
-        "findings": _findings(course, found, chosen),
+        "findings": _owned(course, chosen, _findings(course, found, measured)),
     }
 
 
@@ -169,7 +169,7 @@ def _numbers(told: Document, measured: Measured) -> Iterable[Check]:
     for name, actual in asdict(measured).items():
         same = name in told and told[name] == actual
         says = f"{actual}, as recorded" if same else f"{actual}, but {told.get(name, 'nothing')} is recorded"
-        yield Check(name, same, says)
+        yield Check(f"measured {name}", same, says)
 
 
 def _claims(record: Document, claims: list[Claim]) -> Iterable[Check]:
@@ -237,13 +237,26 @@ def _state_of(name: str, look: Look) -> Document:
     }
 
 
-def _findings(course: Course, claims: list[Claim], chosen: Chosen) -> list[Document]:
-    texts = [f"{claim.says}" for claim in claims if not claim.passed]
+def _findings(course: Course, claims: list[Claim], measured: Measured) -> Iterable[tuple[str, str]]:
+    """What somebody has to look at: what failed, and what only could be better."""
     if course.ended_early:
-        texts.insert(0, f"the drill ended early: {course.ended_early}")
+        yield "failed", f"the drill ended early: {course.ended_early}"
+    for claim in claims:
+        if not claim.passed:
+            yield "failed", claim.says
+    if measured.agents_silence_ms > course.plan.rto_target_ms:
+        yield (
+            "note",
+            f"clients that go where the SDK takes them had no write acknowledged for {measured.agents_silence_ms} ms, "
+            f"the region for {measured.recovery_ms} ms",
+        )
+
+
+def _owned(course: Course, chosen: Chosen, findings: Iterable[tuple[str, str]]) -> list[Document]:
     began = datetime.fromtimestamp(course.began_ms / 1000, UTC)
     retest = (began + timedelta(days=chosen.retest_days)).date().isoformat()
-    return [{"says": text, "owner": chosen.owner or course.actor, "retest_by": retest} for text in texts]
+    owner = chosen.owner or course.actor
+    return [{"kind": kind, "says": says, "owner": owner, "retest_by": retest} for kind, says in findings]
 
 
 # -- for people
@@ -296,7 +309,7 @@ def markdown(record: Document, checks: Iterable[Check] = ()) -> str:
         "",
         "## Findings",
         "",
-        *(_table(("finding", "owner", "re-test by"), map(_finding_row, record["findings"])) or ["None."]),
+        *(_table(("kind", "finding", "owner", "re-test by"), map(_finding_row, record["findings"])) or ["None."]),
         "",
     ]
     checked = [(check.name, "PASS" if check.passed else "FAIL", check.says) for check in checks]
@@ -314,7 +327,7 @@ def _timeline_row(each: Document) -> tuple[Any, ...]:
 
 
 def _finding_row(each: Document) -> tuple[Any, ...]:
-    return each["says"], each["owner"], each["retest_by"]
+    return each["kind"], each["says"], each["owner"], each["retest_by"]
 
 
 def _states(states: list[Document]) -> list[str]:

@@ -19,13 +19,17 @@ VERSION: Final = 1
 """Of the set of drills; a record says which one it was made with."""
 
 CALM_S: Final = 3.0
-"""How long clients work before the first fault and after the last."""
+"""How long clients work before the first fault and after the last, if nothing is said."""
 OVERLAP_MS: Final = 10_000
 """A region that lost more than it can bear must serve this long after it got it back."""
 BEHIND_BYTES: Final = 256 * 1024
 """How far the rejoining node is left behind: past the engine's window of 64 KiB."""
 PAST_COMPACTION_BYTES: Final = 40 << 20
 """The same, past what the others keep of their logs: it can only rejoin by a snapshot."""
+
+
+FENCING_DOWN_S: Final = 8.0
+"""A paused holder's lease has to end and pass on before it goes on."""
 
 
 class Until(Enum):
@@ -58,6 +62,7 @@ class Options:
     """What the operator chose; None: what the drill does if nothing is said."""
 
     down_s: float | None = None
+    calm_s: float = CALM_S
     past_compaction: bool = False
     kill_switch: bool = False
 
@@ -137,18 +142,17 @@ def plan(name: str, facts: Facts, options: Options = Options()) -> Plan:
     if len(facts.nodes) < 3:
         raise Invalid("a region of one node survives no fault", reason="REGION_TOO_SMALL", hint="drill three or five")
     down_s = scenario.down_s if options.down_s is None else options.down_s
-    made = scenario.make(facts, options, down_s)
+    made = _framed(scenario.make(facts, options, down_s), options.calm_s)
     if any(strike.duration_ms > limits.FAULT_MS_MAX for step in made.steps for strike in step.strikes):
         raise Invalid(f"no fault lasts longer than {limits.FAULT_MS_MAX // 1000} s", reason="OUT_OF_RANGE")
+    if made.fencing and down_s < FENCING_DOWN_S:
+        raise Invalid(f"a lease needs {FENCING_DOWN_S:g} s to pass on", reason="OUT_OF_RANGE", hint="--down 10")
     return replace(made, kill_switch=options.kill_switch or made.kill_switch)
 
 
-def _undisturbed(says: str = "clients work undisturbed") -> Step:
-    return Step(says, CALM_S)
-
-
-def _framed(*steps: Step) -> tuple[Step, ...]:
-    return (_undisturbed(), *steps, _undisturbed("clients work undisturbed again"))
+def _framed(made: Plan, calm_s: float) -> Plan:
+    before, after = Step("clients work undisturbed", calm_s), Step("clients work undisturbed again", calm_s)
+    return replace(made, steps=(before, *made.steps, after))
 
 
 def _hit(says: str, *strikes: Strike, more_s: float = 0.0, bulk_bytes: int = 0) -> Step:
@@ -170,7 +174,7 @@ def _kill_leader(facts: Facts, _: Options, down_s: float) -> Plan:
         "kill-leader",
         "The leader's process is killed",
         (_one_down(facts.leader), "no write succeeds until another leader is elected, usually within a second"),
-        _framed(_hit("the leader is killed, and started again by its supervisor", strike)),
+        (_hit("the leader is killed, and started again by its supervisor", strike),),
         rto_target_ms=2_000,
         silence_ms_max=OVERLAP_MS,
     )
@@ -185,7 +189,7 @@ def _isolate_leader(facts: Facts, _: Options, down_s: float) -> Plan:
             f"{facts.leader} answers clients, but can commit nothing; its clients hear Unavailable or OutcomeUnknown",
             "no write succeeds until the others have elected another leader",
         ),
-        _framed(_hit("the leader's links are cut in both directions", strike)),
+        (_hit("the leader's links are cut in both directions", strike),),
         rto_target_ms=2_000,
         silence_ms_max=OVERLAP_MS,
     )
@@ -193,17 +197,17 @@ def _isolate_leader(facts: Facts, _: Options, down_s: float) -> Plan:
 
 def _one_way_loss(facts: Facts, _: Options, down_s: float) -> Plan:
     out = Strike(facts.leader, Kind.CUT_OUT, _ms(down_s))
-    back = Strike(facts.followers[0], Kind.CUT_IN, _ms(down_s))
+    back = Strike(facts.leader, Kind.CUT_IN, _ms(down_s))
     return Plan(
         "one-way-loss",
-        "Messages get lost in one direction only: first from the leader, then to a follower",
+        "Messages get lost in one direction only: from the leader, then to it when it has become a follower",
         (
             f"{facts.leader} is not heard by its peers and another leader is elected",
-            f"{facts.followers[0]} hears nothing, falls behind and must not disturb the others",
+            f"{facts.leader} hears nothing then, falls behind and must not disturb the others",
         ),
-        _framed(
+        (
             _hit("what the leader sends is lost", out),
-            _hit(f"what is sent to {facts.followers[0]} is lost", back),
+            _hit(f"what is sent to {facts.leader} is lost", back),
         ),
         rto_target_ms=2_000,
         silence_ms_max=OVERLAP_MS,
@@ -220,7 +224,7 @@ def _pause_leader(facts: Facts, _: Options, down_s: float) -> Plan:
             "its connections stay open and silent: clients notice by their own patience",
             "the holder of the drill's lease loses it to a rival",
         ),
-        _framed(_hit("the leader's process is stopped, and continued by its supervisor", strike, more_s=2.0)),
+        (_hit("the leader's process is stopped, and continued by its supervisor", strike, more_s=2.0),),
         rto_target_ms=3_000,
         silence_ms_max=OVERLAP_MS,
         fencing=True,
@@ -238,7 +242,7 @@ def _majority_loss(facts: Facts, _: Options, down_s: float) -> Plan:
             f"NO WRITE AND NO LINEARIZABLE READ SUCCEEDS for about {down_s:g} s, in the whole region",
             "agents go on with their mirrors: configuration as last known, permission for 5 s",
         ),
-        _framed(_hit("a majority is killed, and started again by the supervisors", *strikes)),
+        (_hit("a majority is killed, and started again by the supervisors", *strikes),),
         rto_target_ms=_ms(down_s) + OVERLAP_MS,
         silence_ms_max=_ms(down_s) + 3 * OVERLAP_MS,
     )
@@ -249,11 +253,9 @@ def _rolling_restart(facts: Facts, _: Options, down_s: float) -> Plan:
         "rolling-restart",
         "Every node is restarted in turn, the leader last, while clients work",
         tuple(f"{node} drains, is down for about {down_s:g} s, and comes back" for node in facts.nodes),
-        _framed(
-            *(
-                _hit(f"{node} is drained and started again", Strike(node, Kind.RESTART, _ms(down_s)))
-                for node in (*facts.followers, facts.leader)
-            )
+        tuple(
+            _hit(f"{node} is drained and started again", Strike(node, Kind.RESTART, _ms(down_s)))
+            for node in (*facts.followers, facts.leader)
         ),
         rto_target_ms=1_000,
         silence_ms_max=OVERLAP_MS,
@@ -270,7 +272,7 @@ def _replace_node(facts: Facts, _: Options, down_s: float) -> Plan:
             f"the data folder of {node} is put aside, not deleted: remove it afterwards",
             "until it has caught up, the region survives one loss less",
         ),
-        _framed(_hit("the node is killed and comes back with --replace", Strike(node, Kind.REPLACE, _ms(down_s)))),
+        (_hit("the node is killed and comes back with --replace", Strike(node, Kind.REPLACE, _ms(down_s))),),
         rto_target_ms=1_000,
         silence_ms_max=OVERLAP_MS,
         replaced=node,
@@ -288,7 +290,7 @@ def _divergent_rejoin(facts: Facts, options: Options, down_s: float) -> Plan:
             f"{facts.leader} answers clients, but can commit nothing; what it took alone is discarded when it rejoins",
             f"{said} are written to the drill's own workflow, whose history stays in the store",
         ),
-        _framed(_hit("the leader's links are cut, and the others go on", strike, bulk_bytes=behind)),
+        (_hit("the leader's links are cut, and the others go on", strike, bulk_bytes=behind),),
         rto_target_ms=2_000,
         silence_ms_max=OVERLAP_MS,
     )

@@ -1,0 +1,103 @@
+"""What a drill would do, without doing it."""
+
+import pytest
+
+from controlplane import limits
+from controlplane.drills import scenarios
+from controlplane.drills.faults import Kind
+from controlplane.drills.scenarios import SCENARIOS, Facts, Options, Until
+from controlplane.errors import Invalid
+
+THREE = Facts("n2", ("n1", "n2", "n3"))
+FIVE = Facts("n4", ("n1", "n2", "n3", "n4", "n5"))
+
+
+def strikes(plan):
+    return [strike for step in plan.steps for strike in step.strikes]
+
+
+@pytest.mark.parametrize("facts", [THREE, FIVE], ids=["three", "five"])
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_every_drill_is_framed_by_calm_bounded_and_says_what_it_does(name, facts):
+    plan = scenarios.plan(name, facts)
+    first, *_, last = plan.steps
+    assert not first.strikes
+    assert not last.strikes
+    assert first.load_s == last.load_s == scenarios.CALM_S
+    assert strikes(plan)
+    assert all(limits.FAULT_MS_MIN <= each.duration_ms <= limits.FAULT_MS_MAX for each in strikes(plan))
+    assert plan.struck <= set(facts.nodes)
+    assert plan.blast
+    assert all(step.until is Until.WELL for step in plan.steps if step.strikes)
+    assert all(step.load_s * 1000 >= each.duration_ms for step in plan.steps for each in step.strikes)
+    assert plan.rto_target_ms <= plan.silence_ms_max
+    assert plan.seconds * 1000 < limits.RESERVATION_MS_MAX
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("kill-leader", [Kind.KILL]),
+        ("isolate-leader", [Kind.CUT]),
+        ("one-way-loss", [Kind.CUT_OUT, Kind.CUT_IN]),
+        ("pause-leader", [Kind.PAUSE]),
+        ("divergent-rejoin", [Kind.CUT]),
+        ("kill-switch", [Kind.CUT]),
+    ],
+)
+def test_the_leader_is_struck(name, kinds):
+    found = strikes(scenarios.plan(name, THREE))
+    assert [each.kind for each in found] == kinds
+    assert {each.node for each in found} == {"n2"}
+
+
+@pytest.mark.parametrize(("facts", "lost"), [(THREE, 2), (FIVE, 3)])
+def test_a_majority_is_lost_at_one_moment(facts, lost):
+    (step,) = [step for step in scenarios.plan("majority-loss", facts).steps if step.strikes]
+    assert len(step.strikes) == lost
+    assert facts.leader in {each.node for each in step.strikes}
+
+
+def test_a_rolling_restart_touches_every_node_once_and_the_leader_last():
+    plan = scenarios.plan("rolling-restart", FIVE)
+    assert [each.node for each in strikes(plan)] == ["n1", "n2", "n3", "n5", "n4"]
+    assert all(len(step.strikes) <= 1 for step in plan.steps)
+
+
+def test_only_a_follower_is_replaced():
+    plan = scenarios.plan("replace-node", THREE)
+    assert plan.replaced == "n3"
+    assert [each.kind for each in strikes(plan)] == [Kind.REPLACE]
+
+
+def test_a_rejoining_node_is_left_behind_by_more_than_the_engines_window_or_all_that_is_kept():
+    def behind(**options):
+        return max(step.bulk_bytes for step in scenarios.plan("divergent-rejoin", THREE, Options(**options)).steps)
+
+    assert behind() > 64 * 1024
+    # What a log keeps (16 MiB), and half as much again before it is trimmed.
+    assert behind(past_compaction=True) > 24 << 20
+
+
+def test_what_the_operator_chooses_is_done():
+    plan = scenarios.plan("kill-leader", THREE, Options(down_s=7, calm_s=0.5, kill_switch=True))
+    assert [each.duration_ms for each in strikes(plan)] == [7000]
+    assert plan.steps[0].load_s == 0.5
+    assert plan.kill_switch
+    assert not scenarios.plan("kill-leader", THREE).kill_switch
+    assert scenarios.plan("kill-switch", THREE).kill_switch
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "options", "reason"),
+    [
+        ("nothing", THREE, Options(), "DRILL_UNKNOWN"),
+        ("kill-leader", Facts("n1", ("n1",)), Options(), "REGION_TOO_SMALL"),
+        ("kill-leader", THREE, Options(down_s=121), "OUT_OF_RANGE"),
+        ("pause-leader", THREE, Options(down_s=3), "OUT_OF_RANGE"),
+    ],
+)
+def test_what_cannot_be_planned(name, facts, options, reason):
+    with pytest.raises(Invalid) as raised:
+        scenarios.plan(name, facts, options)
+    assert raised.value.reason == reason
