@@ -59,9 +59,9 @@ class _Lease:
 class Chronicle:
     """Everything that was applied, by revision."""
 
-    def __init__(self, span: int) -> None:
-        """`span`: for how many revisions at least an outcome has to be kept."""
-        self.span = span
+    def __init__(self, *, span: int, events_kept: int) -> None:
+        """For how many revisions at least an outcome, and an event, has to be kept."""
+        self.span, self.events_kept = span, events_kept
         self.counts: Counter[str] = Counter()
         self.revision = 0
         self.clocks_changed = False
@@ -178,6 +178,25 @@ class Chronicle:
         if effect is not None and self.revision - effect.revision <= self.span:
             raise Violation(f"FORGOTTEN_EARLY the outcome of revision {effect.revision} at revision {self.revision}")
         self.counts["outcomes forgotten"] += 1
+
+    def looked_up(self, request: RequestKey, reply: api.GetOutcomeReply) -> None:
+        """A client was told what became of `request`."""
+        effect, known = self.effects.get(request), reply.known
+        name = api.GetOutcomeReply.Known.Name(known)
+        self.counts[f"looked up {name.lower()}"] += 1
+        if known == api.GetOutcomeReply.FORGOTTEN:
+            self.forgotten(request)
+        elif known == api.GetOutcomeReply.NOT_APPLIED:
+            if effect is not None and effect.revision <= reply.header.revision:
+                raise Violation(f"OUTCOME {name} of a request that took revision {effect.revision}")
+        elif effect is None or (effect.revision, Outcome.Verdict.Name(effect.verdict)) != (reply.revision, name):
+            raise Violation(f"OUTCOME {name} at {reply.revision} of a request that has {effect}")
+
+    def compacted(self, after: int) -> None:
+        """A client was told that events after `after` are no longer kept."""
+        if self.revision - after <= self.events_kept:
+            raise Violation(f"COMPACTED_EARLY events after {after} at revision {self.revision}")
+        self.counts["events compacted"] += 1
 
     def failed(self, request: RequestKey) -> None:
         """A client was told that `request` certainly did not happen, and will not ask again."""

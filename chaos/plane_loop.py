@@ -49,7 +49,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._drains = False
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self.dead = False
+        self.dead = self._buried = False
 
     # What asyncio calls.
 
@@ -118,7 +118,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """See rule 5; what is only found out when something is thrown away is not known to be a defect."""
-        if "handle" in context and not self.dead:
+        if "handle" in context and not self._buried:
             raise context.get("exception") or Violation(f"UNHANDLED at {self._name}: {context.get('message')}")
 
     # What the simulation calls.
@@ -141,11 +141,10 @@ class ProcessLoop(asyncio.AbstractEventLoop):
     def die(self) -> None:
         """Run nothing any more."""
         self.dead = True
-        self._ready.clear()
 
     def bury(self) -> None:
         """Close every coroutine that is left; the world must be over, because they may still say things to it."""
-        self.dead = False
+        self.dead, self._buried = False, True
         for task in tuple(self._tasks):
             task.remove_done_callback(_raise)
             task.cancel()
