@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from chaos.real.control import CONTROL, turned
 from chaos.real.faults import NEMESES
 from chaos.real.links import SHAPES
 from chaos.real.recording import Book
@@ -43,25 +44,30 @@ _LINKS = (
     ("cas", "mixed"),
 )
 _DISKS = (("cas", "failing-disk"), ("flags", "torn-write"), ("watch", "power-loss-all"), ("kill", "disk-full"))
-_LINKS_S, _SPACES_S, _DISKS_S = 20.0, 8.0, 10.0
+_LINKS_S, _SPACES_S, _DISKS_S, _CONTROL_S = 20.0, 8.0, 10.0, 4.0
+_EVERY = {**NEMESES, CONTROL.name: CONTROL}
 
 
 def matrix(seed: int, nodes: int) -> list[Plan]:
-    """Every change's share: twelve runs over proxies and kills, each kind of partition between hosts, a few disks."""
+    """Every change's share: twelve runs over proxies and kills, each kind of partition between hosts, a few disks.
+
+    The last one is the control experiment.
+    """
     workloads = list(WORKLOADS)
     plans = [Plan(load, nemesis, _LINKS_S, seed, nodes, _place(nemesis)) for load, nemesis in _LINKS]
     for number, shape in enumerate(SHAPES):
         plans.append(Plan(workloads[number % len(workloads)], shape, _SPACES_S, seed, nodes, "namespaces"))
-    return plans + [Plan(load, nemesis, _DISKS_S, seed, nodes) for load, nemesis in _DISKS]
+    plans += [Plan(load, nemesis, _DISKS_S, seed, nodes) for load, nemesis in _DISKS]
+    return [*plans, Plan("cas", CONTROL.name, _CONTROL_S, seed, nodes)]
 
 
 def _place(nemesis: str) -> str:
-    return "proxied" if "proxied" in NEMESES[nemesis].topologies else "auto"
+    return "proxied" if "proxied" in _EVERY[nemesis].topologies else "auto"
 
 
 @click.command("run")
 @click.option("--workload", type=click.Choice(list(WORKLOADS)), default="cas", show_default=True)
-@click.option("--nemesis", type=click.Choice([NONE, *NEMESES]), default="kill-leader", show_default=True)
+@click.option("--nemesis", type=click.Choice([NONE, *_EVERY]), default="kill-leader", show_default=True)
 @click.option("--seconds", type=click.FloatRange(2.0, 86_400.0), default=20.0, show_default=True, help="Of load.")
 @click.option("--seed", default=1, show_default=True, help="What faults and load are drawn from.")
 @click.option("--nodes", type=click.Choice(["3", "5"]), default="3", show_default=True)
@@ -85,8 +91,8 @@ def run_command(  # noqa: PLR0913 - one per option.
 
     Exit code 0: passed. 1: something was found; the folder named has history, logs and data. 77: cannot be had here.
     """
-    if nemesis != NONE and topology not in ("auto", *NEMESES[nemesis].topologies) and not every:
-        raise click.UsageError(f"{nemesis} needs one of the topologies {', '.join(NEMESES[nemesis].topologies)}")
+    if nemesis != NONE and topology not in ("auto", *_EVERY[nemesis].topologies) and not every:
+        raise click.UsageError(f"{nemesis} needs one of the topologies {', '.join(_EVERY[nemesis].topologies)}")
     one = Plan(workload, nemesis, seconds, seed, int(nodes), topology)
     plans = matrix(seed, int(nodes)) if every else [one]
     console = Console(stderr=as_json, highlight=False)
@@ -107,8 +113,10 @@ def perform(plan: Plan, folder: Path | None, console: Console) -> Report:
         raise click.UsageError(f"{place} is not empty")
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task(f"{plan.workload} under {plan.nemesis}", total=plan.seconds)
-        run = Run(plan, place, lambda what, seconds: _show(progress, bar, plan, what, seconds))
+        run = Run(plan, place, lambda what, seconds: _show(progress, bar, plan, what, seconds), nemeses=_EVERY)
         report = asyncio.run(run.go())
+    if plan.nemesis == CONTROL.name:
+        report = turned(report)
     keep(report, place, _pictures(run))
     return report
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from chaos.real import Unsupported
 from chaos.real.cluster import Cluster, NodeEnded, Topology
@@ -68,12 +68,6 @@ class Plan:
             asked += f" --nodes {self.nodes}"
         return asked if self.topology == "auto" else f"{asked} --topology {self.topology}"
 
-    @property
-    def place(self) -> Topology:
-        """The topology that it takes."""
-        usual: Topology = NEMESES[self.nemesis].topologies[0] if self.nemesis != NONE else "direct"
-        return usual if self.topology == "auto" else self.topology  # type: ignore[return-value]
-
 
 class Run:
     """One run in `folder`, which has to be empty. `workloads` and `nemeses` are what there is to choose from."""
@@ -86,8 +80,10 @@ class Run:
         workloads: Mapping[str, type[Workload]] = WORKLOADS,
         nemeses: Mapping[str, Nemesis] = NEMESES,
     ) -> None:
+        self._nemesis = nemeses[plan.nemesis] if plan.nemesis != NONE else None
+        self._place = _place(plan, self._nemesis)
         self.report = Report(
-            plan.workload, plan.nemesis, plan.nodes, plan.place, plan.seconds, plan.seed, plan.command, str(folder)
+            plan.workload, plan.nemesis, plan.nodes, self._place, plan.seconds, plan.seed, plan.command, str(folder)
         )
         self.workload: Workload | None = None
         self.began_ns = 0
@@ -95,7 +91,6 @@ class Run:
         self._folder = folder
         self._say = say
         self._workloads = workloads
-        self._nemesis = nemeses[plan.nemesis] if plan.nemesis != NONE else None
         self._random = Random(f"{plan.seed}/{plan.nemesis}")
         self._calm: list[tuple[float, float]] = []
 
@@ -108,6 +103,7 @@ class Run:
         except NodeEnded as error:
             self.report.found("node ended", str(error))
         except Exception as error:
+            # The one boundary: a run that breaks is red, keeps its folder, and does not keep others from running.
             self.report.found("broken", f"{type(error).__name__}: {error}")
             (self._folder / "broken.txt").write_text(traceback.format_exc())
         if self.workload is not None:
@@ -120,7 +116,7 @@ class Run:
         self._say("starting the nodes", 0.0)
         folder = self._folder.resolve() / "region"
         folder.mkdir(parents=True)
-        async with Cluster(folder, self._plan.nodes, self._plan.place, shim=self._wants_shim()) as cluster:
+        async with Cluster(folder, self._plan.nodes, self._place, shim=self._wants_shim()) as cluster:
             async with self._workloads[self._plan.workload](cluster, self._plan.seed) as workload:
                 self.workload = workload
                 await self._loaded(cluster, workload)
@@ -242,6 +238,12 @@ class Run:
         spans = [(self.began_ns + int(a * 1e9), self.began_ns + int(b * 1e9)) for a, b in self._calm]
         answered = sum(bisect_right(answered_ns, b) - bisect_left(answered_ns, a) for a, b in spans)
         return round(answered / max(1e-9, sum(b - a for a, b in self._calm)), 1)
+
+
+def _place(plan: Plan, nemesis: Nemesis | None) -> Topology:
+    """The topology that a plan takes: the one it names, or the usual one of its nemesis."""
+    usual: Topology = nemesis.topologies[0] if nemesis is not None else "direct"
+    return usual if plan.topology == "auto" else cast(Topology, plan.topology)
 
 
 async def _while_all_run(acts: Coroutine[Any, Any, None], working: Sequence[asyncio.Task[None]]) -> None:

@@ -20,10 +20,11 @@ from chaos.real import callers
 from chaos.real.callers import AnyNodeChannel, Repeats
 from chaos.real.cluster import Cluster
 from chaos.real.commands import matrix
+from chaos.real.control import CONTROL, turned
 from chaos.real.faults import NEMESES, Nemesis
 from chaos.real.links import SHAPES
 from chaos.real.recording import Book, Question, Worker
-from chaos.real.report import Load, Report, Strike, keep, said, weigh
+from chaos.real.report import Finding, Load, Report, Strike, keep, said, weigh
 from chaos.real.running import Plan, Run
 from chaos.real.workloads import WORKLOADS
 from chaos.real.workloads.cas import Cas
@@ -218,10 +219,20 @@ def test_what_breaks_a_run_is_a_finding(tmp_path: Path) -> None:
 
 def test_the_matrix_holds_the_share_of_every_change() -> None:
     plans = matrix(1, 3)
-    assert sum(plan.place == "proxied" and plan.seconds == 20.0 for plan in plans) == 12
-    assert {plan.nemesis for plan in plans if plan.place == "namespaces"} == set(SHAPES)
+    *plans, control = plans
+    assert sum(plan.topology == "proxied" and plan.seconds == 20.0 for plan in plans) == 12
+    assert {plan.nemesis for plan in plans if plan.topology == "namespaces"} == set(SHAPES)
     assert sum(NEMESES[plan.nemesis].shim for plan in plans) >= 3
     assert {plan.workload for plan in plans} == set(WORKLOADS)
+    assert control.nemesis == CONTROL.name
+
+
+def test_a_control_run_is_red_when_it_finds_nothing() -> None:
+    assert [finding.kind for finding in turned(whole()).findings] == ["control"]
+    seen = whole(findings=[Finding("ACKNOWLEDGED_LOST", "this"), Finding("fault", "that")])
+    assert turned(seen).verdict == "passed"
+    assert turned(whole(findings=[Finding("broken", "the harness")])).verdict == "FAILED"
+    assert turned(whole(skipped="no gcc")).verdict == "SKIPPED"
 
 
 def test_a_nemesis_needs_its_topology() -> None:
