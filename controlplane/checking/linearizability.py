@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from enum import Enum
+from itertools import chain
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from controlplane.checking.histories import NEVER, Operation
@@ -117,8 +118,8 @@ class _Point(NamedTuple, Generic[S]):
     before: _Point[S] | None
     operations: list[Operation]
     mark: _Mark[S]
-    branches: list[tuple[int, S]]
-    """Which candidate may come next, known ones first, and the state after it; the last is tried first."""
+    branches: Iterator[tuple[int, S]]
+    """Which candidate may come next, known ones first, and the state after it."""
 
 
 _Mark: TypeAlias = "tuple[int, int, int, S]"
@@ -146,17 +147,17 @@ class _Search(Generic[S]):
         while point.mark[0] < len(self._known):
             if self.steps > self._steps_max:
                 return self._failure(Verdict.UNDECIDED)
-            if point.branches:
-                point = self._take(point, seen)
+            branch = next(point.branches, None)
+            if branch is not None:
+                point = self._take(point, *branch, seen)
             elif point.before is None:
                 return self._failure(Verdict.NOT_LINEARIZABLE)
             else:
                 point = point.before
         return None
 
-    def _take(self, here: _Point[S], seen: set[_Mark[S]]) -> _Point[S]:
-        """Follow the next branch, unless somebody was there."""
-        candidate, state = here.branches.pop()
+    def _take(self, here: _Point[S], candidate: int, state: S, seen: set[_Mark[S]]) -> _Point[S]:
+        """Follow a branch, unless it leads to where the search was before."""
         low, taken, unknown_taken, _ = here.mark
         if candidate < len(self._known):
             operation = self._known[candidate]
@@ -196,9 +197,8 @@ class _Search(Generic[S]):
                 continue
             earliest = min(earliest, operation.returned)
             branches += ((number, after) for after in states)
-        branches += self._unknown_branches(unknown_taken, state, earliest)
-        branches.reverse()
-        point = _Point(before, operations, (*_settled(low, taken), unknown_taken, state), branches)
+        unknown = self._unknown_branches(unknown_taken, state, earliest)
+        point = _Point(before, operations, (*_settled(low, taken), unknown_taken, state), chain(branches, unknown))
         if earliest > self._furthest_ns:
             self._furthest, self._furthest_ns = point, earliest
         return point

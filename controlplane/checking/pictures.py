@@ -22,8 +22,8 @@ _TOP = 56
 _CURVE = 120
 _LETTER = 6.2
 _LABEL_MAX = 160
-_PLACED, _UNPLACED, _STUCK, _FAULT, _INK = "#9fc5e8", "#f4a6a0", "#d62728", "#f9d9a8", "#333333"
-_PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2", "#e45756", "#bab0ac")
+_PLACED, _UNPLACED, _STUCK, _FAULT, _INK = "#9fc5e8", "#f4a6a0", "#ef5350", "#f9d9a8", "#333333"
+_PALETTE = ("#7ba6d6", "#f7a452", "#7fc77a", "#cf9fc9", "#bb9a8e", "#8ed1c9", "#ee8a86", "#cbbfbc")
 
 
 class Span(NamedTuple):
@@ -154,7 +154,7 @@ def _curves(rates: Mapping[str, Sequence[tuple[float, float]]], axis: _Axis, top
 
 
 def _colours(labels: Iterable[str]) -> dict[str, str]:
-    return {label: _PALETTE[number % len(_PALETTE)] + "b0" for number, label in enumerate(dict.fromkeys(labels))}
+    return {label: _PALETTE[number % len(_PALETTE)] for number, label in enumerate(dict.fromkeys(labels))}
 
 
 def _lane_name(name: str, top: float) -> str:
