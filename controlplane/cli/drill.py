@@ -211,7 +211,7 @@ async def _run(cpctl: Cpctl, name: str, options: Options, chosen: Chosen, out: P
     async with _nodes(cpctl) as nodes:
         made, problems, looks = await runner.prepare(nodes, name, options)
         if problems or made is None:
-            raise runner.NotSteady(problems)
+            raise runner.not_steady(problems)
         if not yes:
             _confirm(cpctl, made)
         course = runner.new_course(made, looks, lambda: time.time_ns() // 1_000_000)

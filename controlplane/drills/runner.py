@@ -37,16 +37,13 @@ _HEAL_ROUNDS: Final = 200
 _MS: Final = 1_000_000
 
 
-class NotSteady(Refused):
-    """The region is not well enough to be broken on purpose; `problems` says why."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__(
-            "the region is not steady: " + "; ".join(problems),
-            reason="REGION_NOT_STEADY",
-            hint="cpctl member health shows how the nodes are; cpctl drill plan shows what keeps a drill from running",
-        )
-        self.problems = problems
+def not_steady(problems: list[str]) -> Refused:
+    """The error that says why the region is not well enough to be broken on purpose."""
+    return Refused(
+        "the region is not steady: " + "; ".join(problems),
+        reason="REGION_NOT_STEADY",
+        hint="cpctl member health shows how the nodes are; cpctl drill plan shows what keeps a drill from running",
+    )
 
 
 class Stopped(Exception):
@@ -123,6 +120,7 @@ class Runner:
         self._acked_seen, self._acked_ns = 0, 0
         self._unvoting: list[str] = []
         self._replication_ms: int | None = None
+        self._heal_asked_ns: int | None = None
         self._kill_engaged = False
 
     @property
@@ -140,7 +138,7 @@ class Runner:
         return time.monotonic_ns() - self._epoch_ns
 
     async def run(self) -> Course:
-        """Run the drill to its end, whatever it is, and heal. Raises `NotSteady` before anything was broken."""
+        """Run the drill to its end, whatever it is, and heal. Raises `Refused` before anything was broken."""
         course = self.course
         looking = [asyncio.create_task(self._look_at(name)) for name in self._nodes.addresses]
         try:
@@ -160,7 +158,7 @@ class Runner:
         """A region in which something is stopped already is no place to show that stopping works."""
         engaged = await self.load.engaged()
         if engaged:
-            raise NotSteady([f"{len(engaged)} kill switches are engaged: release them, or wait"])
+            raise not_steady([f"{len(engaged)} kill switches are engaged: release them, or wait"])
 
     async def _guarded(self) -> None:
         """Run the steps under the stop conditions."""
@@ -248,7 +246,7 @@ class Runner:
         return Fault(self.course.drill, secrets.token_hex(16), kind, duration_ms, self._reason, delay_ms=delay_ms)
 
     async def _reserve(self) -> None:
-        """Keep every node for this drill for as long as it may take. Raises `NotSteady` or `Stopped`."""
+        """Keep every node for this drill for as long as it may take. Raises `Refused` or `Stopped`."""
         keep_ms = min(limits.RESERVATION_MS_MAX, round((self.course.plan.seconds + _RESERVED_MORE_S) * 1000))
         for node in self._nodes.addresses:
             try:
@@ -256,7 +254,7 @@ class Runner:
             except ControlPlaneError as error:
                 if self._injected:
                     raise Stopped(f"{node} is not to be had any more: {error}") from error
-                raise NotSteady([f"{node}: {error}"]) from error
+                raise not_steady([f"{node}: {error}"]) from error
 
     async def _learn_actor(self) -> None:
         for look in (await self._nodes.look()).values():
@@ -265,7 +263,7 @@ class Runner:
 
     async def _well(self) -> None:
         """Wait until every node has what was committed when the faults had ended. Raises `Stopped`."""
-        healed_ns = max(begin + strike.duration_ms * _MS for strike, _, begin in self._injected)
+        healed_ns = self._healed_by_ns()
         newest = steadiness.commit(self.looks)
         self.step = "waiting until every node has caught up"
         try:
@@ -278,6 +276,15 @@ class Runner:
         took_ms = max(0, self.now_ns() - healed_ns) // _MS
         self._replication_ms = max(self._replication_ms or 0, took_ms)
         self._note("well", f"every node has caught up, {took_ms} ms after the faults had ended")
+
+    def _healed_by_ns(self) -> int:
+        """When the last fault has ended: by its time, or because the nodes were asked to heal and could."""
+        asked_ns = self._heal_asked_ns
+        ends = []
+        for strike, _, begin_ns in self._injected:
+            end_ns = begin_ns + strike.duration_ms * _MS
+            ends.append(end_ns if asked_ns is None or strike.kind in PROCESS_KINDS else min(end_ns, asked_ns))
+        return max(ends)
 
     def _faulty(self) -> list[str]:
         """Nodes with faults of which their last answer told."""
@@ -409,6 +416,7 @@ class Runner:
             if not failed or self.now_ns() / _MS > last_ms + STRANGER_SILENT_S * 1000:
                 break
             await asyncio.sleep(POLL_S)
+        self._heal_asked_ns = self.now_ns()
         self._note("healed", "every node was asked to heal")
 
     async def _settle(self) -> None:
