@@ -46,11 +46,15 @@ class Report:
         if result.violation:
             self.violations.append(result)
 
-    def missing_faults(self, profile: str) -> list[str]:
-        """Kinds of fault that `profile` draws and that never happened."""
+    def faults_of(self, profile: str) -> dict[str, int]:
+        """How often each kind of fault happened that `profile` draws."""
         family = FAMILIES.get(profile)
         kinds = family.kinds if family else () if profile == "calm" else FAULTS
-        return [kind for kind in kinds if not self.faults[kind]]
+        return {kind: self.faults[kind] for kind in sorted(kinds)}
+
+    def missing_faults(self, profile: str) -> list[str]:
+        """Kinds of fault that `profile` draws and that never happened."""
+        return [kind for kind, count in self.faults_of(profile).items() if not count]
 
 
 def run_one(settings: Settings, seed: int, *, whole_trace: bool = False) -> tuple[Result, float]:

@@ -70,9 +70,9 @@ def simulate_command(  # noqa: PLR0913 - one per option.
         )
     missing = report.missing_faults(settings.profile) if report.runs >= _ALL_FAULTS_FROM else []
     if as_json:
-        print(json.dumps(_as_json(report), indent=1))
+        print(json.dumps(_as_json(report, settings), indent=1))
     else:
-        _print(report, _again(settings))
+        _print(report, settings)
     if trace:
         _write_trace(trace, settings, report.violations[0].seed if report.violations else seed)
     for kind in missing:
@@ -111,22 +111,24 @@ def _progress(total: int) -> Iterator[Callable[[Report], None]]:
         yield seen
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def _as_json(report: Report, settings: Settings) -> dict[str, Any]:
     return {
+        "profile": settings.profile,
+        "nodes": settings.nodes,
         "schedules": report.runs,
         "simulated_hours": round(report.seconds / 3600, 2),
         "simulated_s_per_cpu_s": round(report.seconds / max(report.cpu_s, 1e-9), 1),
         "cpu_s": round(report.cpu_s, 1),
         "wall_s": round(report.wall_s, 1),
         "operations": report.counts["writes asked"] + report.counts["reads proven"] + report.counts["reads refused"],
-        "faults": dict(sorted(report.faults.items())),
+        "faults": report.faults_of(settings.profile),
         "counts": dict(sorted(report.counts.items())),
         "violations": [{"seed": result.seed, "violation": result.violation} for result in report.violations],
     }
 
 
-def _print(report: Report, again: str) -> None:
-    summary = _as_json(report)
+def _print(report: Report, settings: Settings) -> None:
+    summary = _as_json(report, settings)
     for title, counts in (("faults", summary["faults"]), ("counts", summary["counts"])):
         print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     table = Table("schedules", "simulated", "operations", "faults", "violations", "CPU s", "simulated s per CPU s")
@@ -142,7 +144,9 @@ def _print(report: Report, again: str) -> None:
     Console(width=100).print(table)
     for result in report.violations[:20]:
         print(f"seed {result.seed}: {result.violation}")
-        print(f"    {again} --seed {result.seed} --schedules 1 --trace")
+        print(f"    {_again(settings)} --seed {result.seed} --schedules 1 --trace")
+    if report.violations:
+        print("\n".join(["", *_timeline(report.violations[0])]))
 
 
 def _write_trace(target: str, settings: Settings, seed: int) -> None:
@@ -157,18 +161,16 @@ def _write_trace(target: str, settings: Settings, seed: int) -> None:
 
 def _history(result: Result) -> list[str]:
     """The whole run as lines: every event, then who did what when, then the fingerprint."""
-    spans = next(iter(result.timeline.values()), "")
-    scale = "".join(f"{int(k * INSPECT_S):<10}" for k in range(0, len(spans), 10))
-    timeline = [f"{name:>8} {letters}" for name, letters in result.timeline.items()]
-    return [
-        *result.trace,
-        "",
-        f"{'seconds':>8} {scale.rstrip()}",
-        *timeline,
-        f"{'':>8} {_TIMELINE_LEGEND}",
-        f"violation: {result.violation or 'none'}",
-        f"fingerprint {result.fingerprint:08x}",
-    ]
+    verdict = [f"violation: {result.violation or 'none'}", f"fingerprint {result.fingerprint:08x}"]
+    return [*result.trace, "", *_timeline(result), *verdict]
+
+
+def _timeline(result: Result) -> list[str]:
+    """A picture of the run: a line per node, a letter per inspection."""
+    length = max(map(len, result.timeline.values()), default=0)
+    scale = "".join(f"{int(k * INSPECT_S):<10}" for k in range(0, length, 10)).rstrip()
+    lines = [f"{name:>8} {letters}" for name, letters in result.timeline.items()]
+    return [f"{'seconds':>8} {scale}", *lines, f"{'':>8} {_TIMELINE_LEGEND}"]
 
 
 @click.command("plants")
