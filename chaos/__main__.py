@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from chaos.checks import check_command
 from chaos.plane_command import simulate_region_command
 from chaos.real.commands import run_command
 from chaos.real.failover import failover_command
@@ -20,6 +21,7 @@ main.add_command(plants_command)
 main.add_command(simulate_region_command)
 main.add_command(run_command)
 main.add_command(failover_command)
+main.add_command(check_command)
 
 if __name__ == "__main__":
     main()
