@@ -76,7 +76,11 @@ async def _measured(folder: Path, say: Say, *, quick: bool, only: tuple[str, ...
 
 
 def _conditions(took_s: float) -> str:
-    peer = "etcd without TLS, synced; ours with mutual TLS, synced" if installed() else "etcd is not installed"
+    peer = (
+        "etcd without TLS (mTLS: with), synced; ours with mutual TLS, synced"
+        if installed()
+        else "etcd is not installed"
+    )
     return f"{platform.machine()}, Python {platform.python_version()}, {took_s:.0f} s; {peer}; medians"
 
 

@@ -14,6 +14,8 @@ from google.protobuf.message import Message
 
 from bench.etcd import rpc_pb2 as pb
 from bench.side import CALL_TIMEOUT_S, RECONNECT, VALUE, Write, settled, told_apart
+from controlplane import certs
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.loopback import Program, free_ports
 
 # etcd refuses a transaction of more operations than this.
@@ -31,13 +33,21 @@ def installed() -> str | None:
 
 
 class Etcd:
-    """A plain (no TLS) cluster of three; every write is synced, as etcd always does."""
+    """A cluster of three; every write is synced, as etcd always does.
 
-    def __init__(self, folder: Path, *, heartbeat_ms: int = 100, election_ms: int = 1000) -> None:
-        self.name = f"etcd {heartbeat_ms}/{election_ms}"
+    As it comes, without TLS; `secure`: with mutual TLS between nodes and towards clients, as ours always has it.
+    """
+
+    def __init__(self, folder: Path, *, heartbeat_ms: int = 100, election_ms: int = 1000, secure: bool = False) -> None:
+        self.name = f"etcd {heartbeat_ms}/{election_ms}" + (" mTLS" if secure else "")
+        self._credentials: grpc.ChannelCredentials | None = None
+        flags: list[str] = []
+        if secure:
+            self._credentials, flags = _secured(folder)
+        scheme = "https" if secure else "http"
         ports = free_ports(2 * _NODES)
         self.addresses = [f"127.0.0.1:{port}" for port in ports[:_NODES]]
-        peers = [f"http://127.0.0.1:{port}" for port in ports[_NODES:]]
+        peers = [f"{scheme}://127.0.0.1:{port}" for port in ports[_NODES:]]
         cluster = ",".join(f"n{number}={url}" for number, url in enumerate(peers))
         self.nodes = [
             Program(
@@ -49,12 +59,13 @@ class Etcd:
                         "--data-dir",
                         str(folder / f"n{number}"),
                     ),
-                    *("--listen-client-urls", f"http://{address}"),
-                    *("--advertise-client-urls", f"http://{address}"),
+                    *("--listen-client-urls", f"{scheme}://{address}"),
+                    *("--advertise-client-urls", f"{scheme}://{address}"),
                     *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
                     *("--initial-cluster", cluster, "--initial-cluster-token", folder.name),
                     *("--heartbeat-interval", str(heartbeat_ms), "--election-timeout", str(election_ms)),
                     *("--logger", "zap", "--log-level", "error"),
+                    *flags,
                 ],
                 folder / f"n{number}.log",
             )
@@ -74,7 +85,7 @@ class Etcd:
     async def leader(self) -> int:
         """The number of the node that leads."""
         for number, address in enumerate(self.addresses):
-            async with grpc.aio.insecure_channel(address) as channel:
+            async with self._channel(address) as channel:
                 try:
                     status = await _method(channel, "Maintenance/Status", pb.StatusResponse)(
                         pb.StatusRequest(), timeout=1
@@ -88,7 +99,7 @@ class Etcd:
     @asynccontextmanager
     async def writer(self, way: str) -> AsyncIterator[Write]:
         """A client of the leader."""
-        async with grpc.aio.insecure_channel(self.addresses[await self.leader()]) as channel:
+        async with self._channel(self.addresses[await self.leader()]) as channel:
             if way == "unary":
                 yield _put(channel)
             else:
@@ -101,7 +112,7 @@ class Etcd:
     @asynccontextmanager
     async def probe(self, nodes: Sequence[int]) -> AsyncIterator[Sequence[Write]]:
         """One unary writer for each of `nodes`."""
-        channels = [grpc.aio.insecure_channel(self.addresses[node]) for node in nodes]
+        channels = [self._channel(self.addresses[node]) for node in nodes]
         try:
             yield [_put(channel) for channel in channels]
         finally:
@@ -110,7 +121,7 @@ class Etcd:
     @asynccontextmanager
     async def reader(self, node: int) -> AsyncIterator[Write]:
         """Linearizable reads of one record, through one node."""
-        async with grpc.aio.insecure_channel(self.addresses[node], options=RECONNECT) as channel:
+        async with self._channel(self.addresses[node], RECONNECT) as channel:
             get = _method(channel, "KV/Range", pb.RangeResponse)
 
             async def read(worker: int) -> object:
@@ -121,10 +132,7 @@ class Etcd:
     @asynccontextmanager
     async def watchers(self, count: int) -> AsyncIterator[tuple[Sequence[AsyncIterator[object]], Write]]:
         """Streams of one watch each, spread over the nodes."""
-        channels = [
-            grpc.aio.insecure_channel(self.addresses[number % _NODES], options=told_apart(number))
-            for number in range(_CHANNELS)
-        ]
+        channels = [self._channel(self.addresses[number % _NODES], told_apart(number)) for number in range(_CHANNELS)]
         request = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=_key(0)))
         try:
             streams = [_watch(channels[number % _CHANNELS], request) for number in range(count)]
@@ -134,6 +142,25 @@ class Etcd:
                 yield streams, write
         finally:
             await asyncio.gather(*(channel.close() for channel in channels))
+
+    def _channel(self, address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, self._credentials, options=options)
+
+
+def _secured(folder: Path) -> tuple[grpc.ChannelCredentials, list[str]]:
+    """A client's credentials, and the flags of nodes that ask for them; all made in `folder`."""
+    authority = certs.create_authority("etcd", folder / "certificates")
+    everyone = Identity("etcd", EVERY_ENVIRONMENT, "bench", "peer", "etcd")
+    issued = certs.issue(authority, everyone, folder / "certificates", ["127.0.0.1"])
+    ca, cert, key = str(issued.authority), str(issued.certificate), str(issued.key)
+    flags = [
+        *("--client-cert-auth", "--trusted-ca-file", ca, "--cert-file", cert, "--key-file", key),
+        *("--peer-client-cert-auth", "--peer-trusted-ca-file", ca, "--peer-cert-file", cert, "--peer-key-file", key),
+    ]
+    contents = [file.read_bytes() for file in (issued.authority, issued.key, issued.certificate)]
+    return grpc.ssl_channel_credentials(*contents), flags
 
 
 async def _watch(channel: grpc.aio.Channel, request: pb.WatchRequest) -> AsyncIterator[object]:

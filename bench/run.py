@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import load
-from bench.figures import ETCD, OURS, Samples
+from bench.figures import ETCD, OURS, SECURE, TUNED, Samples
 from bench.local import mirror_us, snapshot_stalls_ms
 from bench.ours import Ours
 from bench.peer import Etcd, installed
@@ -23,6 +23,8 @@ from controlplane.loopback import ending
 _FILL_WORKERS = 256
 _IDLE_S = 3.0
 _BACK_TIMEOUT_S = 60.0
+# One size of fan-out is enough to say what TLS costs.
+_SECURE_WATCHERS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Run:
         if installed():
             self._sides.append(Etcd(_made(folder / "etcd")))
             self._sides.append(Etcd(_made(folder / "tuned"), heartbeat_ms=30, election_ms=150))
+            self._sides.append(Etcd(_made(folder / "secure"), secure=True))
 
     async def measure(self, only: Iterable[str]) -> None:
         """Run all phases, or those named."""
@@ -124,7 +127,10 @@ class Run:
     @property
     def _pair(self) -> list[Side]:
         """We and etcd as it comes."""
-        return [side for side in self._sides if side.name in (OURS, ETCD)]
+        return self._named(OURS, ETCD)
+
+    def _named(self, *names: str) -> list[Side]:
+        return [side for side in self._sides if side.name in names]
 
     async def _writes(self) -> None:
         ways = [
@@ -142,6 +148,11 @@ class Run:
                 async with self._alone(side):
                     for way, workers in ways:
                         await self._closed_loop(side, way, workers, f"{way}_{workers}")
+            for side in self._named(SECURE):
+                self._say(f"writes, round {number + 1} of {self._plan.rounds}: {side.name}")
+                async with self._alone(side):
+                    for way, workers in (("unary", 1), ("unary", 64), ("stream", 64)):
+                        await self._closed_loop(side, way, workers, f"{way}_{workers}")
 
     async def _closed_loop(self, side: Side, way: str, workers: int, name: str) -> None:
         async with side.writer(way) as write:
@@ -153,7 +164,7 @@ class Run:
     async def _fan_out(self) -> None:
         for count in self._plan.watchers:
             for number in range(2):
-                for side in self._pair:
+                for side in self._named(OURS, ETCD, *([SECURE] if count == _SECURE_WATCHERS else [])):
                     self._say(f"one event to {count} watchers, round {number + 1} of 2: {side.name}")
                     async with self._alone(side):
                         taken = await load.fan_out_ms(side, count, self._plan.events)
@@ -161,7 +172,7 @@ class Run:
 
     async def _failovers(self) -> None:
         for number in range(self._plan.failovers):
-            for side in self._sides:
+            for side in self._named(OURS, ETCD, TUNED):
                 self._say(f"losing the leader, round {number + 1} of {self._plan.failovers}: {side.name}")
                 async with self._alone(side):
                     await self._lose_leader(side, signal.SIGKILL, "kill")
