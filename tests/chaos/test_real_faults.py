@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from chaos.real import Unsupported
-from chaos.real.cluster import Cluster, NodeEnded, compare
+from chaos.real.cluster import Cluster, NodeEnded, Replicas, compare
 from chaos.real.disks import drop_unsynced
 from chaos.real.faults import NEMESES
 from chaos.real.links import SHAPES, Pace, all_pairs
@@ -28,10 +28,12 @@ from chaos.real.namespaces import Namespaces
 from chaos.real.proxies import Proxies
 from chaos.real.shim import FAILING, FULL, LYING, Orders, Shim, build
 from controlplane import sdk
+from controlplane.kernel.keys import STATE
 from controlplane.kernel.store import Batch
 from controlplane.replication.journal import Journal
 from controlplane.replication.tail import Entry
 from controlplane.storage import RocksStore
+from controlplane.v1.state_pb2 import State
 
 THERE, BACK = ("a", "b"), ("b", "a")
 SILENT_S = 0.15
@@ -66,6 +68,29 @@ def test_shapes_are_what_they_are_called(size: int) -> None:
         for one_way in ("one-way-in", "one-way-out"):
             assert not any(pair[::-1] in shaped[one_way] for pair in shaped[one_way])
     assert reach["ring"] == ([1, 1, 1] if size == 3 else [3] * 5)
+
+
+# -- the list
+
+
+def test_every_kind_of_fault_is_there_under_its_own_name() -> None:
+    processes = {
+        "kill-leader",
+        "kill-any",
+        "kill-majority",
+        "restart-all",
+        "rolling-restart",
+        "pause-leader",
+        "pause-any",
+    }
+    links = {*SHAPES, "flapping", "swizzle", "slow-links", "reset-links"}
+    disks = {"slow-disk", "failing-disk", "disk-full", "torn-write", "lying-fsync", "power-loss", "power-loss-all"}
+    assert set(NEMESES) == processes | links | disks | {"transfer", "replace-disk", "clock-jump", "mixed"}
+    assert len(SHAPES) == 8
+    for name, nemesis in NEMESES.items():
+        assert nemesis.name == nemesis.make().name == name
+        assert nemesis.shim == (name in disks | {"clock-jump"})
+        assert ("direct" in nemesis.topologies) == (name not in links)
 
 
 # -- proxies
@@ -480,14 +505,20 @@ async def test_a_node_that_ends_by_itself_does_not_go_unnoticed(tmp_path: Path) 
             _ = cluster.links
 
 
-async def test_a_difference_between_replicas_does_not_go_unnoticed(tmp_path: Path) -> None:
-    async with Cluster(tmp_path) as cluster:
-        await cluster.replicas_equal()
-        store = RocksStore(cluster.data("n2") / "store")
-        store.commit(Batch(puts={b"z": b"only here"}))
+def test_a_difference_between_replicas_does_not_go_unnoticed(tmp_path: Path) -> None:
+    def replica(name: str, index: int = 5, **rows: bytes) -> Path:
+        store = RocksStore(tmp_path / name)
+        state = State(index=index, revision=7, hash=b"h").SerializeToString()
+        store.commit(Batch(puts={STATE: state, **{key.encode(): row for key, row in rows.items()}}))
         store.close()
-        folders = {name: cluster.data(name) / "store" for name in cluster.names}
-        found = compare(folders)
+        return tmp_path / name
+
+    one, two = replica("one", a=b"1", b=b"2"), replica("two", a=b"1", b=b"2")
+    assert compare({"one": one, "two": two}) == Replicas(7, b"h".hex(), 3, "")
+    for number, rows in enumerate(({"a": b"1"}, {"a": b"1", "b": b"3"}, {"a": b"1", "b": b"2", "z": b"4"})):
+        found = compare({"one": one, "other": replica(f"other{number}", **rows)})
         assert found is not None
         assert not found.equal
-        assert "n2: b'z'" in found.difference
+        assert "one: " in found.difference
+        assert "other: " in found.difference
+    assert compare({"one": one, "late": replica("late", 4, a=b"1", b=b"2")}) is None
