@@ -14,7 +14,7 @@ from typing import Any
 
 from chaos.plane_clients import CONFIG, DEV, STATE, Client, Question, World
 from chaos.plane_node import Broken, NotReached
-from chaos.plane_watchers import Watcher, told, written
+from chaos.plane_watchers import MirrorAgent, Watcher, told, written
 from chaos.sim_oracle import Violation
 from controlplane import features
 from controlplane.checking.histories import Value
@@ -184,8 +184,10 @@ class FlagOperator(Client):
         revision, value = self.random.choice(self._past[flag])
         try:
             reply = await self.read("GetFlag", api.GetFlagRequest(name=flag, at_revision=revision))
-        except (OutcomeUnknown, Unavailable):
+        except Unavailable:
             return
+        except (Refused, NotFound, Compacted) as error:
+            raise Violation(f"HISTORY {flag} at {revision}: {error.reason}") from error
         if reply.flag.flag.default_variant != value or reply.flag.meta.revision != revision:
             raise Violation(f"HISTORY {flag} was {value} at {revision}, and is said to have been {_flag(reply.flag)}")
 
@@ -387,5 +389,6 @@ def population(world: World) -> tuple[list[Client], list[Watcher]]:
         Watcher(world, len(clients), CONFIG, ["flag", "switch"]),
         Watcher(world, len(clients) + 1, STATE, ["workflow", "election"]),
         Watcher(world, len(clients) + 2, DEV, ["election"]),
+        MirrorAgent(world, len(clients) + 3, CONFIG, tenants),
     ]
     return clients, watchers

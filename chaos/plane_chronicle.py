@@ -18,10 +18,11 @@ from chaos.sim_node import Clock
 from chaos.sim_oracle import Violation
 from controlplane import limits
 from controlplane.features.leases import ELECTION
+from controlplane.features.switches import SWITCH
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Applied, Changed
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Election
+from controlplane.v1.records_pb2 import Election, Switch
 from controlplane.v1.state_pb2 import Entry, Outcome, Txn
 
 RequestKey = tuple[str, bytes]
@@ -29,7 +30,7 @@ RequestKey = tuple[str, bytes]
 
 # An age is sent in whole milliseconds, rounded down, and read on a clock that may run slowly.
 _AGE_SLACK_MS = 1.0
-_SLOWEST_CLOCK, _FASTEST_CLOCK = 0.7, 1.4
+SLOWEST_CLOCK, _FASTEST_CLOCK = 0.7, 1.4
 _INSTANT_S = 1e-6
 
 
@@ -74,6 +75,7 @@ class Chronicle:
         self._fences: dict[RequestKey, tuple[bytes, int, str]] = {}
         self._accepted: dict[str, int] = {}
         self._led_index, self._led_since = 0, 0.0
+        self._switches: dict[bytes, list[tuple[float, bool]]] = {}
         self._results: dict[RequestKey, bytes] = {}
         self._failed: list[RequestKey] = []
         self._seen = 0  # The newest revision that any client was told of.
@@ -139,6 +141,9 @@ class Chronicle:
         for each in changed:
             if keys.decode(each.key).kind == ELECTION.name:
                 self._take_lease(each, action, now)
+            elif keys.decode(each.key).kind == SWITCH.name:
+                engaged = Switch.FromString(each.event.value).engaged
+                self._switches.setdefault(each.key, []).append((now, engaged))
         loud = [each for each in changed if not each.quiet]
         if loud:
             self._changes[revision] = [_written(each) for each in loud]
@@ -231,13 +236,23 @@ class Chronicle:
         if consistency == api.LINEARIZABLE or header.age_ms >= limits.CALL_TIMEOUT_MAX_S * 1000:
             return
         self.counts["ages checked"] += 1
-        age_ms = self.age_s(revision, now) * 1000 * (_SLOWEST_CLOCK if _was_changed(clock, now) else 1.0)
+        age_ms = self.age_s(revision, now) * 1000 * (SLOWEST_CLOCK if _was_changed(clock, now) else 1.0)
         if header.age_ms + _AGE_SLACK_MS < age_ms:
             raise Violation(f"AGE {name} says {header.age_ms} ms of a state that is {age_ms:.1f} ms old")
 
     def age_s(self, revision: int, now: float) -> float:
         """For how long `revision` has not been the newest."""
         return now - self._at[revision + 1] if revision < self.revision else 0.0
+
+    def judges(self, key: bytes, engaged: bool, now: float, age_max_s: float) -> None:
+        """Check what a mirror that is at most `age_max_s` old says of a switch: it was so at some moment since then."""
+        since = now - age_max_s / (SLOWEST_CLOCK if self.clocks_changed else 1.0) - _AGE_SLACK_MS / 1000
+        changes = self._switches.get(key, [])
+        first = bisect.bisect_right(changes, since, key=lambda change: change[0])
+        states = {changes[first - 1][1] if first else False, *(state for _, state in changes[first:])}
+        self.counts["mirrors asked"] += 1
+        if engaged not in states:
+            raise Violation(f"KILL_BOUND a mirror bound to {age_max_s} s says engaged={engaged}, which is no longer so")
 
     # Watches.
 

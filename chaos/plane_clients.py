@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from chaos.plane_chronicle import Chronicle, RequestKey
-from chaos.plane_node import FLEET, REGION, Broken, NotReached
+from chaos.plane_node import FLEET, REGION, Broken, NotReached, Parts
 from chaos.sim_oracle import Violation
 from controlplane.checking.histories import Recorder, Value
 from controlplane.errors import ControlPlaneError, NotFound, OutcomeUnknown, Refused, Unavailable
@@ -65,6 +65,7 @@ class World(Protocol):
     history: Recorder
     done: Counter[str]
     stopping: bool
+    parts: Parts
 
     def now(self) -> float:
         """True time."""
@@ -77,6 +78,9 @@ class World(Protocol):
 
     def watch(self, name: str, question: Question) -> Stream:
         """Watch at a node."""
+
+    def probe(self, name: str) -> asyncio.Future[tuple[int, int]]:
+        """Ask a node for its revision and the age of its state in ms, as sessions tell them; may never be answered."""
 
     def remember(self, question: Question) -> None:
         """Keep a request, to be asked again."""

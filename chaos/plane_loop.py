@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar, TypeVarTuple, Unpack
 
-from chaos.sim_node import Clock
+from chaos.sim_node import Clock, Stopped
 from chaos.sim_oracle import Violation
 
 _T = TypeVar("_T")
@@ -196,5 +196,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
 
 def _raise(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.result()
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, Violation | Stopped):
+        raise error
+    if error is not None:
+        raise Violation(f"UNEXPECTED {error!r}") from error

@@ -22,7 +22,7 @@ from itertools import count
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from chaos import sim_node
-from chaos.plane_chronicle import Chronicle
+from chaos.plane_chronicle import SLOWEST_CLOCK, Chronicle
 from chaos.plane_disk import Image, RegionDisk, RegionStore, image_of
 from chaos.plane_loop import ProcessLoop
 from chaos.sim_node import Clock
@@ -39,6 +39,7 @@ from controlplane.replication import Log, LogStatus, Machine, Role
 from controlplane.replication.guard import Outcome
 from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.replication.tail import Entry
+from controlplane.sdk.mirror import Mirror
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition
 
@@ -54,7 +55,6 @@ _ENTRY_S = limits.CALL_TIMEOUT_S
 # Reads that wait for one barrier end together: the most patient of them decides for all.
 _SHARED_S = 8.0
 _LATE_S = 1.0
-SLOWEST_CLOCK = 0.7
 
 
 class Broken(Exception):
@@ -147,6 +147,7 @@ class Parts:
     log: Callable[[Replica], SimLog] = SimLog
     controllers: Callable[[Node], Controllers] = Controllers
     disk: Callable[..., RegionDisk] = RegionDisk
+    mirror: Callable[[float], Mirror] = Mirror
 
 
 class Forwarded(NamedTuple):
@@ -336,6 +337,15 @@ class Replica(sim_node.Node):
         watch = self._watches.pop(stream, None)
         if watch is not None:
             watch.cancel()
+
+    def vouches(self, age_ms: int) -> bool:
+        """Whether a proof that is `age_ms` old counts.
+
+        A leader's rounds count as proof before it has committed anything in its term, which they are not: a defect of
+        ages that is known. Everything else about ages is checked.
+        """
+        proven_at = self.world.now() - age_ms / 1000 / SLOWEST_CLOCK - self.world.conditions.timing.beat_s
+        return proven_at > self.unready_until
 
     def overdue(self) -> str:
         """Which call should have been answered by now; empty: none."""

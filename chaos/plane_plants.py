@@ -19,6 +19,7 @@ from controlplane.kernel import machine
 from controlplane.kernel.machine import Working
 from controlplane.kernel.store import Batch
 from controlplane.node import Call, Node
+from controlplane.sdk.mirror import Mirror
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Retention
 from controlplane.v1.state_pb2 import Entry
@@ -231,6 +232,14 @@ class _Torn(RegionDisk):
         return lost
 
 
+class _Credulous(Mirror):
+    """Takes every mark for its own age, whatever it holds."""
+
+    def mark(self, sent_s: float, revision: int, age_ms: int) -> None:
+        """See `Mirror`."""
+        self._fresh_s = max(self._fresh_s, sent_s - age_ms / 1000)
+
+
 PLANTS: Mapping[str, Parts] = {
     "base": Parts(node=_Baseless),
     "barrier": Parts(log=_Unproven),
@@ -246,5 +255,6 @@ PLANTS: Mapping[str, Parts] = {
     "follower-clock": Parts(controllers=_OnFollowersClock),
     "early-trim": Parts(controllers=_EarlyTrim),
     "torn-batch": Parts(disk=_Torn),
+    "mirror": Parts(mirror=_Credulous),
 }
 """Every defect that can be planted, by name; each class says what it breaks."""

@@ -7,7 +7,8 @@ that its place may be gone; to be told so any earlier is a violation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -19,6 +20,8 @@ from controlplane import features
 from controlplane.errors import Compacted, ControlPlaneError
 from controlplane.kernel import keys
 from controlplane.kernel.transaction import scope_of
+from controlplane.sdk.exceptions import MirrorStale
+from controlplane.sdk.mirror import KINDS
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition
 
@@ -26,6 +29,8 @@ from controlplane.v1.records_pb2 import Partition
 _SILENCE_S = 3.5
 _AWAY_S = (5.0, 30.0)
 _PROMPT = 0.9
+_PROBE_S = 0.4
+_AGES_MAX_S = (1.0, 2.0, 5.0)
 
 
 class Watcher(Client):
@@ -37,6 +42,10 @@ class Watcher(Client):
         scope = scope_of(partition)
         self.prefixes = tuple(scope + keys.text(kind) for kind in kinds)
         self.cursor: int | None = None
+
+    def strands(self) -> list[Coroutine[Any, Any, None]]:
+        """Everything that this watcher does at once."""
+        return [self.run()]
 
     async def run(self) -> None:
         """Watch until the world ends."""
@@ -65,6 +74,7 @@ class Watcher(Client):
             request.after_revision = self.cursor
         question = Question("Watch", request.SerializeToString(), self.actor, self.environment, api.LOCAL)
         stream = self.world.watch(self._node, question)
+        self.begins(listing=request.snapshot)
         until = self.world.now() + self.random.choice((1.0, 5.0, 20.0))
         listing: dict[bytes, bytes] = {}
         try:
@@ -74,6 +84,12 @@ class Watcher(Client):
                 self._take(api.WatchReply.FromString(packed), listing)
         finally:
             stream.close()
+
+    def begins(self, *, listing: bool) -> None:
+        """A watch begins, with a listing or where the last one ended."""
+
+    def takes(self, message: api.WatchReply) -> None:
+        """A message came that is what it should be."""
 
     def _take(self, message: api.WatchReply, listing: dict[bytes, bytes]) -> None:
         self.world.done[f"watch {api.WatchReply.Kind.Name(message.kind).lower()}"] += 1
@@ -90,6 +106,7 @@ class Watcher(Client):
                 self._progressed(message.revision)
             case _:
                 raise Violation(f"WATCH a message of kind {message.kind}")
+        self.takes(message)
 
     def _started(self, revision: int) -> None:
         if self.cursor is not None and revision != self.cursor:
@@ -125,6 +142,50 @@ class Watcher(Client):
         """Whether everything was told."""
         chronicle = self.world.chronicle
         return self.cursor is not None and not any(chronicle.between(self.cursor, chronicle.revision, self.prefixes))
+
+
+class MirrorAgent(Watcher):
+    """An agent with the SDK's mirror of flags and switches, which it asks before every act."""
+
+    def __init__(self, world: World, number: int, partition: Partition, tenants: Sequence[str]) -> None:
+        super().__init__(world, number, partition, KINDS)
+        self._mirror = world.parts.mirror(world.random.choice(_AGES_MAX_S))
+        self._tenants = tenants
+
+    def strands(self) -> list[Coroutine[Any, Any, None]]:
+        """See `Watcher`."""
+        return [self.run(), self._mark(), self._ask()]
+
+    def begins(self, *, listing: bool) -> None:
+        """See `Watcher`."""
+        self._mirror.restart(KINDS, listing=listing)
+
+    def takes(self, message: api.WatchReply) -> None:
+        """See `Watcher`."""
+        self._mirror.feed(KINDS, message)
+
+    async def _mark(self) -> None:
+        while True:
+            asked_s = self.world.now()
+            try:
+                async with asyncio.timeout(_PROBE_S):
+                    revision, age_ms = await self.world.probe(self._node)
+            except TimeoutError:
+                continue
+            self._mirror.mark(asked_s, revision, age_ms)
+            await self.pause(_PROBE_S / 2)
+
+    async def _ask(self) -> None:
+        while True:
+            await self.pause(0.1)
+            tenant, now = self.random.choice(self._tenants), self.world.now()
+            try:
+                engaged = bool(self._mirror.stopped(now, tenant))
+            except MirrorStale:
+                self.world.done["mirrors stale"] += 1
+                continue
+            key = keys.within(scope_of(self._partition), "switch", f"tenant:{tenant}")
+            self.world.chronicle.judges(key, engaged, now, self._mirror.age_max_s)
 
 
 def told(partition: Partition, changes: Iterable[api.Change]) -> list[tuple[bytes, bytes]]:
