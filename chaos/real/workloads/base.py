@@ -14,14 +14,17 @@ from chaos.real.callers import Callers, Region, Repeats, calling
 from chaos.real.recording import Book, Worker
 from chaos.real.report import Finding
 from controlplane.checking import invariants
-from controlplane.checking.histories import History
+from controlplane.checking.histories import History, Value
 from controlplane.checking.linearizability import Model, Result, check
+from controlplane.errors import ControlPlaneError
 from controlplane.limits import PAGE_MAX
 from controlplane.sdk.calls import Calls
 from controlplane.v1 import api_pb2 as api
 
 OPERATIONS_PER_KEY = 500
 """After so many a key is given up for a new one, so that its history stays checkable."""
+OBSERVER = 1000
+"""Process number of the reads after healing; those of workers are below."""
 READ_BACK_S = 20.0
 """How long the reads after healing may take, all together."""
 
@@ -180,3 +183,8 @@ class Workload(ABC):
         while not over.is_set() and not self.book.recorder.full:
             await self.step(worker)
             await asyncio.sleep(worker.random.uniform(0, 2 * self.pause_s))
+
+
+def nothing(_: ControlPlaneError) -> Value:
+    """A refusal, or absence; which of them, the kind of question says."""
+    return None

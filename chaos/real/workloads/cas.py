@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 from chaos.real.callers import Region
-from chaos.real.recording import Question, Worker
-from chaos.real.workloads.base import Keys, Workload
-from controlplane.checking.histories import History, Value
+from chaos.real.recording import Worker
+from chaos.real.workloads import workflows
+from chaos.real.workloads.base import OBSERVER, Keys, Workload
+from chaos.real.workloads.workflows import Written, value_of
+from controlplane.checking.histories import History
 from controlplane.checking.invariants import stale_reads, writes
 from controlplane.checking.models import Register
-from controlplane.errors import ControlPlaneError
-from controlplane.sdk import LINEARIZABLE, LOCAL, at_least
-from controlplane.sdk.calls import Calls, Consistency
+from controlplane.sdk import LOCAL, at_least
+from controlplane.sdk.calls import Calls
 from controlplane.v1 import api_pb2 as api
-
-R = TypeVar("R")
-_OBSERVER = 1000
-"""Process number of the reads after healing."""
 
 
 class Cas(Workload):
@@ -35,8 +31,8 @@ class Cas(Workload):
         """What every version of every key was, whoever saw it."""
         self._present: dict[str, list[str]] = {}
         """What each key was at any time, as the event log tells it in the end."""
-        self._wrote: dict[int, tuple[str, int, int]] = {}
-        """A worker's latest acknowledged write: key, version, revision."""
+        self._wrote: dict[int, Written] = {}
+        """A worker's latest acknowledged write."""
 
     async def step(self, worker: Worker) -> None:
         """Do one of: create, swap, read; the last also with lesser consistency."""
@@ -44,17 +40,17 @@ class Cas(Workload):
         version = self._seen.get((worker.process, key), 0)
         chance = worker.random.random()
         if chance < 0.08 or (not version and chance < 0.5):
-            await self._create(worker, key)
+            self._acknowledged(worker, await workflows.create(self.book, worker, self.writer(worker), key))
         elif chance < 0.5:
-            await self._look_and_swap(worker, key, version)
+            await self._swap(worker, key)
         elif chance < 0.9:
             await self._read(worker, self.somebody(worker), key)
         else:
             await self._read_weakly(worker, key)
 
     async def ask_for_everything(self) -> None:
-        """Read each key through each node."""
-        reader = self.worker(_OBSERVER)
+        """Read each key through each node, and the event log."""
+        reader = self.worker(OBSERVER)
         for caller in self.callers.everyone():
             for key in self._keys.all:
                 await self._read(reader, caller, key)
@@ -72,103 +68,52 @@ class Cas(Workload):
             self.checked["writes"] = f"{sum(map(len, self._present.values())):,} events"
         self.noticed()
 
-    async def _create(self, worker: Worker, key: str) -> None:
-        value = worker.unique()
-        question = Question(key, "create", value, writes=True)
-        caller = self.writer(worker)
-        reply = await self.book.ask(
-            worker, question, lambda: caller.create_workflow(key, value.encode()), lambda reply: reply.version, _nothing
-        )
-        if reply is not None:
-            self._acknowledged(worker, key, reply.version, value, reply.header.revision)
-
-    async def _look_and_swap(self, worker: Worker, key: str, version: int) -> None:
+    async def _swap(self, worker: Worker, key: str) -> None:
         """Swap; mostly after a fresh look, because others are at it too and what was seen before is seldom true."""
         if worker.random.random() < 0.7:
             await self._read(worker, self.somebody(worker), key)
-        await self._swap(worker, key, self._seen.get((worker.process, key), version))
-
-    async def _swap(self, worker: Worker, key: str, version: int) -> None:
-        value = worker.unique()
-        question = Question(key, "cas", (version, value), writes=True)
-        caller = self.writer(worker)
-        reply = await self.book.ask(
-            worker,
-            question,
-            lambda: caller.compare_and_swap(key, version, value.encode()),
-            lambda reply: reply.version,
-            _nothing,
-        )
-        if reply is None:
-            # Refused or failed: whatever stands there now, it is time to look again.
-            self._seen.pop((worker.process, key), None)
-        else:
-            self._acknowledged(worker, key, reply.version, value, reply.header.revision)
+        version = self._seen.pop((worker.process, key), 1)
+        self._acknowledged(worker, await workflows.swap(self.book, worker, self.writer(worker), key, version))
 
     async def _read(self, worker: Worker, caller: Calls, key: str) -> None:
-        reply = await self.book.ask(
-            worker, Question(key, "read"), self._getting(caller, key, LINEARIZABLE), _versioned, _nothing
-        )
+        reply = await workflows.read(self.book, worker, caller, key)
         if reply is not None:
-            self._saw(worker, key, reply.workflow)
+            self._seen[worker.process, key] = reply.workflow.version
+            self._agrees(key, reply.workflow)
 
     async def _read_weakly(self, worker: Worker, key: str) -> None:
         """Read what a node has, or at least one's own latest write; the answer must be true, if not new."""
-        caller = worker.random.choice([*self.callers.at.values()])
+        node = worker.random.choice(list(self.callers.at.values()))
         mine = self._wrote.get(worker.process)
         if mine is None or worker.random.random() < 0.5:
-            await self._weakly(worker, caller, key, LOCAL)
-            return
-        written, version, revision = mine
-        reply = await self._weakly(worker, caller, written, at_least(revision))
+            reply = await workflows.read(self.book, worker, node, key, kind="read_local", consistency=LOCAL)
+        else:
+            key, consistency = mine.key, at_least(mine.revision)
+            reply = await workflows.read(self.book, worker, node, key, kind="read_at_least", consistency=consistency)
+            self._is_no_older(mine, reply)
+        if reply is not None:
+            self._agrees(key, reply.workflow)
+
+    def _is_no_older(self, mine: Written, reply: api.GetWorkflowReply | None) -> None:
         if reply is None:
             return
         self.book.count("reads of one's own writes")
-        if reply.header.revision < revision or reply.workflow.version < version:
-            self.found(
-                "stale read",
-                f"{written}: AT_LEAST {revision} (version {version}) was answered with version"
-                f" {reply.workflow.version} as of {reply.header.revision} by {reply.header.node}",
-            )
-
-    async def _weakly(
-        self, worker: Worker, caller: Calls, key: str, consistency: Consistency
-    ) -> api.GetWorkflowReply | None:
-        kind = "read_local" if consistency is LOCAL else "read_at_least"
-        question = Question(key, kind, consistency.revision)
-        reply = await self.book.ask(worker, question, self._getting(caller, key, consistency), _versioned, _nothing)
-        if reply is not None:
-            self._agrees(key, reply.workflow)
-        return reply
-
-    def _getting(
-        self, caller: Calls, key: str, consistency: Consistency
-    ) -> Callable[[], Coroutine[Any, Any, api.GetWorkflowReply]]:
-        return lambda: caller.get_workflow(key, consistency=consistency)
-
-    def _saw(self, worker: Worker, key: str, view: api.WorkflowView) -> None:
-        self._seen[worker.process, key] = view.version
-        self._agrees(key, view)
+        told = reply.header
+        if told.revision < mine.revision or reply.workflow.version < mine.version:
+            asked = f"{mine.key}: AT_LEAST {mine.revision}, where it is at version {mine.version}"
+            self.found("STALE_READ", f"{asked}, {told.node} told {reply.workflow.version} as of {told.revision}")
 
     def _agrees(self, key: str, view: api.WorkflowView) -> None:
         """One version of one key has one value, however it is read."""
-        self._value(key, view.version, view.workflow.state.decode())
+        self._value(key, view.version, value_of(view))
 
     def _value(self, key: str, version: int, value: str) -> None:
         known = self._values.setdefault((key, version), value)
         if known != value:
-            self.found("two values", f"{key}: version {version} is {known} and {value}")
+            self.found("TWO_VALUES", f"{key}: version {version} is {known} and {value}")
 
-    def _acknowledged(self, worker: Worker, key: str, version: int, value: str, revision: int) -> None:
-        self._seen[worker.process, key] = version
-        self._wrote[worker.process] = (key, version, revision)
-        self._value(key, version, value)
-
-
-def _versioned(reply: api.GetWorkflowReply) -> Value:
-    return reply.workflow.version, reply.workflow.workflow.state.decode()
-
-
-def _nothing(_: ControlPlaneError) -> Value:
-    """A refusal, or absence; which of them the kind of question says."""
-    return None
+    def _acknowledged(self, worker: Worker, written: Written | None) -> None:
+        if written is not None:
+            self._seen[worker.process, written.key] = written.version
+            self._wrote[worker.process] = written
+            self._value(written.key, written.version, written.value)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from chaos.real.callers import Callers, Region
 from chaos.real.recording import Question, Worker, now_ns
-from chaos.real.workloads.base import OPERATIONS_PER_KEY, Workload
+from chaos.real.workloads.base import OBSERVER, OPERATIONS_PER_KEY, Workload
 from controlplane import sdk
 from controlplane.checking.histories import History, Operation, Value
 from controlplane.checking.invariants import Act, Tenure, fences, tenures
@@ -33,7 +33,6 @@ _PLAIN, _SDK = 6, 3
 """How many orchestrators of each kind."""
 _PLAIN_ELECTIONS = 2
 _CREWS = 3
-_OBSERVER = 1000
 _CAMPAIGN_S = 3.0
 
 
@@ -95,7 +94,7 @@ class Elections(Workload):
 
     async def ask_for_everything(self) -> None:
         """Who holds what."""
-        reader = self.worker(_OBSERVER)
+        reader = self.worker(OBSERVER)
         for caller in self.callers.everyone():
             for election in self._uses:
                 await self._observe(reader, caller, election)

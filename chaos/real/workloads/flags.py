@@ -9,11 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from chaos.real.callers import Callers, Region
 from chaos.real.recording import Question, Worker, now_ns
-from chaos.real.workloads.base import Keys, Workload
+from chaos.real.workloads.base import OBSERVER, Keys, Workload, nothing
 from controlplane.checking.histories import History, Operation, Value
 from controlplane.checking.invariants import stale_reads
 from controlplane.checking.models import Register
-from controlplane.errors import ControlPlaneError
 from controlplane.sdk import AgentConfig, Flag, FlagType, FlagValue, Variant
 from controlplane.sdk.calls import Calls
 from controlplane.v1 import api_pb2 as api
@@ -24,7 +23,6 @@ MIRROR_AGE_MAX_MS = 1000
 CONFIG_OPERATIONS_MAX = 800
 """The configuration's flags cannot rotate, so their histories are bounded by doing less."""
 _MIRRORS_S = 0.03
-_OBSERVER = 1000
 
 
 class Known(NamedTuple):
@@ -81,7 +79,7 @@ class Flags(Workload):
 
     async def ask_for_everything(self) -> None:
         """Read each flag through each node, and evaluate once more."""
-        reader = self.worker(_OBSERVER)
+        reader = self.worker(OBSERVER)
         for caller in self.callers.everyone():
             for key in (*self._keys.all, *FIELDS.values()):
                 await self._read(reader, caller, key)
@@ -114,7 +112,7 @@ class Flags(Workload):
     async def _set(self, worker: Worker, key: str) -> None:
         value, caller = worker.unique(), self.writer(worker)
         question = Question(key, "write", value, writes=True)
-        reply = await self.book.ask(worker, question, lambda: caller.set_flag(flag(key, value)), _version, _nothing)
+        reply = await self.book.ask(worker, question, lambda: caller.set_flag(flag(key, value)), _version, nothing)
         self._acknowledged(worker, key, value, reply)
 
     async def _set_again(self, worker: Worker, key: str, _: Known) -> None:
@@ -124,7 +122,7 @@ class Flags(Workload):
         value, caller = worker.unique(), self.writer(worker)
         question = Question(key, "create", value, writes=True)
         reply = await self.book.ask(
-            worker, question, lambda: caller.set_flag(flag(key, value), must_not_exist=True), _version, _nothing
+            worker, question, lambda: caller.set_flag(flag(key, value), must_not_exist=True), _version, nothing
         )
         self._acknowledged(worker, key, value, reply)
 
@@ -136,7 +134,7 @@ class Flags(Workload):
             question,
             lambda: caller.set_flag(flag(key, value), expected_revision=known.revision),
             _version,
-            _nothing,
+            nothing,
         )
         self._acknowledged(worker, key, value, reply)
 
@@ -149,7 +147,7 @@ class Flags(Workload):
             question,
             lambda: caller.restore_flag(key, known.revision),
             lambda reply: reply.flag.meta.version,
-            _nothing,
+            nothing,
         )
         if reply is not None:
             self._saw(worker, reply.flag)
@@ -168,7 +166,7 @@ class Flags(Workload):
             Question(key, "read"),
             lambda: caller.get_flag(key),
             lambda reply: (reply.flag.meta.version, value_of(reply.flag.flag)),
-            _nothing,
+            nothing,
         )
         if reply is not None:
             self._saw(worker, reply.flag)
@@ -179,7 +177,7 @@ class Flags(Workload):
             Question("config", "evaluate"),
             lambda: caller.get_agent_config("u-1", "t-1"),
             _evaluated,
-            _nothing,
+            nothing,
         )
 
     async def _look(self, over: asyncio.Event) -> None:
@@ -277,8 +275,3 @@ def _fields(evaluated: Value) -> Iterator[tuple[str, int, str]]:
 
 def _version(reply: api.SetFlagReply) -> Value:
     return reply.meta.version
-
-
-def _nothing(_: ControlPlaneError) -> Value:
-    """A refusal, or absence; which of them the kind of question says."""
-    return None

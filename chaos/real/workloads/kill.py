@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from chaos.real.callers import Callers, Region
 from chaos.real.recording import Question, Worker, now_ns
-from chaos.real.workloads.base import Keys, Workload
+from chaos.real.workloads.base import OBSERVER, Keys, Workload
 from controlplane.checking.histories import NEVER, History, Operation, Value
 from controlplane.checking.invariants import Act, Kill, kills
 from controlplane.checking.models import Switch
@@ -21,7 +21,6 @@ MIRROR_AGE_MAX_MS = 1000
 """The bound: so long after a kill was confirmed nobody acts any more, or has been told that he cannot know."""
 FRESH_TIMEOUT_S = 10.0
 _LOOK_S = 0.04
-_OBSERVER = 1000
 
 
 class Kills(Workload):
@@ -63,7 +62,7 @@ class Kills(Workload):
 
     async def ask_for_everything(self) -> None:
         """Ask each node about each scope, and wait for every mirror to be fresh."""
-        reader = self.worker(_OBSERVER)
+        reader = self.worker(OBSERVER)
         for caller in self.callers.everyone():
             for key in self._keys.all:
                 await self._check(reader, caller, key)
@@ -116,7 +115,7 @@ class Kills(Workload):
         except MirrorStale:
             self.book.count("mirrors that were stale")
             return
-        self._looks.append(Operation(_OBSERVER + 1 + number, key, "look", None, stopped, at_ns, at_ns))
+        self._looks.append(Operation(OBSERVER + 1 + number, key, "look", None, stopped, at_ns, at_ns))
 
     def _judge_mirrors(self, operations: Sequence[Operation]) -> None:
         """Hold what mirrors said against what had been confirmed; of both kinds, because a mirror has one bound."""

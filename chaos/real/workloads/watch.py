@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 import grpc
 
 from chaos.real.callers import Region
-from chaos.real.recording import Question, Worker
-from chaos.real.workloads.base import Keys, Workload
+from chaos.real.recording import Worker
+from chaos.real.workloads import workflows
+from chaos.real.workloads.base import OBSERVER, Keys, Workload
+from chaos.real.workloads.workflows import Written
 from controlplane.checking import watches
 from controlplane.checking.histories import History, Value
 from controlplane.checking.invariants import stale_reads, writes
 from controlplane.checking.models import Register
-from controlplane.errors import ControlPlaneError
 from controlplane.v1 import api_pb2 as api
 
 PREFIX = "watched/"
@@ -30,7 +31,6 @@ BREAK_S = (0.2, 2.0)
 REACH_S = 10.0
 """So soon after the end of the load every watcher has everything."""
 _REST_S = 0.05
-_OBSERVER = 1000
 _KINDS = {
     api.WatchReply.STARTED: watches.Kind.STARTED,
     api.WatchReply.SNAPSHOT: watches.Kind.SNAPSHOT,
@@ -75,14 +75,14 @@ class Watches(Workload):
         if worker.random.random() < 0.2:
             await self._read(worker, key)
         elif version:
-            await self._swap(worker, key, version)
+            await self._note(worker, key, await workflows.swap(self.book, worker, self.writer(worker), key, version))
         else:
-            await self._create(worker, key)
+            await self._note(worker, key, await workflows.create(self.book, worker, self.writer(worker), key))
 
     async def ask_for_everything(self) -> None:
         """Read the event log, and each key once more."""
         self._events = [change for change in await self.events("workflow") if change.name.startswith(PREFIX)]
-        reader = self.worker(_OBSERVER)
+        reader = self.worker(OBSERVER)
         for key in (*self._keys.all, *self._others.all):
             await self._read(reader, key)
 
@@ -111,49 +111,18 @@ class Watches(Workload):
 
     # Writing
 
-    async def _create(self, worker: Worker, key: str) -> None:
-        value, caller = worker.unique(), self.writer(worker)
-        reply = await self.book.ask(
-            worker,
-            Question(key, "create", value, writes=True),
-            lambda: caller.create_workflow(key, value.encode()),
-            lambda reply: reply.version,
-            _nothing,
-        )
-        self._note(key, reply)
-        if reply is None:
-            await self._read(worker, key)
-
-    async def _swap(self, worker: Worker, key: str, version: int) -> None:
-        value, caller = worker.unique(), self.writer(worker)
-        reply = await self.book.ask(
-            worker,
-            Question(key, "cas", (version, value), writes=True),
-            lambda: caller.compare_and_swap(key, version, value.encode()),
-            lambda reply: reply.version,
-            _nothing,
-        )
-        self._note(key, reply)
-        if reply is None:
-            await self._read(worker, key)
-
     async def _read(self, worker: Worker, key: str) -> None:
-        reply = await self.book.ask(
-            worker,
-            Question(key, "read"),
-            lambda: self.callers.sdk.get_workflow(key),
-            lambda reply: (reply.workflow.version, reply.workflow.workflow.state.decode()),
-            _nothing,
-        )
+        reply = await workflows.read(self.book, worker, self.callers.sdk, key)
         if reply is not None:
             self._seen[key] = max(reply.workflow.version, self._seen.get(key, 0))
 
-    def _note(self, key: str, reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply | None) -> None:
-        if reply is None:
-            self._seen.pop(key, None)
+    async def _note(self, worker: Worker, key: str, written: Written | None) -> None:
+        """Remember how far watchers have to come; after a refusal look where the workflow stands."""
+        if written is None:
+            await self._read(worker, key)
         else:
-            self._seen[key] = max(reply.version, self._seen.get(key, 0))
-            self._end = max(self._end, reply.header.revision)
+            self._seen[key] = max(written.version, self._seen.get(key, 0))
+            self._end = max(self._end, written.revision)
 
     # Watching
 
@@ -230,8 +199,3 @@ def _message(reply: api.WatchReply) -> watches.Message:
 def _change(change: api.Change) -> watches.Change:
     value = change.workflow.state.decode() if change.HasField("workflow") else None
     return watches.Change(change.name, change.meta.revision, value)
-
-
-def _nothing(_: ControlPlaneError) -> Value:
-    """A refusal, or absence; which of them the kind of question says."""
-    return None
