@@ -69,6 +69,8 @@ PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 PAGE_BYTES_MAX = 1024 * 1024
 """Values in one page of a list."""
+EVENTS_SCANNED_MAX = 4096
+"""Events that one page of a listing is looked for among: bounds how long a narrow filter holds the event loop."""
 OPERATIONS_PER_SESSION_MAX = 4096
 """Operations in flight on one session."""
 READS_PER_SESSION_MAX = 64

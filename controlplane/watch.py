@@ -216,12 +216,24 @@ class Watches:
     ) -> api.ListEventsReply:
         """Events of a partition after a revision, oldest first, whole transactions only. Raises `Compacted`."""
         checks.between(request.limit, 0, limits.PAGE_MAX, "limit")
-        wanted = _filter(partition, request.kinds, "")
-        _check_floor(store, partition, request.after_revision)
-        events = machine.events(store, wanted.domain, request.after_revision, last)
-        matching = (event for event in events if wanted.matches(event.key))
-        changes, more = _whole_transactions(matching, request.limit or limits.PAGE_DEFAULT)
-        return api.ListEventsReply(changes=changes, more=more)
+        wanted, after = _filter(partition, request.kinds, ""), request.after_revision
+        _check_floor(store, partition, after)
+        reply = api.ListEventsReply(seen=max(after, last))
+        count, room = request.limit or limits.PAGE_DEFAULT, limits.PAGE_BYTES_MAX
+        scanned, seen = 0, after
+        for revision, events in groupby(machine.events(store, wanted.domain, after, last), key=_revision_of_event):
+            if scanned >= limits.EVENTS_SCANNED_MAX:
+                reply.more, reply.seen = True, seen
+                break
+            transaction = list(events)
+            part = [_change(event) for event in transaction if wanted.matches(event.key)]
+            room -= sum(change.ByteSize() for change in part)
+            if part and reply.changes and (room < 0 or len(reply.changes) + len(part) > count):
+                reply.more, reply.seen = True, seen
+                break
+            reply.changes.extend(part)
+            scanned, seen = scanned + len(transaction), revision
+        return reply
 
     def follow(self, store: Store, partition: Partition, request: api.WatchRequest, age: Age) -> Following:
         """The messages of one watch; see `Node.watch`. Raises what that raises before its first message."""
@@ -427,19 +439,6 @@ def _whole(store: Store, wanted: Filter, events: list[Event]) -> list[Event]:
     cut = events[-1].revision
     before = [event for event in events if event.revision != cut]
     return before or list(machine.events(store, wanted.domain, cut - 1, cut))
-
-
-def _whole_transactions(events: Iterator[Event], count: int) -> tuple[list[api.Change], bool]:
-    """About `count` changes, and whether there are more: a transaction is not cut, so that one can go on behind it."""
-    changes: list[api.Change] = []
-    room = limits.PAGE_BYTES_MAX
-    for _, group in groupby(events, key=_revision_of_event):
-        part = [_change(event) for event in group]
-        room -= sum(change.ByteSize() for change in part)
-        if changes and (room < 0 or len(changes) + len(part) > count):
-            return changes, True
-        changes += part
-    return changes, False
 
 
 def _encode(revision: int, events: list[Event]) -> bytes | None:

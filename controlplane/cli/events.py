@@ -67,8 +67,7 @@ async def log(
 
     async def page(after: int, count: int) -> tuple[list[Shape], int, bool]:
         reply = await plane.list_events(after_revision=after, kinds=kinds, limit=count, **options)
-        rows = [shapes.change(each) for each in reply.changes]
-        return rows, rows[-1]["meta"]["revision"] if rows else after, reply.more
+        return [shapes.change(each) for each in reply.changes], reply.seen, reply.more
 
     cpctl.show({"events": await pages(limit, page, after)}, lambda document: _table(document["events"]))
 

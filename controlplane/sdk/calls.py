@@ -333,7 +333,10 @@ class Calls:
         limit: int = 0,
         **options: Unpack[ReadOptions],
     ) -> api.ListEventsReply:
-        """Read one page of the event log, oldest first. Raises Compacted below what is kept. Operators only."""
+        """Read one page of the event log, oldest first; the next goes on after its `seen`, while there is `more`.
+
+        Raises Compacted below what is kept. Operators only.
+        """
         header = self._read_header("", options)
         request = api.ListEventsRequest(header=header, after_revision=after_revision, kinds=kinds, limit=limit)
         return await self._read("ListEvents", "", request, api.ListEventsReply, options)

@@ -805,14 +805,16 @@ class ListEventsRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., after_revision: _Optional[int] = ..., limit: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListEventsReply(_message.Message):
-    __slots__ = ("header", "changes", "more")
+    __slots__ = ("header", "changes", "more", "seen")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     header: ReplyHeader
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     more: bool
-    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+    seen: int
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., more: _Optional[bool] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class Operation(_message.Message):
     __slots__ = ("id", "method", "request", "timeout_ms", "on_behalf_of", "cancel")

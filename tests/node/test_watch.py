@@ -367,7 +367,8 @@ async def test_events_can_be_listed_in_pages_of_whole_transactions() -> None:
             request = api.ListEventsRequest(after_revision=after, limit=2, kinds=["workflow"])
             reply = await region.call("ListEvents", request)
             seen += [(change.meta.revision, change.name) for change in reply.changes]
-            after, pages = reply.changes[-1].meta.revision, pages + 1
+            after, pages = reply.seen, pages + 1
+            assert after == reply.changes[-1].meta.revision
             if not reply.more:
                 break
         assert seen == [(1, "a"), (2, "b"), (2, "c"), (2, "d"), (3, "e"), (3, "f"), (4, "g")]
@@ -380,6 +381,23 @@ async def test_events_can_be_listed_in_pages_of_whole_transactions() -> None:
         await compact(region, 2)
         with pytest.raises(Compacted):
             await region.call("ListEvents", api.ListEventsRequest(after_revision=1, kinds=["workflow"]))
+
+
+async def test_a_filter_that_matches_little_is_looked_for_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "EVENTS_SCANNED_MAX", 4)
+    async with Region() as region:
+        region.log.commit(bulk(region, *([f"w{n}"] for n in range(10))))
+        scope = Scope(kind=ScopeKind.SCOPE_TENANT, name="acme")
+        header = {"reason": "runaway", "partition": STATE.id}
+        await region.call("EngageSwitch", api.EngageSwitchRequest(scope=scope, header=header))
+        found, after, pages = [], 0, []
+        while not pages or pages[-1].more:
+            request = api.ListEventsRequest(header={"partition": STATE.id}, after_revision=after, kinds=["switch"])
+            pages.append(await region.call("ListEvents", request))
+            after = pages[-1].seen
+            found += [change.name for change in pages[-1].changes]
+        assert found == ["tenant:acme"]
+        assert [page.seen for page in pages] == [4, 8, 11]
 
 
 async def test_pages_of_events_are_bounded_in_bytes() -> None:

@@ -149,7 +149,7 @@ class Workload(ABC):
         while more:
             page = await self.callers.sdk.list_events(kinds=kinds, after_revision=after, limit=PAGE_MAX)
             changes += page.changes
-            more, after = page.more, changes[-1].meta.revision if changes else 0
+            more, after = page.more, page.seen
         return changes
 
     def somebody(self, worker: Worker) -> Calls:
