@@ -25,6 +25,8 @@ from controlplane.limits import MIRROR_AGE_MAX_MS
 
 KILL_BOUND_MS: Final = MIRROR_AGE_MAX_MS
 """After a kill is confirmed, nobody who asks its mirror may act later than this."""
+KILL_CONFIRMED_MORE_MS: Final = 3_000
+"""A kill that is asked for right after a fault is confirmed so long after the region serves again, at the latest."""
 UNKNOWN_PERCENT_MAX: Final = 5
 ACKNOWLEDGED_MIN: Final = 50
 REPLICATION_MS_MAX: Final = 30_000
@@ -107,6 +109,10 @@ class Seen:
     replication_ms: int | None
     votes: str = ""
     """For a replaced node: "after catching up", or what it did instead."""
+    diverged_entries: int = 0
+    """Entries that the cut off leader held and could not commit, at most."""
+    snapshot: str = "no"
+    """Whether the leader was seen to send the rejoining node a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,8 @@ class Wanted:
     fencing: bool
     kill_switch: bool
     replaced: str
+    rejoins: str = ""
+    by_snapshot: bool = False
 
 
 def measure(events: Sequence[Event], window: Window, agents: Collection[int]) -> Measured:
@@ -166,10 +174,15 @@ def claims(measured: Measured, seen: Seen, wanted: Wanted) -> list[Claim]:
         Claim("full_replication_ms", "at most", REPLICATION_MS_MAX, seen.replication_ms, False),
     ]
     if wanted.kill_switch:
-        found.append(Claim("kill_confirmed", "is", "yes", "no" if measured.kill_confirmed_ms is None else "yes", True))
+        confirmed_ms_max = wanted.rto_target_ms + KILL_CONFIRMED_MORE_MS
+        found.append(Claim("kill_confirmed_ms", "at most", confirmed_ms_max, measured.kill_confirmed_ms, True))
         found.append(Claim("acted_after_kill", "is", 0, measured.acted_after_kill, True))
     if wanted.replaced:
         found.append(Claim("replaced_node_votes", "is", "after catching up", seen.votes, False))
+    if wanted.rejoins:
+        found.append(Claim("diverged_entries", "at least", 1, seen.diverged_entries, False))
+    if wanted.by_snapshot:
+        found.append(Claim("rejoined_by_snapshot", "is", "yes", seen.snapshot, False))
     return found
 
 

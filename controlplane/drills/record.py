@@ -56,7 +56,7 @@ class Check:
 def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -> Document:
     """The record of a drill that has ended, with `history` in the file `history_name` beside it."""
     plan, window = course.plan, course.window
-    wanted = Wanted(plan.rto_target_ms, plan.fencing, plan.kill_switch, plan.replaced)
+    wanted = Wanted(plan.rto_target_ms, plan.fencing, plan.kill_switch, plan.replaced, plan.rejoins, plan.by_snapshot)
     agents = [number for number, name in enumerate(course.processes) if name.startswith("register roaming")]
     measured = evidence.measure(course.recorder.events, window, agents)
     found = evidence.claims(measured, course.seen, wanted)

@@ -118,7 +118,8 @@ class Runner:
         self._injected: list[tuple[Strike, str, int]] = []
         self._observed: set[str] = set()
         self._acked_seen, self._acked_ns = 0, 0
-        self._unvoting: list[str] = []
+        self._learner, self._votes, self._struck_at_commit = False, "", 0
+        self._diverged, self._snapshot = 0, False
         self._replication_ms: int | None = None
         self._heal_asked_ns: int | None = None
         self._kill_engaged = False
@@ -169,7 +170,7 @@ class Runner:
             for task in (steps, watching):
                 if task.done():
                     task.result()
-        except Stopped as stop:
+        except (Stopped, ControlPlaneError) as stop:
             self._stop(str(stop))
         except asyncio.CancelledError:
             self._stop("interrupted by the operator")
@@ -198,8 +199,10 @@ class Runner:
     async def _step(self, step: Step) -> None:
         if step.strikes and not self._injected:
             self._require_same_leader()
+        if step.strikes:
+            self._struck_at_commit = steadiness.commit(self.looks)
         await asyncio.gather(*(self._strike(strike) for strike in step.strikes))
-        bulk = asyncio.create_task(self.load.bulk(step.bulk_bytes)) if step.bulk_bytes else None
+        bulk = asyncio.create_task(self.load.bulk(step.bulk_bytes, self._unharmed())) if step.bulk_bytes else None
         try:
             await self._kill_and_wait(step)
             if bulk is not None and await bulk < step.bulk_bytes:
@@ -211,6 +214,9 @@ class Runner:
             await self._well()
             await self._reserve()
         await asyncio.sleep(step.more_s)
+
+    def _unharmed(self) -> str:
+        return next(name for name in self._nodes.addresses if name not in self.course.plan.struck)
 
     def _require_same_leader(self) -> None:
         found = steadiness.facts(self.looks)
@@ -331,16 +337,31 @@ class Runner:
                     self._observed.add(fault)
             elif look.faults is not None and any(each.fault.id == fault for each in look.faults.faults):
                 self._observed.add(fault)
-        if name == self.course.plan.replaced and look.faults is not None and look.status is not None:
-            self._see_replaced(look)
+        self._see_rejoin(name, look)
+        if name == self.course.plan.replaced and self._injected and look.faults is not None:
+            self._see_replaced(look, look.faults.standing)
 
-    def _see_replaced(self, look: Look) -> None:
-        assert look.faults is not None
-        assert look.status is not None
-        if look.faults.standing == "replacing":
-            self._unvoting.append(look.status.role)
-        elif self._unvoting and self._unvoting[-1] != "member":
-            self._unvoting.append("member")
+    def _see_rejoin(self, name: str, look: Look) -> None:
+        """Notice entries that a cut off leader cannot commit, and a snapshot on its way to a node left behind."""
+        rejoins, status = self.course.plan.rejoins, look.status
+        if not rejoins or status is None or not self._injected:
+            return
+        if name != rejoins:
+            is_sent = any(each.name == rejoins and each.state == "snapshot" for each in status.members)
+            self._snapshot |= status.role == "leader" and is_sent
+        elif status.role != "leader" and _is_cut(look):
+            self._diverged = max(self._diverged, status.last - status.commit)
+
+    def _see_replaced(self, look: Look, standing: str) -> None:
+        if look.status is None:
+            return
+        if standing == "replacing":
+            self._learner = True
+            if look.status.role != "follower":
+                self._votes = f"stood as {look.status.role} before catching up"
+        elif standing == "member" and self._learner and not self._votes:
+            behind = look.status.applied < self._struck_at_commit
+            self._votes = "before catching up" if behind else "after catching up"
 
     async def _until_stopped(self) -> None:
         """Return only by raising `Stopped`."""
@@ -435,7 +456,9 @@ class Runner:
             faults_observed=f"{missed} of {len(self._injected)} not" if missed else "all",
             replicas=replicas,
             replication_ms=self._replication_ms,
-            votes=self._votes() if self.course.plan.replaced else "",
+            votes=self._votes or "not seen",
+            diverged_entries=self._diverged,
+            snapshot="yes" if self._snapshot else "no",
         )
 
     def _replicas(self) -> str:
@@ -447,18 +470,16 @@ class Runner:
         }
         return "equal" if len(found) == 1 and None not in found else "not comparable"
 
-    def _votes(self) -> str:
-        """Whether the replaced node stood for election, or led, before it was a member again."""
-        if any(role != "follower" for role in self._unvoting if role != "member"):
-            return "before catching up"
-        return "after catching up"
-
 
 def _leader_of(plan: Plan, looks: Mapping[str, Look]) -> str:
     found: Facts | None = steadiness.facts(looks)
     if found is None:
         raise Stopped("no leader is known")
     return found.leader
+
+
+def _is_cut(look: Look) -> bool:
+    return look.faults is not None and any(each.fault.kind == Kind.CUT.value for each in look.faults.faults)
 
 
 def _go_on() -> None:

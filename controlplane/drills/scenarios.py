@@ -111,6 +111,10 @@ class Plan:
     """The lease of a holder behind the leader must pass on, and its old fence be refused."""
     replaced: str = ""
     """The node that must not vote before it has caught up."""
+    rejoins: str = ""
+    """The node that must come back from a log of its own."""
+    by_snapshot: bool = False
+    """It can only do so by a snapshot."""
     kill_switch: bool = False
 
     @property
@@ -293,6 +297,8 @@ def _divergent_rejoin(facts: Facts, options: Options, down_s: float) -> Plan:
         (_hit("the leader's links are cut, and the others go on", strike, bulk_bytes=behind),),
         rto_target_ms=2_000,
         silence_ms_max=OVERLAP_MS,
+        rejoins=facts.leader,
+        by_snapshot=options.past_compaction,
     )
 
 

@@ -173,6 +173,6 @@ def test_what_a_drill_wants_becomes_a_claim(story):
     measured, seen = story.measured(), Seen("all", "equal", 10, "after catching up")
     names = {claim.name for claim in evidence.claims(measured, seen, Wanted(1, True, True, "n3"))}
     plain = {claim.name for claim in evidence.claims(measured, seen, Wanted(1, False, False, ""))}
-    assert names - plain == {"kill_confirmed", "acted_after_kill", "replaced_node_votes"}
+    assert names - plain == {"kill_confirmed_ms", "acted_after_kill", "replaced_node_votes"}
     fencing = {claim.name: claim.target for claim in evidence.claims(measured, seen, Wanted(1, True, False, ""))}
     assert fencing["fencing_refusals"] == 1
