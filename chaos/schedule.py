@@ -47,7 +47,6 @@ FAULTS = (
 
 # Faults stop this long before the end, so that the run can show that everything heals.
 QUIET_S = 28.0
-_FAMILY_QUIET_S = 14.0
 _ENTRY_BYTES_MAX = 8192
 
 
@@ -98,6 +97,7 @@ class Family(NamedTuple):
     kinds: tuple[str, ...]
     gap_s: tuple[float, float]
     shape: Callable[[Random, Conditions], Conditions] = lambda _, lan: lan
+    quiet_s: float = 14.0
 
 
 LAN = Conditions(
@@ -163,6 +163,14 @@ FAMILIES: dict[str, Family] = {
             trim_entries=10_000,
         ),
     ),
+    # All of these among all other faults.
+    "mixed": Family(
+        5,
+        (*FAULTS, "stale-acks", "left-behind", "crash-two", "old-answers", "read-at-once", "lost-disk"),
+        (0.5, 4.0),
+        lambda random, _: _conditions(random, random.choice(("lan", "wild"))),
+        QUIET_S,
+    ),
 }
 
 
@@ -183,7 +191,7 @@ def make_schedule(seed: int, *, nodes: int, seconds: float = 60.0, profile: str 
 def _family_faults(random: Random, family: Family, seconds: float) -> list[Fault]:
     faults = []
     at_s = random.uniform(2, 3)
-    while at_s < seconds - _FAMILY_QUIET_S:
+    while at_s < seconds - family.quiet_s:
         faults.append(Fault(at_s, random.choice(family.kinds), random.uniform(1, 4), random.getrandbits(32)))
         at_s += random.uniform(*family.gap_s)
     return faults
