@@ -193,7 +193,8 @@ class Run:
 
     async def _watch_leaders(self, workload: Workload) -> None:
         async for region in workload.callers.sdk.watch_region():
-            if region.leader:
+            last = self.report.leaders[-1] if self.report.leaders else None
+            if region.leader and (last is None or (last.leader, last.term) != (region.leader, region.term)):
                 self.report.leaders.append(Led(self._now_s(), region.leader, region.term))
 
     async def _read_back(self, workload: Workload) -> None:
@@ -213,7 +214,7 @@ class Run:
         self.report.checked["replicas"] = f"{replicas.rows:,} rows equal at revision {replicas.revision:,}"
 
     def _now_s(self) -> float:
-        return (time.monotonic_ns() - self.began_ns) / 1e9
+        return round((time.monotonic_ns() - self.began_ns) / 1e9, 3)
 
     # When it is over
 
