@@ -98,7 +98,11 @@ def run_command(  # noqa: PLR0913 - one per option.
     console = Console(stderr=as_json, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=as_json, highlight=False, width=_WIDTH)
-    reports = [perform(plan, folder if not every else None, console) for plan in plans]
+    reports = []
+    for number, plan in enumerate(plans, 1):
+        reports.append(perform(plan, folder if not every else None, console))
+        if every:
+            console.print(f"{number} of {len(plans)}: {plan.workload} under {plan.nemesis}: {reports[-1].verdict}")
     if as_json:
         print(json.dumps([each.as_json() for each in reports] if every else reports[0].as_json(), indent=1))
     else:
