@@ -50,9 +50,9 @@ class Clock:
         """Run at `rate` from now on."""
         self._base, self._since, self._rate = self.now(), self._true_now(), rate
 
-    def true_delay(self, until: float) -> float:
-        """How long, in true seconds, until this clock shows `until`."""
-        return max(0.0, until - self.now()) / self._rate
+    def true_delay(self, until: float, now: float | None = None) -> float:
+        """How long, in true seconds, until this clock shows `until`; `now` is what it shows, if that is known."""
+        return max(0.0, until - (self.now() if now is None else now)) / self._rate
 
 
 class Stopped(Exception):
@@ -182,8 +182,9 @@ class Node:
 
     def pump(self) -> None:
         """Tick, look, sync, trim, and arrange to be woken."""
+        now = self.clock.now()
         try:
-            self.guard.tick(self.clock.now())
+            self.guard.tick(now)
         except (Fatal, Malformed) as error:
             raise self._gave_up(error) from error
         if self.tail.commit > self.world.oracle.max_commit:
@@ -192,10 +193,10 @@ class Node:
             self._begin_sync()
         if not self._store_syncing and len(self.tail) > self.world.conditions.trim_entries:
             self._begin_trim()
-        self._arrange()
+        self._arrange(now)
 
-    def _arrange(self) -> None:
-        delay = self.clock.true_delay(self.guard.deadline)
+    def _arrange(self, now: float | None = None) -> None:
+        delay = self.clock.true_delay(self.guard.deadline, now)
         self._at_once = self._at_once + 1 if delay == 0 else 0
         if self._at_once > _AT_ONCE_MAX:
             raise Violation(f"BUSY {self.name} never rests")

@@ -68,6 +68,7 @@ class Simulation:
         self.names: list[str] = [f"n{k}" for k in range(schedule.nodes)]
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self._whole_trace = whole_trace
         self.trace: deque[str] = deque(maxlen=None if whole_trace else TRACE_LINES)
         self.timeline: dict[str, list[str]] = {name: [] for name in self.names}
         self.unsettled_until = 0.0  # In the family "steady": until when a fault may slow what is asked.
@@ -106,10 +107,18 @@ class Simulation:
         heapq.heappush(self._heap, (self._now + delay, self._seq, function, args))
 
     def log(self, *words: object) -> None:
-        """Write a line of the trace."""
-        line = f"{self._now:9.4f} " + " ".join(map(str, words))
+        """Write a line of the trace, which counts for the fingerprint."""
+        line = self._line(words)
         self.fingerprint = zlib.crc32(line.encode(), self.fingerprint)
         self.trace.append(line)
+
+    def note(self, *words: object) -> None:
+        """Write a line that only a whole trace needs."""
+        if self._whole_trace:
+            self.trace.append(self._line(words))
+
+    def _line(self, words: tuple[object, ...]) -> str:
+        return f"{self._now:9.4f} " + " ".join(map(str, words))
 
     def run(self) -> Result:
         """Run to the end, or to the first violation."""
@@ -336,7 +345,7 @@ class Simulation:
     def _read(self, node: Node) -> None:
         self._numbers += 1
         number, floor = self._numbers, self.oracle.observed
-        self.log("read", number, "at", node.name, "floor", floor)
+        self.note("read", number, "at", node.name, "floor", floor)
 
         def done(proven: bool) -> None:
             self.counts["reads proven" if proven else "reads refused"] += 1
@@ -352,7 +361,7 @@ class Simulation:
         number, floor, began = self._numbers, self.oracle.observed, self._now
         payload = self._payload(number)
         prompt = node.guard.ready and self._settled
-        self.log("write", number, "at", node.name, "floor", floor)
+        self.note("write", number, "at", node.name, "floor", floor)
 
         def done(outcome: Outcome, index: int) -> None:
             self.counts[f"writes {outcome.value}"] += 1
