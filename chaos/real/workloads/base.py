@@ -26,7 +26,8 @@ OPERATIONS_PER_KEY = 500
 OBSERVER = 1000
 """Process number of the reads after healing; those of workers are below."""
 READ_BACK_S = 20.0
-"""How long the reads after healing may take, all together."""
+READ_BACK_OPERATIONS_S = 200.0
+"""How long the reads after healing may take, all together: so many seconds, and one for so many operations before."""
 
 
 class Keys:
@@ -111,8 +112,9 @@ class Workload(ABC):
     async def step(self, worker: Worker) -> None:
         """Do one thing. Raises nothing but what is a defect of the harness."""
 
-    async def read_back(self, timeout_s: float = READ_BACK_S) -> None:
+    async def read_back(self) -> None:
         """Ask every node for everything, after all is healed. Raises `TimeoutError`."""
+        timeout_s = READ_BACK_S + self.book.operations / READ_BACK_OPERATIONS_S
         failed = len(self.book.failed_ns)
         async with asyncio.timeout(timeout_s):
             await self.ask_for_everything()

@@ -119,25 +119,35 @@ class Kills(Workload):
 
     def _judge_mirrors(self, operations: Sequence[Operation]) -> None:
         """Hold what mirrors said against what had been confirmed; of both kinds, because a mirror has one bound."""
-        bound_ns = MIRROR_AGE_MAX_MS * 1_000_000
+        thrown, looks = _by_key(operations), _by_key(self._looks)
         for said, kind, against in ((False, "engage", "release"), (True, "release", "engage")):
-            stops = confirmed(operations, kind, against)
-            acts = [_act(look) for look in self._looks if look.result is said]
-            self.checked[f"mirrors, {kind}"] = f"{len(acts)} looks against {len(stops)} changes"
-            if not acts or not stops:
+            looked = changes = 0
+            for key, mine in looks.items():
+                stops = confirmed(thrown.get(key, []), kind, against)
+                acts = [_act(look) for look in mine if look.result is said]
+                looked, changes = looked + len(acts), changes + len(stops)
+                self.broken(kills(stops, acts, MIRROR_AGE_MAX_MS * 1_000_000))
+            self.checked[f"mirrors, {kind}"] = f"{looked} looks against {changes} changes"
+            if not looked or not changes:
                 self.found("load", f"nothing was shown about mirrors after {kind}")
-            self.broken(kills(stops, acts, bound_ns))
 
 
 def confirmed(operations: Sequence[Operation], kind: str, against: str) -> list[Kill]:
-    """Throws of one kind that were answered, each until the first throw of the other kind that can have undone it."""
+    """Throws of one kind in one scope that were answered, each until the first one that can have undone it."""
     stops = []
     others = [each for each in operations if each.kind == against]
     for each in operations:
         if each.kind == kind and not each.unknown:
-            undone = (other.called for other in others if other.key == each.key and other.returned > each.called)
+            undone = (other.called for other in others if other.returned > each.called)
             stops.append(Kill(each.key, each.returned, min(undone, default=NEVER)))
     return stops
+
+
+def _by_key(operations: Sequence[Operation]) -> dict[str, list[Operation]]:
+    found: dict[str, list[Operation]] = {}
+    for each in operations:
+        found.setdefault(each.key, []).append(each)
+    return found
 
 
 def _act(look: Operation) -> Act:
