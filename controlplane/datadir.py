@@ -78,14 +78,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace the file at `path` so that a crash at any moment leaves the old content or the new, whole."""
+    """Replace the file at `path` so that a crash at any moment leaves the old content or the new, whole.
+
+    Raises `Fatal` if the disk refuses; which of the two is there is then unknown.
+    """
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_folder(path.parent)
+    try:
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise Fatal(f"{path}: cannot write: {error.strerror}. Check the disk, then start again.") from error
 
 
 class DataFolder:
