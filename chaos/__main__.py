@@ -8,6 +8,7 @@ from chaos.checks import check_command
 from chaos.plane_command import simulate_region_command
 from chaos.real.commands import run_command
 from chaos.real.failover import failover_command
+from chaos.real.sweep import disks_command
 from chaos.simulating import plants_command, simulate_command
 
 
@@ -21,6 +22,7 @@ main.add_command(plants_command)
 main.add_command(simulate_region_command)
 main.add_command(run_command)
 main.add_command(failover_command)
+main.add_command(disks_command)
 main.add_command(check_command)
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
  * array of 64-bit cells, laid out as in shim.py. Orders may change at any moment and hold from the next call on.
  *
  * 1. Syncs. For every file the length that a real sync has covered is noted under its inode. What lies beyond is what a
- *    loss of power takes. A sync can fail, be late, or lie: return success and do nothing.
+ *    loss of power takes. A sync can fail, end the process, be late, or lie: return success and do nothing.
  * 2. Writes to files below a path can fail. Writes to write-ahead logs (*.log) there can stop in the middle: then the
  *    process ends by SIGKILL, as if the machine had stopped there.
- * 3. The wall clock can be off; monotonic clocks are not. Waits until a moment of the wall clock are put back, as the
+ * 3. What fails or ends can be told to spare some calls first, and to hit only so many: one fault at one call of a run.
+ * 4. The wall clock can be off; monotonic clocks are not. Waits until a moment of the wall clock are put back, as the
  *    kernel would have moved its own clock. (A wait that has begun when the offset changes ends as first meant.)
  *
  * Not caught: writes through mapped memory, writes that the C library makes for itself (stdio), direct system calls, and
@@ -37,6 +38,7 @@
 
 enum {
     MAGIC, CLOCK_OFFSET_NS, SYNC_ERRNO, SYNC_LIES, SYNC_DELAY_MS, WRITE_ERRNO, TEAR_AFTER_BYTES, FREE_BYTES,
+    SYNC_KILLS, SKIP_CALLS, HIT_CALLS,
     SYNCS = 16, SYNCS_FAILED, SYNCS_LIED, SYNCS_DELAYED, WRITES_SEEN, WRITES_FAILED, WRITES_TORN, CLOCK_SHIFTED,
     WAITS_SHIFTED, ROOM_SHIFTED, TABLE_FULL,
     PATH = 32, TABLE = 96, FILES_MAX = 16384, CELLS = TABLE + 2 * FILES_MAX
@@ -45,7 +47,20 @@ static const int64_t MAGIC_VALUE = 0x31307368696d6350;
 static volatile int64_t *cells;
 
 static int64_t order(int cell) { return cells ? __atomic_load_n(&cells[cell], __ATOMIC_RELAXED) : 0; }
-static void count(int cell) { __atomic_fetch_add(&cells[cell], 1, __ATOMIC_RELAXED); }
+static void count(int cell) { if (cells) __atomic_fetch_add(&cells[cell], 1, __ATOMIC_RELAXED); }
+
+/* Whether it is the turn of this call to be hit: after so many that are spared, so many (all, if negative). */
+static int hit(void) {
+    if (__atomic_fetch_sub(&cells[SKIP_CALLS], 1, __ATOMIC_RELAXED) > 0) return 0;
+    int64_t left = order(HIT_CALLS);
+    while (left > 0 && !__atomic_compare_exchange_n(&cells[HIT_CALLS], &left, left - 1, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return left != 0;
+}
+
+static void end(void) {
+    kill(getpid(), SIGKILL);
+    for (;;) pause();
+}
 
 __attribute__((constructor)) static void begin(void) {
     const char *file = getenv("CHAOS_SHIM");
@@ -95,9 +110,10 @@ static int synced(int descriptor, int (*real)(int)) {
         count(SYNCS_DELAYED);
         nanosleep(&pause, NULL);
     }
-    int error = (int)order(SYNC_ERRNO);
-    if (error) {
+    int error = (int)order(SYNC_ERRNO), kills = (int)order(SYNC_KILLS);
+    if ((error || kills) && hit()) {
         count(SYNCS_FAILED);
+        if (kills) end();
         errno = error;
         return -1;
     }
@@ -148,6 +164,7 @@ static int64_t judged(int descriptor, size_t size) {
     int64_t tear = order(TEAR_AFTER_BYTES), error = order(WRITE_ERRNO);
     if (!cells || (tear < 0 && !error) || !size || !meant(descriptor, !error)) return -1;
     count(WRITES_SEEN);
+    if (!hit()) return -1;
     if (error) {
         count(WRITES_FAILED);
         errno = (int)error;
@@ -155,11 +172,6 @@ static int64_t judged(int descriptor, size_t size) {
     }
     count(WRITES_TORN);
     return tear < (int64_t)size ? tear : (int64_t)size - 1;
-}
-
-static void end(void) {
-    kill(getpid(), SIGKILL);
-    for (;;) pause();
 }
 
 ssize_t write(int descriptor, const void *bytes, size_t size) {

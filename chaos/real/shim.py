@@ -41,6 +41,9 @@ class Orders:
     write_errno: int = 0
     tear_after_bytes: int = -1
     free_bytes: int = -1
+    sync_kills: int = 0
+    skip_calls: int = 0
+    hit_calls: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,11 @@ class Shim:
         if self.counts().table_full:
             raise OverflowError(f"more than {_FILES_MAX} files were synced: their durable lengths are not known")
         return dict(self._rows())
+
+    def forget_files(self) -> None:
+        """Forget all durable lengths: an inode that somebody else removed is soon another file's."""
+        start = _TABLE_AT * _CELL.size
+        self._cells[start:_BYTES] = bytes(_BYTES - start)
 
     def close(self) -> None:
         """Let go of the file."""
