@@ -21,7 +21,16 @@ from chaos.plane_chronicle import Chronicle, RequestKey
 from chaos.plane_node import FLEET, REGION, Broken, NotReached, Parts
 from chaos.sim_oracle import Violation
 from controlplane.checking.histories import Recorder, Value
-from controlplane.errors import ControlPlaneError, NotFound, OutcomeUnknown, Refused, Unavailable
+from controlplane.errors import (
+    Contended,
+    ControlPlaneError,
+    Denied,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
 from controlplane.kernel import keys
 from controlplane.kernel.transaction import scope_of
 from controlplane.v1 import api_pb2 as api
@@ -174,21 +183,12 @@ class Client:
         error: ControlPlaneError = Unavailable("nobody answered", reason="NO_ANSWER")
         while (left_s := deadline - self.world.now()) > 0:
             try:
-                async with asyncio.timeout(left_s):
-                    packed = await self.world.ask(self._node, question, left_s)
-                return self._told(question, packed)
-            except (TimeoutError, Broken):
-                doubt = OutcomeUnknown("the connection broke", reason="BROKEN") if question.request else None
-            except NotReached:
-                pass
+                return await self._attempt(question, left_s)
             except OutcomeUnknown as unknown:
                 doubt = unknown
                 if unknown.reason == "OUTCOME_FORGOTTEN":
                     break
-            except (Refused, NotFound) as refusal:
-                self._refused(question, refusal)
-                raise
-            except ControlPlaneError as failure:
+            except (Unavailable, Contended) as failure:
                 error = failure
             self._node = self.random.choice(self.world.names)
             await self.pause(self.random.choice(_BACKOFF_S))
@@ -198,6 +198,23 @@ class Client:
             else:
                 self.world.remember(question)
         raise doubt or error
+
+    async def _attempt(self, question: Question, left_s: float) -> Any:
+        """Ask once. What the transport does is one of the eight errors, as in an SDK."""
+        try:
+            async with asyncio.timeout(left_s):
+                packed = await self.world.ask(self._node, question, left_s)
+        except (TimeoutError, Broken):
+            kind = OutcomeUnknown if question.request else Unavailable
+            raise kind("the connection broke", reason="BROKEN") from None
+        except NotReached:
+            raise Unavailable("nobody listens", reason="NOT_REACHED") from None
+        except (Refused, NotFound) as refusal:
+            self._refused(question, refusal)
+            raise
+        except (Invalid, Denied) as wrong:
+            raise Violation(f"{type(wrong).__name__.upper()} {wrong.reason} for a {question.method}") from wrong
+        return self._told(question, packed)
 
     def _told(self, question: Question, packed: bytes) -> Any:
         reply = getattr(api, f"{question.method}Reply").FromString(packed)
