@@ -214,7 +214,7 @@ async def _run(cpctl: Cpctl, name: str, options: Options, chosen: Chosen, out: P
             raise runner.not_steady(problems)
         if not yes:
             _confirm(cpctl, made)
-        course = runner.new_course(made, looks, lambda: time.time_ns() // 1_000_000)
+        course = runner.new_course(made, options, looks, lambda: time.time_ns() // 1_000_000)
         running = Runner(nodes, _connect(cpctl, nodes), course, chosen.reason, chosen.partition)
         async with _shown(cpctl, running):
             await running.run()

@@ -24,7 +24,7 @@ from controlplane.drills.evidence import Seen, Window
 from controlplane.drills.faults import PROCESS_KINDS, Fault, Kind
 from controlplane.drills.load import Connect, Load, Scribe
 from controlplane.drills.nodes import Look, Nodes
-from controlplane.drills.scenarios import Facts, Options, Plan, Step, Strike, Until
+from controlplane.drills.scenarios import Options, Plan, Step, Strike, Until
 from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refused, Unavailable
 
 POLL_S: Final = 0.1
@@ -33,6 +33,7 @@ STRANGER_SILENT_S: Final = 8.0
 """Stop condition: a node that was not struck does not answer for so long."""
 
 _RESERVED_MORE_S: Final = 240.0
+_AGREE_S: Final = 10.0
 _HEAL_ROUNDS: Final = 200
 _MS: Final = 1_000_000
 
@@ -68,6 +69,7 @@ class Course:
 
     drill: str
     plan: Plan
+    options: Options
     before: Mapping[str, Look]
     began_ms: int
     """The wall clock, in Unix milliseconds."""
@@ -112,6 +114,8 @@ class Runner:
         self.load = Load(connect, self._scribe, self.prefix, partition, Random(seed))  # noqa: S311 - it spreads load.
         self.looks: dict[str, Look] = dict(course.before)
         self.step = ""
+        planned_for = steadiness.facts(course.before)
+        self._leader = planned_for.leader if planned_for is not None else ""
         self._answered_ns: dict[str, int] = {}
         self._restarts: dict[str, int] = {}
         self._led: tuple[int, str] = (0, "")
@@ -188,17 +192,18 @@ class Runner:
 
     async def _steps(self) -> None:
         plan = self.course.plan
-        self.load.start(_leader_of(plan, self.looks), obedient=plan.kill_switch)
+        self.load.start(self._leader, obedient=plan.kill_switch)
         self._acked_ns = self.now_ns()
-        for step in plan.steps:
+        for number in range(len(plan.steps)):
+            if plan.steps[number].strikes and not self._injected:
+                await self._plan_anew()
+            step = self.course.plan.steps[number]
             self.step = step.says
             self._note("step", step.says)
             await self._step(step)
         self.course.end_ns = self.now_ns()
 
     async def _step(self, step: Step) -> None:
-        if step.strikes and not self._injected:
-            self._require_same_leader()
         if step.strikes:
             self._struck_at_commit = steadiness.commit(self.looks)
         await asyncio.gather(*(self._strike(strike) for strike in step.strikes))
@@ -218,10 +223,21 @@ class Runner:
     def _unharmed(self) -> str:
         return next(name for name in self._nodes.addresses if name not in self.course.plan.struck)
 
-    def _require_same_leader(self) -> None:
-        found = steadiness.facts(self.looks)
-        if found is None or found.leader != _leader_of(self.course.plan, self.course.before):
-            raise Stopped("the leader changed before the first fault: run the drill again")
+    async def _plan_anew(self) -> None:
+        """Plan for who leads now, should that be somebody else than when the drill was planned. Raises `Stopped`."""
+        course = self.course
+        try:
+            async with asyncio.timeout(_AGREE_S):
+                while (found := steadiness.facts(self.looks)) is None:  # noqa: ASYNC110 - nodes are looked at.
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise Stopped("no leader is known before the first fault") from None
+        if found.leader == self._leader:
+            return
+        if course.plan.fencing:
+            raise Stopped("the leader changed before the first fault, away from the holder: run the drill again")
+        course.plan = scenarios.plan(course.plan.scenario, found, course.options)
+        self._note("step", f"{found.leader} leads meanwhile: planned anew")
 
     async def _kill_and_wait(self, step: Step) -> None:
         end = asyncio.get_running_loop().time() + step.load_s
@@ -471,13 +487,6 @@ class Runner:
         return "equal" if len(found) == 1 and None not in found else "not comparable"
 
 
-def _leader_of(plan: Plan, looks: Mapping[str, Look]) -> str:
-    found: Facts | None = steadiness.facts(looks)
-    if found is None:
-        raise Stopped("no leader is known")
-    return found.leader
-
-
 def _is_cut(look: Look) -> bool:
     return look.faults is not None and any(each.fault.kind == Kind.CUT.value for each in look.faults.faults)
 
@@ -489,6 +498,6 @@ def _go_on() -> None:
     task.uncancel()
 
 
-def new_course(plan: Plan, before: Mapping[str, Look], clock_ms: Callable[[], int]) -> Course:
+def new_course(plan: Plan, options: Options, before: Mapping[str, Look], clock_ms: Callable[[], int]) -> Course:
     """A drill that is about to begin."""
-    return Course(secrets.token_hex(16), plan, before, clock_ms())
+    return Course(secrets.token_hex(16), plan, options, before, clock_ms())

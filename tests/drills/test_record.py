@@ -26,9 +26,12 @@ def look(name):
 
 @pytest.fixture
 def course():
-    plan = scenarios.plan("kill-leader", Facts("n1", ("n1", "n2", "n3")), Options(kill_switch=True))
+    options = Options(kill_switch=True)
+    plan = scenarios.plan("kill-leader", Facts("n1", ("n1", "n2", "n3")), options)
     looks = {name: look(name) for name in ("n1", "n2", "n3")}
-    made = Course("d" * 32, plan, looks, 1_700_000_000_000, actor="controlplane://acme/prod/eu-west/operator/maria")
+    made = Course(
+        "d" * 32, plan, options, looks, 1_700_000_000_000, actor="controlplane://acme/prod/eu-west/operator/maria"
+    )
     made.processes = ["maker", "register n1", "register roaming-0", "engage"]
     made.timeline = [
         Happening(10 * MS, "leader", "n1 leads in term 3", "n1"),
