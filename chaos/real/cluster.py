@@ -17,7 +17,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from itertools import count, permutations, zip_longest
@@ -92,7 +92,7 @@ class Cluster:
     """
 
     def __init__(self, folder: Path, nodes: int = 3, topology: Topology = "direct", *, shim: bool = False) -> None:
-        self.folder, self.topology = folder, topology
+        self.folder, self.topology = folder.resolve(), topology
         self._size, self._with_shim = nodes, shim
         self._stack = AsyncExitStack()
         self._links: Links | None = None
@@ -265,6 +265,12 @@ class Cluster:
         self.kill(*names)
         return sum(drop_unsynced(self.data(name), self.shim(name).durable_bytes(), random) for name in names)
 
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run `work` beside, until it is cancelled or the cluster ends."""
+        task = asyncio.create_task(work)
+        self._stack.push_async_callback(_cancelled, task)
+        return task
+
     def may_end(self, name: str) -> None:
         """Say that a node may end by itself from now on, until it is started again."""
         self._may_end.add(name)
@@ -360,6 +366,7 @@ class Cluster:
     # How it is built
 
     async def _build(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         library = build(self.folder) if self._with_shim else None
         commands: list[list[str]] = [[] for _ in range(self._size)]
         hosts: Sequence[str] = ()
@@ -416,7 +423,7 @@ class Cluster:
         for name, address in zip(self.names, self.addresses, strict=True):
             channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
             self._channels[name] = channel
-            self._stack.push_async_callback(_closer(channel))
+            self._stack.push_async_callback(channel.close)
 
 
 def _tied() -> list[str]:
@@ -424,11 +431,9 @@ def _tied() -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 
-def _closer(channel: grpc.aio.Channel) -> Callable[[], Awaitable[None]]:
-    async def close() -> None:
-        await channel.close()
-
-    return close
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def compare(folders: dict[str, Path]) -> Replicas | None:
