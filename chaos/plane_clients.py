@@ -14,6 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, Protocol, TypeVar
 
@@ -63,6 +64,8 @@ TIMEOUTS_S = (0.4, 2.0, 4.0, 8.0)
 _BACKOFF_S = (0.02, 0.2)
 # How many requests do not say since when: they may be repeated only while nothing can have been forgotten.
 _UNDATED = 0.1
+# How many requests are asked of two nodes at once.
+_TWICE = 0.05
 
 
 class World(Protocol):
@@ -179,7 +182,7 @@ class Client:
     async def insist(self, question: Question, timeout_s: float) -> Any:
         """Ask until there is an answer, or time is up."""
         deadline = self.world.now() + timeout_s
-        doubt: OutcomeUnknown | None = None
+        doubt = self._ask_twin(question, timeout_s) if self.random.random() < _TWICE else None
         error: ControlPlaneError = Unavailable("nobody answered", reason="NO_ANSWER")
         while (left_s := deadline - self.world.now()) > 0:
             try:
@@ -198,6 +201,21 @@ class Client:
             else:
                 self.world.remember(question)
         raise doubt or error
+
+    def _ask_twin(self, question: Question, timeout_s: float) -> OutcomeUnknown | None:
+        """Ask another node the same thing at the same time; then the request may happen whatever the first one says."""
+        if question.request is None:
+            return None
+        twin = self.world.ask(self.random.choice(self.world.names), question, timeout_s)
+        twin.add_done_callback(partial(self._twin_answered, question))
+        return OutcomeUnknown("the twin may have happened", reason="TWIN")
+
+    def _twin_answered(self, question: Question, twin: asyncio.Future[bytes]) -> None:
+        error = twin.exception()
+        if error is None:
+            self._told(question, twin.result())
+        elif isinstance(error, Refused | NotFound):
+            self._refused(question, error)
 
     async def _attempt(self, question: Question, left_s: float) -> Any:
         """Ask once. What the transport does is one of the eight errors, as in an SDK."""
