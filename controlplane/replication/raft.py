@@ -10,9 +10,11 @@ there is no tick thread, no polling and no queue between arrival and answer.
 2. **One synced batch at a time.** While one is being written the next one collects: the disk sets the batch
    size. Operations that only move the commit index are folded into the next batch, they need no sync of their
    own.
-3. **The loop never blocks on the disk**, except for the few rare and tiny writes of the data folder's
-   identity and of the switch to an installed snapshot. Snapshots are written, checked and installed by a
-   thread.
+3. **The loop does not wait for a slow disk.** A follower has nothing to do until its batch is on disk, and on a fast
+   disk two changes of thread take longer than the sync: it writes small batches itself. One that takes longer than
+   `_INLINE_S_MAX` sends the next second's batches to the journal thread, where a leader's always go. Besides, only
+   the rare and tiny writes of the data folder's identity and of the switch to an installed snapshot are done on the
+   loop. Snapshots are written, checked and installed by a thread.
 4. **The store is synced before the log is trimmed**, to the index it had applied before that sync began.
 5. **Anything unexpected stops the node**: `failed` is set, nothing more is sent, applied or acknowledged, and
    the entry point ends the process. An exception in a callback of the loop would otherwise be logged and
@@ -52,7 +54,7 @@ from controlplane.replication.snapshot_files import (
     stage,
 )
 from controlplane.replication.snapshots import SnapshotMeta
-from controlplane.replication.tail import Commit, Meta, Op, Tail
+from controlplane.replication.tail import Add, Commit, Meta, Op, Tail
 from controlplane.replication.transport import Credentials, Disturbance, LinkBounds, LinkCounters, Transport
 from controlplane.storage import Staged
 from controlplane.v1.peer_pb2 import PeerHello
@@ -66,6 +68,10 @@ _FRESHNESS_S = 1.0
 _RETRY_S = 0.02
 _TIMER_MIN_S = 0.0005
 _WRITER_STOP_S = 10.0
+# A batch that the loop writes itself: how large it may be, how long it may take, and for how long none is if it did.
+_INLINE_BYTES_MAX = 128 << 10
+_INLINE_S_MAX = 0.002
+_INLINE_PAUSE_S = 1.0
 
 
 class DurableMachine(Machine, Protocol):
@@ -143,6 +149,7 @@ class RaftLog:
         self._writing = False
         self._only_commits = True
         self._folded_seq = 0
+        self._inline_from = 0.0
         self._serial = 0
         self._open = contextlib.ExitStack()
         self._loaded = False
@@ -450,8 +457,27 @@ class RaftLog:
                 self._guard.synced(self._seq, time.monotonic())
             return
         ops, self._ops, self._only_commits = self._ops, [], True
-        self._writing = True
-        self._writer.write(self._seq, ops)
+        if self._may_write_here(ops):
+            self._write_here(ops)
+        else:
+            self._writing = True
+            self._writer.write(self._seq, ops)
+
+    def _may_write_here(self, ops: Sequence[Op]) -> bool:
+        if self._guard.role is not Role.FOLLOWER or time.monotonic() < self._inline_from:
+            return False
+        return sum(len(op.payload) for op in ops if isinstance(op, Add)) <= _INLINE_BYTES_MAX
+
+    def _write_here(self, ops: Sequence[Op]) -> None:
+        began = time.monotonic()
+        self._journal.write(ops)
+        now = time.monotonic()
+        if now - began > _INLINE_S_MAX:
+            self._inline_from = now + _INLINE_PAUSE_S
+        self._guard.synced(self._seq, now)
+        for listener in self._sync_listeners:
+            listener(now - began)
+        self._poke()
 
     def _written_in_thread(self, seq: int, seconds: float, error: Fatal | None) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +16,10 @@ import pytest
 
 from controlplane.datadir import Standing, Start, open_folder
 from controlplane.errors import Fatal, OutcomeUnknown
+from controlplane.replication import raft
 from controlplane.replication.journal import Journal
 from controlplane.replication.raft import RaftConfig, RaftLog
+from controlplane.replication.tail import Op
 from controlplane.replication.transport import Credentials
 from tests.replication.livenodes import FLEET, REGION, Region, running, until
 
@@ -277,6 +281,52 @@ async def test_b8_a_disk_that_refuses_stops_the_node(tmp_path: Path, monkeypatch
         with pytest.raises(Fatal, match="no space left"):
             node.log.failed.result()
         assert b"never" not in node.machine.entries()
+
+
+async def test_b8_a_follower_whose_disk_refuses_stops_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, 3) as region:
+        await fill(region, "a", 5)
+        failing, *_ = region.followers()
+        write = Journal.write
+
+        def refuse(journal: Journal, ops: list[Op]) -> None:
+            if journal is failing.log._journal:
+                raise Fatal("journal: cannot write: Input/output error")
+            write(journal, ops)
+
+        monkeypatch.setattr(Journal, "write", refuse)
+        await fill(region, "b", 5)
+        await until(failing.log.failed.done)
+        assert not any(entry.startswith(b"b") for entry in failing.machine.entries())
+        assert len(region.working()) == 2
+
+
+async def test_a_follower_leaves_a_slow_disk_to_its_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loop writes small batches itself, until one takes long: then it goes on hearing while the disk works."""
+    monkeypatch.setattr(raft, "_INLINE_S_MAX", 0.2)
+    monkeypatch.setattr(raft, "_INLINE_PAUSE_S", 60.0)
+    async with running(tmp_path, 3) as region:
+        follower, *_ = region.followers()
+        write, threads, slow = Journal.write, [], []
+
+        def watched(journal: Journal, ops: list[Op]) -> None:
+            if journal is follower.log._journal:
+                threads.append(threading.current_thread())
+                time.sleep(0.3 if slow else 0.0)
+            write(journal, ops)
+
+        monkeypatch.setattr(Journal, "write", watched)
+        await fill(region, "a", 3)
+        await level(region)
+        assert set(threads) == {threading.main_thread()}
+        slow.append(True)
+        await fill(region, "b", 1)
+        await level(region)
+        threads.clear()
+        await fill(region, "c", 3)
+        await level(region)
+        assert threads
+        assert threading.main_thread() not in threads
 
 
 async def test_b9_an_unexpected_exception_in_apply_stops_the_node(tmp_path: Path) -> None:
