@@ -29,6 +29,8 @@ from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refus
 
 POLL_S: Final = 0.1
 WELL_TIMEOUT_S: Final = 60.0
+KILL_AFTER_S: Final = 0.05
+"""How long after the first fault the kill switch is thrown."""
 STRANGER_SILENT_S: Final = 8.0
 """Stop condition: a node that was not struck does not answer for so long."""
 
@@ -243,6 +245,8 @@ class Runner:
         end = asyncio.get_running_loop().time() + step.load_s
         if step.strikes and self.course.plan.kill_switch and not self._kill_engaged:
             self._kill_engaged = True
+            struck_ns = max(begin_ns for _, _, begin_ns in self._injected)
+            await asyncio.sleep(max(0, struck_ns - self.now_ns()) / 1e9 + KILL_AFTER_S)
             if await self.load.throw(self._reason, engage=True):
                 self._note("switch", "the kill switch is confirmed")
         await asyncio.sleep(max(0.0, end - asyncio.get_running_loop().time()))
