@@ -27,7 +27,6 @@ KILL_BOUND_MS: Final = MIRROR_AGE_MAX_MS
 """After a kill is confirmed, nobody who asks its mirror may act later than this."""
 KILL_CONFIRMED_MORE_MS: Final = 3_000
 """A kill that is asked for right after a fault is confirmed so long after the region serves again, at the latest."""
-UNKNOWN_PERCENT_MAX: Final = 5
 ACKNOWLEDGED_MIN: Final = 50
 REPLICATION_MS_MAX: Final = 30_000
 
@@ -125,6 +124,7 @@ class Wanted:
     replaced: str
     rejoins: str = ""
     by_snapshot: bool = False
+    unknown_percent_max: int = 5
 
 
 def measure(events: Sequence[Event], window: Window, agents: Collection[int]) -> Measured:
@@ -167,7 +167,7 @@ def claims(measured: Measured, seen: Seen, wanted: Wanted) -> list[Claim]:
         Claim("leases", "is", "linearizable", measured.leases, True),
         Claim("fences_reversed", "is", 0, measured.fences_reversed, True),
         Claim("fencing_refusals", "at least", int(wanted.fencing), measured.fencing_refusals, True),
-        Claim("unknown_percent", "at most", UNKNOWN_PERCENT_MAX, measured.unknown_percent, True),
+        Claim("unknown_percent", "at most", wanted.unknown_percent_max, measured.unknown_percent, True),
         Claim("acknowledged_writes", "at least", ACKNOWLEDGED_MIN, measured.acknowledged, True),
         Claim("faults_observed", "is", "all", seen.faults_observed, False),
         Claim("replicas", "is", "equal", seen.replicas, False),

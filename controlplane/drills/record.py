@@ -56,7 +56,15 @@ class Check:
 def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -> Document:
     """The record of a drill that has ended, with `history` in the file `history_name` beside it."""
     plan, window = course.plan, course.window
-    wanted = Wanted(plan.rto_target_ms, plan.fencing, plan.kill_switch, plan.replaced, plan.rejoins, plan.by_snapshot)
+    wanted = Wanted(
+        rto_target_ms=plan.rto_target_ms,
+        fencing=plan.fencing,
+        kill_switch=plan.kill_switch,
+        replaced=plan.replaced,
+        rejoins=plan.rejoins,
+        by_snapshot=plan.by_snapshot,
+        unknown_percent_max=plan.unknown_percent_max,
+    )
     agents = [number for number, name in enumerate(course.processes) if name.startswith("register roaming")]
     measured = evidence.measure(course.recorder.events, window, agents)
     found = evidence.claims(measured, course.seen, wanted)

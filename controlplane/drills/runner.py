@@ -26,6 +26,7 @@ from controlplane.drills.load import Connect, Load, Scribe
 from controlplane.drills.nodes import Look, Nodes
 from controlplane.drills.scenarios import Options, Plan, Step, Strike, Until
 from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refused, Unavailable
+from controlplane.v1 import drill_pb2
 
 POLL_S: Final = 0.1
 WELL_TIMEOUT_S: Final = 60.0
@@ -124,7 +125,7 @@ class Runner:
         self._injected: list[tuple[Strike, str, int]] = []
         self._observed: set[str] = set()
         self._acked_seen, self._acked_ns = 0, 0
-        self._learner, self._votes, self._struck_at_commit = False, "", 0
+        self._votes, self._struck_at_commit = "", 0
         self._diverged, self._snapshot = 0, False
         self._replication_ms: int | None = None
         self._heal_asked_ns: int | None = None
@@ -359,7 +360,7 @@ class Runner:
                 self._observed.add(fault)
         self._see_rejoin(name, look)
         if name == self.course.plan.replaced and self._injected and look.faults is not None:
-            self._see_replaced(look, look.faults.standing)
+            self._see_replaced(look, look.faults)
 
     def _see_rejoin(self, name: str, look: Look) -> None:
         """Notice entries that a cut off leader cannot commit, and a snapshot on its way to a node left behind."""
@@ -372,14 +373,16 @@ class Runner:
         elif status.role != "leader" and _is_cut(look):
             self._diverged = max(self._diverged, status.last - status.commit)
 
-    def _see_replaced(self, look: Look, standing: str) -> None:
-        if look.status is None:
+    def _see_replaced(self, look: Look, faults: drill_pb2.ListFaultsReply) -> None:
+        """Once it is a member, it must hold what was committed when its disk was lost; before, it only follows."""
+        if look.status is None or faults.started_as != "replacing" or self._votes:
             return
-        if standing == "replacing":
-            self._learner = True
-            if look.status.role != "follower":
-                self._votes = f"stood as {look.status.role} before catching up"
-        elif standing == "member" and self._learner and not self._votes:
+        if self.now_ns() - look.status.uptime_ms * _MS < self._injected[0][2]:
+            # The process from before the fault, which may have been a replacement itself.
+            return
+        if faults.standing == "replacing" and look.status.role != "follower":
+            self._votes = f"stood as {look.status.role} before catching up"
+        elif faults.standing == "member":
             behind = look.status.applied < self._struck_at_commit
             self._votes = "before catching up" if behind else "after catching up"
 

@@ -107,6 +107,7 @@ class Plan:
     rto_target_ms: int
     silence_ms_max: int
     """Stop condition: no write was acknowledged for so long, through any node."""
+    unknown_percent_max: int = 5
     fencing: bool = False
     """The lease of a holder behind the leader must pass on, and its old fence be refused."""
     replaced: str = ""
@@ -249,6 +250,8 @@ def _majority_loss(facts: Facts, _: Options, down_s: float) -> Plan:
         (_hit("a majority is killed, and started again by the supervisors", *strikes),),
         rto_target_ms=_ms(down_s) + OVERLAP_MS,
         silence_ms_max=_ms(down_s) + 3 * OVERLAP_MS,
+        # For a good part of the time nobody can be told anything, and nobody writes much.
+        unknown_percent_max=15,
     )
 
 

@@ -31,6 +31,7 @@ class Facts:
     node: str
     config_hash: str = ""
     standing: Callable[[], str] = lambda: ""
+    started_as: str = ""
 
 
 class Drills:
@@ -80,6 +81,7 @@ class Drills:
             standing=self._facts.standing(),
             config_hash=self._facts.config_hash,
             duration_ms_max=limits.FAULT_MS_MAX,
+            started_as=self._facts.started_as,
         )
         if self._injector is not None:
             reply.enabled = True
