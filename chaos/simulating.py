@@ -29,7 +29,7 @@ _TIMELINE_LEGEND = (
 
 
 @click.command("simulate")
-@click.option("--nodes", type=click.Choice(["1", "3", "5"]), help="[default: 3, or what the profile or plant needs]")
+@click.option("--nodes", type=click.Choice(["3", "5"]), help="[default: 3, or what the profile or plant needs]")
 @click.option("--schedules", type=click.IntRange(1), default=100, show_default=True, help="How many, one per seed.")
 @click.option("--seed", default=1, show_default=True, help="The first seed.")
 @click.option("--seconds", default=60.0, show_default=True, help="Simulated seconds of each schedule.")
