@@ -130,7 +130,7 @@ async def serve(
     raft = RaftLog(_raft_config(config, name, credentials), folder)
     raft.on_sync(counts.sync_s.observe)
     started_as = folder.identity.standing.value
-    facts = Facts(name, _hash_of(config.file), lambda: folder.identity.standing.value, started_as)
+    facts = Facts(name, _hash_of(config.file), lambda: folder.identity.standing.value, started_as, raft.status)
     under_drill = None if drills_line is None else _UnderDrill(drills_line, raft, stopping)
     drills = Drills(facts, None if under_drill is None else under_drill.injector)
     # A node is the durable machine that this log asks for; the port promises its callers less.

@@ -359,8 +359,8 @@ class Runner:
             elif look.faults is not None and any(each.fault.id == fault for each in look.faults.faults):
                 self._observed.add(fault)
         self._see_rejoin(name, look)
-        if name == self.course.plan.replaced and self._injected and look.faults is not None:
-            self._see_replaced(look, look.faults)
+        if name == self.course.plan.replaced and self._injected and look.faults is not None and look.status is not None:
+            self._see_replaced(look.faults, look.status.uptime_ms)
 
     def _see_rejoin(self, name: str, look: Look) -> None:
         """Notice entries that a cut off leader cannot commit, and a snapshot on its way to a node left behind."""
@@ -373,18 +373,19 @@ class Runner:
         elif status.role != "leader" and _is_cut(look):
             self._diverged = max(self._diverged, status.last - status.commit)
 
-    def _see_replaced(self, look: Look, faults: drill_pb2.ListFaultsReply) -> None:
-        """Once it is a member, it must hold what was committed when its disk was lost; before, it only follows."""
-        if look.status is None or faults.started_as != "replacing" or self._votes:
+    def _see_replaced(self, faults: drill_pb2.ListFaultsReply, uptime_ms: int) -> None:
+        """Once it is a member, it must hold what was committed when its disk was lost; before, it only follows.
+
+        All of it comes from one answer: two would be of two moments.
+        """
+        # The process from before the fault may have been a replacement itself.
+        is_new = self.now_ns() - uptime_ms * _MS > self._injected[0][2]
+        if faults.started_as != "replacing" or self._votes or not is_new:
             return
-        if self.now_ns() - look.status.uptime_ms * _MS < self._injected[0][2]:
-            # The process from before the fault, which may have been a replacement itself.
-            return
-        if faults.standing == "replacing" and look.status.role != "follower":
-            self._votes = f"stood as {look.status.role} before catching up"
+        if faults.standing == "replacing" and faults.role != "follower":
+            self._votes = f"stood as {faults.role} before catching up"
         elif faults.standing == "member":
-            behind = look.status.applied < self._struck_at_commit
-            self._votes = "before catching up" if behind else "after catching up"
+            self._votes = "before catching up" if faults.applied < self._struck_at_commit else "after catching up"
 
     async def _until_stopped(self) -> None:
         """Return only by raising `Stopped`."""

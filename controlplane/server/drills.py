@@ -17,6 +17,7 @@ from controlplane.drills.faults import PROCESS_KINDS, Fault
 from controlplane.drills.injector import Injector
 from controlplane.errors import Denied, Invalid
 from controlplane.node import Call
+from controlplane.replication import LogStatus
 from controlplane.v1 import drill_pb2 as api
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ class Facts:
     config_hash: str = ""
     standing: Callable[[], str] = lambda: ""
     started_as: str = ""
+    log: Callable[[], LogStatus] | None = None
 
 
 class Drills:
@@ -83,6 +85,9 @@ class Drills:
             duration_ms_max=limits.FAULT_MS_MAX,
             started_as=self._facts.started_as,
         )
+        if self._facts.log is not None:
+            log = self._facts.log()
+            reply.role, reply.applied = log.role.value, log.applied
         if self._injector is not None:
             reply.enabled = True
             reply.faults.extend(_active(fault, left_s) for fault, left_s in self._injector.active())

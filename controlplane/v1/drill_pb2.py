@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ontrolplane/v1/drill.proto\x12\x0f\x63ontrolplane.v1\"\x92\x01\n\x05\x46\x61ult\x12\r\n\x05\x64rill\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12(\n\x04kind\x18\x03 \x01(\x0e\x32\x1a.controlplane.v1.FaultKind\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\r\x12\r\n\x05peers\x18\x05 \x03(\t\x12\x10\n\x08\x64\x65lay_ms\x18\x06 \x01(\r\x12\x0e\n\x06reason\x18\x07 \x01(\t\"Y\n\x0b\x41\x63tiveFault\x12%\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Fault\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x14\n\x0cremaining_ms\x18\x03 \x01(\r\";\n\x12InjectFaultRequest\x12%\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Fault\"I\n\x10InjectFaultReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08repeated\x18\x02 \x01(\x08\x12\x15\n\rstrikes_in_ms\x18\x03 \x01(\r\"A\n\x11HealFaultsRequest\x12\r\n\x05\x64rill\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x62ort\x18\x03 \x01(\x08\"M\n\x0fHealFaultsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12,\n\x06healed\x18\x02 \x03(\x0b\x32\x1c.controlplane.v1.ActiveFault\"\x13\n\x11ListFaultsRequest\"\xc3\x01\n\x0fListFaultsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12,\n\x06\x66\x61ults\x18\x03 \x03(\x0b\x32\x1c.controlplane.v1.ActiveFault\x12\x0f\n\x07\x61\x62orted\x18\x04 \x03(\t\x12\x10\n\x08standing\x18\x05 \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\x06 \x01(\t\x12\x17\n\x0f\x64uration_ms_max\x18\x07 \x01(\r\x12\x12\n\nstarted_as\x18\x08 \x01(\t*\xc6\x01\n\tFaultKind\x12\x1a\n\x16\x46\x41ULT_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rFAULT_RESERVE\x10\x01\x12\x0e\n\nFAULT_KILL\x10\x02\x12\x11\n\rFAULT_RESTART\x10\x03\x12\x0f\n\x0b\x46\x41ULT_PAUSE\x10\x04\x12\x11\n\rFAULT_REPLACE\x10\x05\x12\x11\n\rFAULT_CUT_OUT\x10\x06\x12\x10\n\x0c\x46\x41ULT_CUT_IN\x10\x07\x12\r\n\tFAULT_CUT\x10\x08\x12\x0f\n\x0b\x46\x41ULT_DELAY\x10\t2\x87\x02\n\x06\x44rills\x12U\n\x0bInjectFault\x12#.controlplane.v1.InjectFaultRequest\x1a!.controlplane.v1.InjectFaultReply\x12R\n\nHealFaults\x12\".controlplane.v1.HealFaultsRequest\x1a .controlplane.v1.HealFaultsReply\x12R\n\nListFaults\x12\".controlplane.v1.ListFaultsRequest\x1a .controlplane.v1.ListFaultsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ontrolplane/v1/drill.proto\x12\x0f\x63ontrolplane.v1\"\x92\x01\n\x05\x46\x61ult\x12\r\n\x05\x64rill\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12(\n\x04kind\x18\x03 \x01(\x0e\x32\x1a.controlplane.v1.FaultKind\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\r\x12\r\n\x05peers\x18\x05 \x03(\t\x12\x10\n\x08\x64\x65lay_ms\x18\x06 \x01(\r\x12\x0e\n\x06reason\x18\x07 \x01(\t\"Y\n\x0b\x41\x63tiveFault\x12%\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Fault\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x14\n\x0cremaining_ms\x18\x03 \x01(\r\";\n\x12InjectFaultRequest\x12%\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Fault\"I\n\x10InjectFaultReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08repeated\x18\x02 \x01(\x08\x12\x15\n\rstrikes_in_ms\x18\x03 \x01(\r\"A\n\x11HealFaultsRequest\x12\r\n\x05\x64rill\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x62ort\x18\x03 \x01(\x08\"M\n\x0fHealFaultsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12,\n\x06healed\x18\x02 \x03(\x0b\x32\x1c.controlplane.v1.ActiveFault\"\x13\n\x11ListFaultsRequest\"\xe2\x01\n\x0fListFaultsReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12,\n\x06\x66\x61ults\x18\x03 \x03(\x0b\x32\x1c.controlplane.v1.ActiveFault\x12\x0f\n\x07\x61\x62orted\x18\x04 \x03(\t\x12\x10\n\x08standing\x18\x05 \x01(\t\x12\x13\n\x0b\x63onfig_hash\x18\x06 \x01(\t\x12\x17\n\x0f\x64uration_ms_max\x18\x07 \x01(\r\x12\x12\n\nstarted_as\x18\x08 \x01(\t\x12\x0c\n\x04role\x18\t \x01(\t\x12\x0f\n\x07\x61pplied\x18\n \x01(\x04*\xc6\x01\n\tFaultKind\x12\x1a\n\x16\x46\x41ULT_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rFAULT_RESERVE\x10\x01\x12\x0e\n\nFAULT_KILL\x10\x02\x12\x11\n\rFAULT_RESTART\x10\x03\x12\x0f\n\x0b\x46\x41ULT_PAUSE\x10\x04\x12\x11\n\rFAULT_REPLACE\x10\x05\x12\x11\n\rFAULT_CUT_OUT\x10\x06\x12\x10\n\x0c\x46\x41ULT_CUT_IN\x10\x07\x12\r\n\tFAULT_CUT\x10\x08\x12\x0f\n\x0b\x46\x41ULT_DELAY\x10\t2\x87\x02\n\x06\x44rills\x12U\n\x0bInjectFault\x12#.controlplane.v1.InjectFaultRequest\x1a!.controlplane.v1.InjectFaultReply\x12R\n\nHealFaults\x12\".controlplane.v1.HealFaultsRequest\x1a .controlplane.v1.HealFaultsReply\x12R\n\nListFaults\x12\".controlplane.v1.ListFaultsRequest\x1a .controlplane.v1.ListFaultsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.v1.drill_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAULTKIND']._serialized_start=790
-  _globals['_FAULTKIND']._serialized_end=988
+  _globals['_FAULTKIND']._serialized_start=821
+  _globals['_FAULTKIND']._serialized_end=1019
   _globals['_FAULT']._serialized_start=49
   _globals['_FAULT']._serialized_end=195
   _globals['_ACTIVEFAULT']._serialized_start=197
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTFAULTSREQUEST']._serialized_start=570
   _globals['_LISTFAULTSREQUEST']._serialized_end=589
   _globals['_LISTFAULTSREPLY']._serialized_start=592
-  _globals['_LISTFAULTSREPLY']._serialized_end=787
-  _globals['_DRILLS']._serialized_start=991
-  _globals['_DRILLS']._serialized_end=1254
+  _globals['_LISTFAULTSREPLY']._serialized_end=818
+  _globals['_DRILLS']._serialized_start=1022
+  _globals['_DRILLS']._serialized_end=1285
 # @@protoc_insertion_point(module_scope)

@@ -97,7 +97,7 @@ class ListFaultsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListFaultsReply(_message.Message):
-    __slots__ = ("node", "enabled", "faults", "aborted", "standing", "config_hash", "duration_ms_max", "started_as")
+    __slots__ = ("node", "enabled", "faults", "aborted", "standing", "config_hash", "duration_ms_max", "started_as", "role", "applied")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     FAULTS_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,8 @@ class ListFaultsReply(_message.Message):
     CONFIG_HASH_FIELD_NUMBER: _ClassVar[int]
     DURATION_MS_MAX_FIELD_NUMBER: _ClassVar[int]
     STARTED_AS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
     node: str
     enabled: bool
     faults: _containers.RepeatedCompositeFieldContainer[ActiveFault]
@@ -114,4 +116,6 @@ class ListFaultsReply(_message.Message):
     config_hash: str
     duration_ms_max: int
     started_as: str
-    def __init__(self, node: _Optional[str] = ..., enabled: _Optional[bool] = ..., faults: _Optional[_Iterable[_Union[ActiveFault, _Mapping]]] = ..., aborted: _Optional[_Iterable[str]] = ..., standing: _Optional[str] = ..., config_hash: _Optional[str] = ..., duration_ms_max: _Optional[int] = ..., started_as: _Optional[str] = ...) -> None: ...
+    role: str
+    applied: int
+    def __init__(self, node: _Optional[str] = ..., enabled: _Optional[bool] = ..., faults: _Optional[_Iterable[_Union[ActiveFault, _Mapping]]] = ..., aborted: _Optional[_Iterable[str]] = ..., standing: _Optional[str] = ..., config_hash: _Optional[str] = ..., duration_ms_max: _Optional[int] = ..., started_as: _Optional[str] = ..., role: _Optional[str] = ..., applied: _Optional[int] = ...) -> None: ...
