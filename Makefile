@@ -72,14 +72,12 @@ bench: $(READY) ## Side by side with etcd where it is installed; build/bench.jso
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: chaos
-chaos: $(READY) ## Simulated faults, about five minutes. ARGS="simulate ..." runs something else.
-ifneq ($(ARGS),)
-	@$(BIN)/python -m chaos $(ARGS)
-else
-	@$(BIN)/python -m chaos simulate --nodes 3 --schedules 300
-	@$(BIN)/python -m chaos simulate --nodes 3 --schedules 200 --profile wan-wild
-	@$(BIN)/python -m chaos simulate --nodes 5 --schedules 200
-endif
+chaos: $(READY) ## Everything that breaks it on purpose, about a quarter of an hour. ARGS="simulate ..." runs one thing.
+	@$(BIN)/python -m chaos $(or $(ARGS),tier commit)
+
+.PHONY: chaos-nightly
+chaos-nightly: $(READY) ## The same for a night and a day, from new seeds.
+	@$(BIN)/python -m chaos tier nightly --seed $$(date +%Y%m%d)0000 --jobs $$(nproc)
 
 .PHONY: clean
 clean: ## Remove what the other targets made, .venv included.

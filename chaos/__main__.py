@@ -5,11 +5,13 @@ from __future__ import annotations
 import click
 
 from chaos.checks import check_command
+from chaos.fuzz import fuzz_command
 from chaos.plane_command import simulate_region_command
 from chaos.real.commands import run_command
 from chaos.real.failover import failover_command
 from chaos.real.sweep import disks_command
 from chaos.simulating import plants_command, simulate_command
+from chaos.tiers import tier_command
 
 
 @click.group()
@@ -24,6 +26,8 @@ main.add_command(run_command)
 main.add_command(failover_command)
 main.add_command(disks_command)
 main.add_command(check_command)
+main.add_command(tier_command)
+main.add_command(fuzz_command)
 
 if __name__ == "__main__":
     main()
