@@ -12,7 +12,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # The first interpreter that runs, is new enough and can make a virtual environment.
 $(BIN)/python:
@@ -77,7 +77,7 @@ chaos: $(READY) ## Everything that breaks it on purpose, about a quarter of an h
 
 .PHONY: chaos-nightly
 chaos-nightly: $(READY) ## The same for a night and a day, from new seeds.
-	@$(BIN)/python -m chaos tier nightly --seed $$(date +%Y%m%d)0000 --jobs $$(nproc)
+	@$(BIN)/python -m chaos tier nightly --seed $$(date +%Y%m%d)000000 --jobs $$(nproc)
 
 .PHONY: clean
 clean: ## Remove what the other targets made, .venv included.
