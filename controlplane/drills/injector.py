@@ -17,7 +17,7 @@ from typing import Any, Final
 from controlplane import limits
 from controlplane.drills import supervisor
 from controlplane.drills.faults import PROCESS_KINDS, Fault, Faults
-from controlplane.errors import Refused, Unavailable
+from controlplane.errors import OutcomeUnknown, Refused, Unavailable
 from controlplane.v1.raft_pb2 import RaftMessage
 
 Send = Callable[[str, RaftMessage], None]
@@ -41,13 +41,13 @@ class Line:
         self._reader, self._writer = await asyncio.open_unix_connection(
             sock=self._end, limit=limits.DRILL_LINE_BYTES_MAX
         )
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             while line := await self._reader.readline():
                 with suppress(asyncio.QueueFull):
                     self._answers.put_nowait(json.loads(line))
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Pass an order on and return the answer to it. Raises `Unavailable`."""
+        """Pass an order on and return the answer to it. Raises `Unavailable`, or `OutcomeUnknown` without an answer."""
         if self._writer is None:
             raise Unavailable("the process above this node is not there", reason="SUPERVISOR_GONE")
         try:
@@ -58,7 +58,7 @@ class Line:
                     pass
                 return answer
         except (OSError, TimeoutError):
-            raise Unavailable("the process above this node does not answer", reason="SUPERVISOR_GONE") from None
+            raise OutcomeUnknown("the process above this node does not answer", reason="SUPERVISOR_SILENT") from None
 
     def close(self) -> None:
         """Let go of it."""
@@ -81,13 +81,13 @@ class Injector:
         self._timer: asyncio.TimerHandle | None = None
 
     async def inject(self, fault: Fault) -> bool:
-        """Put `fault` into effect; False if it was known already. Raises `Refused` or `Unavailable`."""
+        """Put `fault` into effect; False if it was known already. Raises `Refused`, `Unavailable`, `OutcomeUnknown`."""
         if not self.faults.admit(fault, self._clock()):
             return False
         if fault.kind in PROCESS_KINDS:
             try:
                 return await self._order(fault)
-            except BaseException:
+            except (Refused, Unavailable):
                 self.faults.withdraw(fault)
                 raise
             finally:

@@ -55,9 +55,9 @@ def follow() -> None:
 class Supervisor:
     """One child at a time, and what is to be done to it."""
 
-    def __init__(self, arguments: Sequence[str], data: Path) -> None:
-        """`arguments` are those of `controlplane`; `data` is the node's data folder, which a replacement puts aside."""
-        self._arguments, self._data = list(arguments), data
+    def __init__(self, arguments: Sequence[str], data: Path, program: Sequence[str] = ("-m", "controlplane")) -> None:
+        """`arguments` are those of `program`, which Python runs; `data` is what a replacement puts aside."""
+        self._arguments, self._data, self._program = list(arguments), data, tuple(program)
         self._child: asyncio.subprocess.Process | None = None
         self._known: deque[str] = deque(maxlen=limits.FAULTS_REMEMBERED_MAX)
         self._order: dict[str, Any] | None = None
@@ -94,8 +94,7 @@ class Supervisor:
         with its:
             self._child = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "controlplane",
+                *self._program,
                 *arguments,
                 LINE_OPTION,
                 str(its.fileno()),
@@ -125,7 +124,7 @@ class Supervisor:
     # Orders.
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             while line := await reader.readline():
                 writer.write(json.dumps(self._answer(line)).encode() + b"\n")
                 await writer.drain()
