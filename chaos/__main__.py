@@ -10,7 +10,7 @@ from chaos.plane_command import simulate_region_command
 from chaos.real.commands import run_command
 from chaos.real.failover import failover_command
 from chaos.real.sweep import disks_command
-from chaos.simulating import plants_command, simulate_command
+from chaos.simulating import plants_command, simulate_command, sweep_command
 from chaos.tiers import tier_command
 
 
@@ -20,6 +20,7 @@ def main() -> None:
 
 
 main.add_command(simulate_command)
+main.add_command(sweep_command)
 main.add_command(plants_command)
 main.add_command(simulate_region_command)
 main.add_command(run_command)

@@ -117,7 +117,8 @@ def parse(text: str, file: Path) -> RegionConfig:
     """Check `text` as the content of `file`, to whose folder relative paths refer; raises `ConfigError`."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    # Numbers of thousands of digits are a plain ValueError, of which TOMLDecodeError is one kind.
+    except (ValueError, RecursionError) as error:
         _stop(file, f"is not TOML: {error}", error)
     problems: list[str] = []
     region = _region(_Table(table, "", file, problems), file)
@@ -216,7 +217,10 @@ class _Table:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "too long or too deep to be shown"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
