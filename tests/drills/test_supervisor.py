@@ -16,7 +16,8 @@ import json, os, pathlib, signal, socket, sys, time
 folder = pathlib.Path(sys.argv[1])
 arguments = sys.argv[2:]
 line = socket.socket(fileno=int(arguments[arguments.index("LINE") + 1]))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+drained = int((folder / "drained").read_text()) if (folder / "drained").exists() else 0
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(drained))
 with (folder / "starts").open("a") as starts:
     starts.write(json.dumps(arguments[: arguments.index("LINE")]) + "\\n")
 number = len((folder / "starts").read_text().splitlines())
@@ -139,10 +140,11 @@ async def test_what_is_asked_twice_strikes_once_and_one_thing_at_a_time(stage):
     assert len(stage.starts()) == 1
 
 
-async def test_an_end_that_nobody_ordered_is_not_hidden_by_an_order(stage):
-    stage.order(1, {"do": "kill"})
-    (stage.folder / "exit1").write_text("3")
+async def test_a_child_that_fails_while_it_is_restarted_is_not_started_again(stage):
+    stage.order(1, {"do": "restart"})
+    (stage.folder / "drained").write_text("3")
     assert await stage.supervisor.run() == 3
+    assert len(stage.starts()) == 1
 
 
 async def test_a_stop_while_the_child_is_down_ends_at_once(stage):
