@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count, islice
 from typing import NamedTuple
 
 from chaos.schedule import FAMILIES, FAULTS, make_schedule
@@ -35,10 +36,12 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     violations: list[Result] = field(default_factory=list)
+    last: Result = field(init=False)  # The last that was counted in.
 
     def add(self, result: Result, cpu_s: float) -> None:
         """Count one run in."""
         self.runs += 1
+        self.last = result
         self.seconds += result.seconds
         self.cpu_s += cpu_s
         self.counts += result.counts
@@ -82,8 +85,8 @@ def simulate(
     `seen` is called after every run. The results come in the order of the seeds, whatever `jobs` is.
     """
     report, began = Report(), time.monotonic()
-    with _runner(settings, jobs) as run:
-        for result, cpu_s in run(seeds):
+    with _runner(jobs) as run:
+        for _, result, cpu_s in run((settings, seed) for seed in seeds):
             report.add(result, cpu_s)
             report.wall_s = time.monotonic() - began
             seen(report)
@@ -92,15 +95,60 @@ def simulate(
     return report
 
 
-_Run = Callable[[Iterable[int]], Iterator[tuple[Result, float]]]
+ROUND: tuple[tuple[Settings, int], ...] = (
+    (Settings(3, profile="lan"), 20),
+    (Settings(3, profile="wan"), 10),
+    (Settings(3, profile="wild"), 10),
+    (Settings(3, profile="wan-wild"), 12),
+    (Settings(3, profile="mixed"), 8),
+    (Settings(5, profile="lan"), 8),
+    (Settings(5, profile="wan"), 4),
+    (Settings(5, profile="wild"), 6),
+    (Settings(5, profile="wan-wild"), 5),
+    (Settings(5, profile="mixed"), 10),
+    *((Settings(family.nodes, profile=name), 1) for name, family in FAMILIES.items() if name != "mixed"),
+)
+"""A hundred schedules: all profiles and families, each with how many."""
+
+
+def sweep(
+    schedules: int, first_seed: int, *, wall_s_max: float, jobs: int, seen: Callable[[Settings, Report], None]
+) -> dict[Settings, Report]:
+    """Run `schedules` of all profiles and families, round by round; report each apart.
+
+    `seen` is called after every run, with the report that it was counted into.
+    """
+    reports = {settings: Report() for settings, _ in ROUND}
+    began = time.monotonic()
+    with _runner(jobs) as run:
+        for settings, result, cpu_s in run(islice(_rounds(first_seed), schedules)):
+            reports[settings].add(result, cpu_s)
+            seen(settings, reports[settings])
+            if time.monotonic() - began > wall_s_max:
+                break
+    return reports
+
+
+def _rounds(first_seed: int) -> Iterator[_Task]:
+    for number in count(0):
+        for settings, share in ROUND:
+            for seed in range(first_seed + number * share, first_seed + (number + 1) * share):
+                yield settings, seed
+
+
+_Task = tuple[Settings, int]
+_Run = Callable[[Iterable[_Task]], Iterator[tuple[Settings, Result, float]]]
+
+
+def _run_task(task: _Task) -> tuple[Settings, Result, float]:
+    return task[0], *run_one(*task)
 
 
 @contextmanager
-def _runner(settings: Settings, jobs: int) -> Iterator[_Run]:
-    one = partial(run_one, settings)
+def _runner(jobs: int) -> Iterator[_Run]:
     if jobs == 1:
-        yield partial(map, one)
+        yield partial(map, _run_task)
         return
     # A fresh interpreter each: nothing is shared but the seeds.
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield partial(pool.imap, one)
+        yield partial(pool.imap, _run_task)

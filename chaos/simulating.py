@@ -1,4 +1,4 @@
-"""`python -m chaos simulate` and `plants`: run schedules, print what happened, fail on any violation."""
+"""`python -m chaos simulate`, `sweep` and `plants`: run schedules, print what happened, fail on any violation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from chaos.schedule import FAMILIES, PROFILES
 from chaos.sim_plants import PLANTS, RULES, Plant
-from chaos.sim_runs import Report, Settings, run_one, simulate
+from chaos.sim_runs import Report, Settings, run_one, simulate, sweep
 from chaos.simulation import INSPECT_S, Result
 
 # From this many schedules on, a kind of fault that never happened is a failure of the run.
@@ -64,9 +65,14 @@ def simulate_command(  # noqa: PLR0913 - one per option.
 ) -> None:
     """Simulate one region under faults, schedule by schedule; exit 1 on any violation."""
     settings = _settings(nodes, seconds, profile, plant, off)
-    with _progress(schedules) as seen:
+    with _progress(schedules) as advance:
         report = simulate(
-            range(seed, seed + schedules), settings, stop_at=stop_at, wall_s_max=wall, jobs=jobs, seen=seen
+            range(seed, seed + schedules),
+            settings,
+            stop_at=stop_at,
+            wall_s_max=wall,
+            jobs=jobs,
+            seen=lambda report: advance(bool(report.last.violation)),
         )
     missing = report.missing_faults(settings.profile) if report.runs >= _ALL_FAULTS_FROM else []
     if as_json:
@@ -97,18 +103,20 @@ def _again(settings: Settings) -> str:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[Report], None]]:
+def _progress(total: int) -> Iterator[Callable[[bool], None]]:
     """Show how far it is, on a terminal only."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("schedules", total=total)
+        red = 0
 
-        def seen(report: Report) -> None:
-            red = f", {len(report.violations)} violations" if report.violations else ""
-            progress.update(task, completed=report.runs, description=f"schedules{red}")
+        def advance(violated: bool) -> None:
+            nonlocal red
+            red += violated
+            progress.update(task, advance=1, description=f"schedules, {red} violations" if red else "schedules")
 
-        yield seen
+        yield advance
 
 
 def _as_json(report: Report, settings: Settings) -> dict[str, Any]:
@@ -129,19 +137,38 @@ def _as_json(report: Report, settings: Settings) -> dict[str, Any]:
 
 def _print(report: Report, settings: Settings) -> None:
     summary = _as_json(report, settings)
-    for title, counts in (("faults", summary["faults"]), ("counts", summary["counts"])):
-        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    table = Table("schedules", "simulated", "operations", "faults", "violations", "CPU s", "simulated s per CPU s")
-    table.add_row(
-        str(report.runs),
-        f"{summary['simulated_hours']} h",
-        str(summary["operations"]),
-        str(sum(report.faults.values())),
-        str(len(report.violations)),
-        f"{report.cpu_s:.1f}",
-        f"{summary['simulated_s_per_cpu_s']:.0f}",
+    _print_counts(summary["faults"], summary["counts"])
+    _print_table([(settings, report)])
+    _print_violations(settings, report)
+
+
+def _print_counts(faults: Mapping[str, int], counts: Mapping[str, int]) -> None:
+    for title, counted in (("faults", faults), ("counts", counts)):
+        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in sorted(counted.items())))
+
+
+def _print_table(rows: Sequence[tuple[Settings, Report]]) -> None:
+    columns = (
+        "profile",
+        "nodes",
+        "schedules",
+        "hours",
+        "operations",
+        "faults",
+        "violations",
+        "CPU s",
+        "sim. s / CPU s",
     )
-    Console(width=100).print(table)
+    table = Table(*columns)
+    for settings, report in rows:
+        summary = _as_json(report, settings)
+        shown = [summary[key] for key in ("profile", "nodes", "schedules", "simulated_hours", "operations")]
+        shown += [sum(report.faults.values()), len(report.violations), summary["cpu_s"]]
+        table.add_row(*map(str, shown), f"{summary['simulated_s_per_cpu_s']:.0f}")
+    Console(width=110).print(table)
+
+
+def _print_violations(settings: Settings, report: Report) -> None:
     for result in report.violations[:20]:
         print(f"seed {result.seed}: {result.violation}")
         print(f"    {_again(settings)} --seed {result.seed} --schedules 1 --trace")
@@ -171,6 +198,52 @@ def _timeline(result: Result) -> list[str]:
     scale = "".join(f"{int(k * INSPECT_S):<10}" for k in range(0, length, 10)).rstrip()
     lines = [f"{name:>8} {letters}" for name, letters in result.timeline.items()]
     return [f"{'seconds':>8} {scale}", *lines, f"{'':>8} {_TIMELINE_LEGEND}"]
+
+
+@click.command("sweep")
+@click.option("--schedules", type=click.IntRange(1), default=2000, show_default=True, help="How many in all.")
+@click.option("--seed", type=int, help="The first seed.  [default: a new one]")
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
+@click.option("--wall", default=float("inf"), help="Stop after this many real seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def sweep_command(*, schedules: int, seed: int | None, jobs: int, wall: float, as_json: bool) -> None:
+    """Simulate all profiles and families in turn; exit 1 on any violation."""
+    first = secrets.randbelow(10**9) if seed is None else seed
+    with _progress(schedules) as advance:
+        reports = sweep(
+            schedules,
+            first,
+            wall_s_max=wall,
+            jobs=jobs,
+            seen=lambda _, report: advance(bool(report.last.violation)),
+        )
+    missing = [
+        f"{kind} ({settings.profile}, {settings.nodes} nodes)"
+        for settings, report in reports.items()
+        if report.runs >= _ALL_FAULTS_FROM
+        for kind in report.missing_faults(settings.profile)
+    ]
+    if as_json:
+        rows = [_as_json(report, settings) for settings, report in reports.items()]
+        print(json.dumps({"seed": first, "sweep": rows}, indent=1))
+    else:
+        _print_sweep(reports, first)
+    for kind in missing:
+        print(f"fault {kind} never happened: this run proves nothing about it", file=sys.stderr)
+    sys.exit(1 if missing or any(report.violations for report in reports.values()) else 0)
+
+
+def _print_sweep(reports: dict[Settings, Report], first: int) -> None:
+    faults: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for report in reports.values():
+        faults += report.faults
+        counts += report.counts
+    _print_counts(faults, counts)
+    print(f"from seed {first}")
+    _print_table(list(reports.items()))
+    for settings, report in reports.items():
+        _print_violations(settings, report)
 
 
 @click.command("plants")

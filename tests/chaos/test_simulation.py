@@ -18,7 +18,7 @@ from chaos.sim_disk import Disk
 from chaos.sim_families import FAMILY_STRIKES
 from chaos.sim_faults import STRIKES
 from chaos.sim_plants import PLANTS, RULES
-from chaos.sim_runs import Settings, simulate
+from chaos.sim_runs import ROUND, Settings, simulate
 from controlplane.errors import Fatal
 from controlplane.replication import guard
 from controlplane.replication.tail import Add, Trim
@@ -153,6 +153,15 @@ def test_a_red_run_prints_the_command_that_repeats_it(tmp_path: Path) -> None:
 def test_two_processes_show_what_one_shows() -> None:
     one, two = (simulate(range(3), Settings(seconds=32.0), jobs=jobs) for jobs in (1, 2))
     assert (one.runs, one.counts, one.faults) == (two.runs, two.counts, two.faults)
+
+
+def test_a_sweep_visits_every_profile_and_family() -> None:
+    assert sum(share for _, share in ROUND) == 100
+    assert {settings.profile for settings, _ in ROUND} == {*PROFILES, *FAMILIES} - {"calm"}
+    swept = CliRunner().invoke(main, ["sweep", "--schedules", "3", "--seed", "1", "--json"])
+    assert swept.exit_code == 0, swept.output
+    rows = json.loads(swept.output)["sweep"]
+    assert [row["schedules"] for row in rows] == [3] + [0] * (len(ROUND) - 1)
 
 
 def test_a_plant_that_is_not_found_is_red() -> None:
