@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from chaos.real import Unsupported
+from chaos.real.commands import SKIPPED_CODE
 from chaos.real.disks import drop_unsynced
 from chaos.real.shim import Orders, Shim, build
 from chaos.real.sweep_victim import APPLIED, REFUSED, TUNING, Step, key, steps
@@ -214,7 +215,7 @@ def disks_command(*, count: int, every: int, seed: int) -> None:
             )
     except Unsupported as why:
         console.print(f"[bold yellow]SKIPPED[/]: {why}")
-        sys.exit(0)
+        sys.exit(SKIPPED_CODE)
     for (kind, ended), cases in sorted(swept.cases.items()):
         console.print(f"{kind}: {ended} {cases}")
     console.print(f"cases {swept.cases.total()}, never begun {swept.refusals}, wrong {len(swept.problems)}")
