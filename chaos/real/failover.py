@@ -26,6 +26,7 @@ WAYS = ("survivor", "sdk")
 """Through a surviving node by plain calls, which node does not matter; or as an agent's SDK finds its way."""
 _WARM_TIMEOUT_S = 10.0
 _SETTLE_TRIES = 3
+_WIDTH = 120
 
 Tell = Callable[[], None]
 
@@ -122,6 +123,8 @@ def failover_command(*, kills: int, idle: float, ways: tuple[str, ...], out: Pat
     """Measure how long the loss of a leader is felt: p50, p99 and max over many kills."""
     ways = ways or WAYS
     console = Console(stderr=as_json, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, highlight=False, width=_WIDTH)
     # Beside the project: what is measured is the disk it lies on, and not a temporary folder in memory.
     build = Path("build")
     build.mkdir(exist_ok=True)
