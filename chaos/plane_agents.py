@@ -25,7 +25,7 @@ from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
 
 _TTLS_MS = (500, 1000, 3000)
-_REPEATS_KEPT = 400
+_REPEATS_KEPT = 4000
 _AGAIN_S = 2.0
 
 
