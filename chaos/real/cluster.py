@@ -263,7 +263,7 @@ class Cluster:
         """End nodes as a loss of power does; return how many unsynced bytes are gone. They stay down until started."""
         names = list(names)
         self.kill(*names)
-        return sum(drop_unsynced(self.data(name), self.shim(name).durable_bytes(), random) for name in names)
+        return sum(drop_unsynced(self.data(name), self.shim(name).durable(), random) for name in names)
 
     def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run `work` beside, until it is cancelled or the cluster ends."""

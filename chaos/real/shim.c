@@ -3,8 +3,8 @@
  * Orders come from, and counts go to, a file that this process and its tormentor both map (CHAOS_SHIM names it): an
  * array of 64-bit cells, laid out as in shim.py. Orders may change at any moment and hold from the next call on.
  *
- * 1. Syncs. For every file the length that a real sync has covered is noted under its inode. What lies beyond is what a
- *    loss of power takes. A sync can fail, end the process, be late, or lie: return success and do nothing.
+ * 1. Syncs. For every file the length that a real sync has covered is noted under its inode, and whether its folder was
+ *    synced since it was made. The rest is what a loss of power takes. A sync can fail, end the process, be late, or lie: return success and do nothing.
  * 2. Writes to files below a path can fail. Writes to write-ahead logs (*.log) there can stop in the middle: then the
  *    process ends by SIGKILL, as if the machine had stopped there.
  * 3. What fails or ends can be told to spare some calls first, and to hit only so many: one fault at one call of a run.
@@ -12,9 +12,10 @@
  *    kernel would have moved its own clock. (A wait that has begun when the offset changes ends as first meant.)
  *
  * Not caught: writes through mapped memory, writes that the C library makes for itself (stdio), direct system calls, and
- * that a new file's name is not durable before its folder is synced.
+ * that renames and removals are not durable before their folder is synced.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -41,7 +42,7 @@ enum {
     SYNC_KILLS, SKIP_CALLS, HIT_CALLS,
     SYNCS = 16, SYNCS_FAILED, SYNCS_LIED, SYNCS_DELAYED, WRITES_SEEN, WRITES_FAILED, WRITES_TORN, CLOCK_SHIFTED,
     WAITS_SHIFTED, ROOM_SHIFTED, TABLE_FULL,
-    PATH = 32, TABLE = 96, FILES_MAX = 16384, CELLS = TABLE + 2 * FILES_MAX
+    PATH = 32, TABLE = 96, FILES_MAX = 16384, INODE = 0, LENGTH, NAMED, ROW, CELLS = TABLE + ROW * FILES_MAX
 };
 static const int64_t MAGIC_VALUE = 0x31307368696d6350;
 static volatile int64_t *cells;
@@ -75,30 +76,41 @@ __attribute__((constructor)) static void begin(void) {
     static result (*real)(__VA_ARGS__);                          \
     if (!real) real = (result (*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
 
-/* Durable lengths. */
+/* What is durable: for each inode the length of its file, and whether a sync of a folder has covered a name of it. */
 
-static volatile int64_t *place(ino_t inode) {
+static volatile int64_t *row(ino_t inode) {
     uint64_t at = (uint64_t)inode * 0x9e3779b97f4a7c15u >> 50;
     for (int tries = 0; tries < FILES_MAX; tries++, at = (at + 1) % FILES_MAX) {
-        volatile int64_t *cell = &cells[TABLE + 2 * at];
-        int64_t found = 0;
-        if (__atomic_compare_exchange_n(cell, &found, (int64_t)inode, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE) ||
-            found == (int64_t)inode)
-            return cell + 1;
+        volatile int64_t *found = &cells[TABLE + ROW * at];
+        int64_t mine = 0;
+        if (__atomic_compare_exchange_n(found, &mine, (int64_t)inode, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE) ||
+            mine == (int64_t)inode)
+            return found;
     }
     count(TABLE_FULL);
     return NULL;
 }
 
-static void note(ino_t inode, int64_t length) {
-    volatile int64_t *durable = place(inode);
-    if (durable) __atomic_store_n(durable, length, __ATOMIC_RELEASE);
+static void note(ino_t inode, int what, int64_t value) {
+    volatile int64_t *found = row(inode);
+    if (found) __atomic_store_n(&found[what], value, __ATOMIC_RELEASE);
+}
+
+static void note_names(int folder) {
+    int again = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *names = again < 0 ? NULL : fdopendir(again);
+    if (!names) return;
+    for (struct dirent *entry; (entry = readdir(names));)
+        if (entry->d_type == DT_REG) note(entry->d_ino, NAMED, 1);
+    closedir(names);
 }
 
 static void forget(int folder, const char *path) {
     struct stat found;
-    if (cells && fstatat(folder, path, &found, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(found.st_mode) && found.st_nlink == 1)
-        note(found.st_ino, 0);
+    if (cells && fstatat(folder, path, &found, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(found.st_mode) && found.st_nlink == 1) {
+        note(found.st_ino, LENGTH, 0);
+        note(found.st_ino, NAMED, 0);
+    }
 }
 
 static int synced(int descriptor, int (*real)(int)) {
@@ -121,12 +133,12 @@ static int synced(int descriptor, int (*real)(int)) {
         count(SYNCS_LIED);
         return 0;
     }
-    /* The length of before: what is written during the sync may not be covered. */
-    int regular = fstat(descriptor, &before) == 0 && S_ISREG(before.st_mode);
-    int result = real(descriptor);
+    /* What was there before: what comes during the sync may not be covered. */
+    int known = fstat(descriptor, &before) == 0, result = real(descriptor);
     if (result == 0) {
         count(SYNCS);
-        if (regular) note(before.st_ino, before.st_size);
+        if (known && S_ISREG(before.st_mode)) note(before.st_ino, LENGTH, before.st_size);
+        if (known && S_ISDIR(before.st_mode)) note_names(descriptor);
     }
     return result;
 }

@@ -1,6 +1,6 @@
 """The library between a node and its disk and clock (`shim.c`): built here, ordered about here, asked here.
 
-One file for each node, mapped by both sides, holds orders, counts and the durable length of every file, so that it
+One file for each node, mapped by both sides, holds orders, counts and what is durable of every file, so that it
 outlives the node's process as a disk does.
 """
 
@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from chaos.real import Unsupported
 
@@ -24,10 +24,17 @@ _PATH_AT: Final = 32
 _TABLE_AT: Final = 96
 _FILES_MAX: Final = 16384
 _CELL: Final = struct.Struct("=q")
-_ROW: Final = struct.Struct("=qq")
-_BYTES: Final = (_TABLE_AT + 2 * _FILES_MAX) * _CELL.size
+_ROW: Final = struct.Struct("=qqq")
+_BYTES: Final = _TABLE_AT * _CELL.size + _FILES_MAX * _ROW.size
 _PATH_BYTES_MAX: Final = (_TABLE_AT - _PATH_AT) * _CELL.size - 1
 _BUILD_TIMEOUT_S: Final = 60.0
+
+
+class Durable(NamedTuple):
+    """What would outlive a loss of power of one file: so many bytes, and whether anything bears its name."""
+
+    length: int
+    named: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +116,17 @@ class Shim:
         """What happened so far."""
         return Counts(*(self._cell(_COUNTS_AT + number) for number in range(len(fields(Counts)))))
 
-    def durable_bytes(self) -> dict[int, int]:
-        """Inode → length that a sync has covered, for all files that were ever synced.
+    def durable(self) -> dict[int, Durable]:
+        """What is durable of each file that a sync of it or of its folder has covered, by inode.
 
         Raises `OverflowError` if there were more than there is room for.
         """
         if self.counts().table_full:
-            raise OverflowError(f"more than {_FILES_MAX} files were synced: their durable lengths are not known")
-        return dict(self._rows())
+            raise OverflowError(f"more than {_FILES_MAX} files were synced: what is durable is not known")
+        return {inode: Durable(length, named=bool(named)) for inode, length, named in self._rows() if inode}
 
     def forget_files(self) -> None:
-        """Forget all durable lengths: an inode that somebody else removed is soon another file's."""
+        """Forget what is durable: an inode that somebody else removed is soon another file's."""
         start = _TABLE_AT * _CELL.size
         self._cells[start:_BYTES] = bytes(_BYTES - start)
 
@@ -127,11 +134,10 @@ class Shim:
         """Let go of the file."""
         self._cells.close()
 
-    def _rows(self) -> Iterator[tuple[int, int]]:
+    def _rows(self) -> Iterator[tuple[int, int, int]]:
         for number in range(_FILES_MAX):
-            inode, length = _ROW.unpack_from(self._cells, _TABLE_AT * _CELL.size + number * _ROW.size)
-            if inode:
-                yield inode, length
+            inode, length, named = _ROW.unpack_from(self._cells, _TABLE_AT * _CELL.size + number * _ROW.size)
+            yield inode, length, named
 
     def _put_path(self, path: bytes) -> None:
         start = _PATH_AT * _CELL.size

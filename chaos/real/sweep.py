@@ -133,7 +133,7 @@ class Sweep:
     def _try(self, victim: Victim, folder: Path, kind: Kind, call: int) -> None:
         code, done = victim.run(folder, replace(kind.orders(self._random), skip_calls=call))
         if kind.power:
-            drop_unsynced(folder, victim.shim.durable_bytes(), self._random)
+            drop_unsynced(folder, victim.shim.durable(), self._random)
         ended = _ENDS.get(code, f"code {code}")
         self.found.cases[kind.name, ended] += 1
         try:

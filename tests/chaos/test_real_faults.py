@@ -26,7 +26,7 @@ from chaos.real.faults import NEMESES
 from chaos.real.links import SHAPES, Pace, all_pairs
 from chaos.real.namespaces import Namespaces
 from chaos.real.proxies import Proxies
-from chaos.real.shim import FAILING, FULL, LYING, Orders, Shim, build
+from chaos.real.shim import FAILING, FULL, LYING, Durable, Orders, Shim, build
 from controlplane import sdk
 from controlplane.kernel.keys import STATE
 from controlplane.kernel.store import Batch
@@ -278,13 +278,13 @@ async def test_hosts_are_cut_apart_by_packets_dropped_and_nothing_of_them_is_lef
 
 
 async def test_what_a_dead_process_left_is_removed_and_what_a_living_one_has_is_not() -> None:
-    dead = await asyncio.create_subprocess_exec("true")
-    await dead.wait()
     hosts = Namespaces(1)
     try:
         await hosts.open()
     except Unsupported as why:
         pytest.skip(f"SKIPPED, leftovers of network namespaces were NOT tested here: {why}")
+    dead = await asyncio.create_subprocess_exec("true")
+    await dead.wait()
     left, other = f"chaos-{dead.pid}-1", f"chaos-{os.getppid()}-9"
     try:
         for name in (left, other):
@@ -355,7 +355,10 @@ def test_a_sync_fails_is_late_or_lies_and_what_it_did_not_cover_goes_with_the_po
     lied.mkdir()
     assert under.does("sync") == ["", ""]
     assert shim.counts().syncs == 2
-    assert shim.durable_bytes()[(under.folder / "fsync").stat().st_ino] == 4
+    inode = (under.folder / "fsync").stat().st_ino
+    assert shim.durable()[inode] == Durable(4, named=False)
+    assert under.does("sync_folder") == ""
+    assert shim.durable()[inode] == Durable(4, named=True)
 
     shim.order(FAILING)
     assert under.does("sync") == ["EIO", "EIO"]
@@ -364,8 +367,8 @@ def test_a_sync_fails_is_late_or_lies_and_what_it_did_not_cover_goes_with_the_po
     shim.order(LYING)
     assert under.does("sync", lied) == ["", ""]
     assert shim.counts().syncs_lied == 2
-    assert sum(drop_unsynced(under.folder, shim.durable_bytes(), Random(seed)) for seed in range(20)) == 8
-    assert {file.name: file.stat().st_size for file in lied.iterdir()} == {"fsync": 0, "fdatasync": 0}
+    assert sum(drop_unsynced(under.folder, shim.durable(), Random(seed)) for seed in range(20)) == 8
+    assert not list(lied.iterdir())
     assert (under.folder / "fsync").read_bytes() == b"1234"
 
     shim.order(Orders(sync_delay_ms=100))

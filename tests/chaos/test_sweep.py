@@ -44,14 +44,14 @@ def test_a_fault_at_any_call_leaves_what_was_reported(tmp_path: Path, victim: Vi
 def test_a_run_without_a_fault_leaves_everything(tmp_path: Path, victim: Victim) -> None:
     folder = tmp_path / "run"
     assert victim.run(folder, Orders()) == (0, STEPS)
-    drop_unsynced(folder, victim.shim.durable_bytes(), Random(1))
+    drop_unsynced(folder, victim.shim.durable(), Random(1))
     assert wrong_with(folder, list(steps(SEED, STEPS)), STEPS) == ""
 
 
 def test_a_disk_that_lies_is_noticed(tmp_path: Path, victim: Victim) -> None:
     folder = tmp_path / "run"
     assert victim.run(folder, Orders(sync_lies=1)) == (0, STEPS)
-    drop_unsynced(folder, victim.shim.durable_bytes(), Random(1))
+    drop_unsynced(folder, victim.shim.durable(), Random(1))
     with pytest.raises(Fatal):
         wrong_with(folder, list(steps(SEED, STEPS)), STEPS)
 

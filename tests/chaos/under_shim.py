@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from controlplane import datadir
 from controlplane.errors import Fatal
 from controlplane.kernel.store import Batch
 from controlplane.replication.journal import Journal
@@ -31,6 +32,11 @@ def sync(folder: Path) -> Any:
             file.flush()
             found.append(_error(lambda call=call, file=file: call(file.fileno())))
     return found
+
+
+def sync_folder(folder: Path) -> Any:
+    """Sync the folder itself; say which error that gave."""
+    return _error(lambda: datadir.sync_folder(folder))
 
 
 def write(folder: Path) -> Any:
@@ -101,7 +107,7 @@ def _error(work: Callable[[], object]) -> str:
 
 
 STORE = Store()
-ACTS = {act.__name__: act for act in (sync, write, STORE.open, STORE.commit, clock, room, tear)}
+ACTS = {act.__name__: act for act in (sync, sync_folder, write, STORE.open, STORE.commit, clock, room, tear)}
 
 if __name__ == "__main__":
     for line in sys.stdin:
