@@ -15,7 +15,8 @@ turn of the event loop leave in one message; a reply resolves a future. No task,
    late proves nothing about the server, so no stream is judged by it.
 5. To find a node, several are dialled a moment apart and the first to speak wins. One that just failed is avoided for
    a moment. When the region says that another node leads, the client moves there; what is in flight stays until it is
-   answered or the old stream has had its time.
+   answered or the old stream has had its time. A node that knows no leader may be cut off from those that do: after a
+   moment the client looks for one of them.
 6. Everything is bounded: calls waiting, calls in flight, bytes of a message, every wait.
 """
 
@@ -63,6 +64,10 @@ DRAIN_S: Final = 1.0
 REST_S: Final = 0.01
 REST_MAX_S: Final = 0.5
 SEEK_MAX_S: Final = 1.0
+LEADERLESS_S: Final = 0.5
+"""How long a node may know no leader before another one is tried."""
+LEADERLESS_MAX_S: Final = 4.0
+"""The pause between such tries doubles up to here: while a whole region has no leader, nobody knows one."""
 
 
 class Channel:
@@ -97,6 +102,8 @@ class Channel:
         self._slowest_s = 0.0
         self._seeking: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
+        self._look_s: float | None = None
+        self._look_pause_s = LEADERLESS_S
         self._background: set[asyncio.Future[Any]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._tick: asyncio.TimerHandle | None = None
@@ -249,6 +256,10 @@ class Channel:
         if session is not self._session:
             return
         self.region = region
+        if region.leader:
+            self._look_s, self._look_pause_s = None, LEADERLESS_S
+        elif self._look_s is None:
+            self._look_s = self.clock() + LEADERLESS_S
         if self._region_changed is not None and not self._region_changed.done():
             self._region_changed.set_result(None)
         self._region_changed = self._loop.create_future()
@@ -427,6 +438,28 @@ class Channel:
         self._moving = None
         self._adopt(session)
 
+    def _leave_leaderless(self, session: Session, now: float) -> None:
+        """Look for a node that knows a leader when this one has known none for a moment (rule 5)."""
+        if self._look_s is None or now < self._look_s or not (self._moving is None or self._moving.done()):
+            return
+        self._look_pause_s = min(2 * self._look_pause_s, LEADERLESS_MAX_S)
+        self._look_s = now + self._look_pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - only spreads load.
+        self._moving = self._loop.create_task(self._move_to_a_leader(session))
+
+    async def _move_to_a_leader(self, session: Session) -> None:
+        others = [address for address in self._candidates() if address != session.address]
+        try:
+            found = await self._race(others) if others else None
+        except (Unavailable, Denied):
+            return
+        if found is None:
+            return
+        if self._closed or self._session is not session or not found.region.leader:
+            await found.close()
+            return
+        self._moving = None
+        self._adopt(found)
+
     # Time
 
     def _be_brisk(self) -> None:
@@ -447,6 +480,7 @@ class Channel:
         session = self._session
         if session is not None:
             self._listen_for(session, now, late=late)
+            self._leave_leaderless(session, now)
             if self._probe_s is not None and now - session.sent_s >= self._probe_s:
                 self.probe()
         for old in [old for old, until in self._draining.items() if until <= now]:

@@ -171,6 +171,33 @@ async def test_an_unreachable_leader_changes_nothing() -> None:
             assert (await cp.create_workflow("w", b"state")).version == 1
 
 
+async def test_a_node_that_knows_no_leader_is_left_for_one_that_does() -> None:
+    async with scripted(in_turn(None), in_turn(created())) as nodes, client(*(node.address for node in nodes)) as cp:
+        cut_off, whole = await connected(*nodes)
+        cut_off.script, whole.script = in_turn(None), in_turn(created())
+        whole.region = api.Region(name="eu-west", leader="b", leader_address=whole.address)
+        await cut_off.lead("", "")
+        began = monotonic()
+        await cp.create_workflow("w", b"")
+        assert monotonic() - began < 3
+        assert requests(whole.seen)
+        await eventually(lambda: not cut_off.sessions)
+
+
+async def test_a_node_that_knows_no_leader_either_is_not_moved_to() -> None:
+    async with scripted(in_turn(None), in_turn(None)) as nodes, client(*(node.address for node in nodes)) as cp:
+        here, other = await connected(*nodes)
+        other.region = api.Region(name="eu-west")
+        await here.lead("", "")
+        asking = asyncio.create_task(cp.create_workflow("w", b""))
+        await eventually(lambda: bool(other.sessions))
+        await eventually(lambda: not other.sessions)
+        assert here.sessions
+        assert requests(here.seen)
+        assert not requests(other.seen)
+        asking.cancel()
+
+
 async def test_keeps_to_its_addresses_when_told_so() -> None:
     async with scripted(in_turn(created()), in_turn(created())) as [follower, leader]:
         follower.region = api.Region(leader="b", leader_address=leader.address)
