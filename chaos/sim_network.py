@@ -78,6 +78,7 @@ class Network:
         for (a, b), stream in self._streams.items():
             stream.back = self._streams[b, a]
         self._from = {name: [x for x in self._streams.values() if x.source == name] for name in names}
+        self._deaf_since: dict[str, float] = {}
         for link in self.links:
             if link[0] < link[1]:
                 at(0.01, self._connect, self._streams[link])
@@ -123,17 +124,21 @@ class Network:
         chosen = [self._streams[link] for link in links]
         for stream in chosen:
             stream.blocks += 1
+        for name in {stream.target: 0 for stream in chosen}:
+            if name not in self._deaf_since and all(stream.back.blocks for stream in self._from[name]):
+                self._deaf_since[name] = self._clock()
         self._at(for_s, self._heal, chosen)
 
     def _heal(self, streams: list[_Stream]) -> None:
         for stream in streams:
             stream.blocks -= 1
             if not stream.blocks:
+                self._deaf_since.pop(stream.target, None)
                 self._at(self._random.choice((0.001, 0.2, 0.6)), self._pump, stream)
 
-    def deaf(self, name: str) -> bool:
-        """Whether nothing can reach `name` now."""
-        return all(stream.back.blocks for stream in self._from[name])
+    def deaf_s(self, name: str) -> float:
+        """For how long nothing could reach `name`."""
+        return self._clock() - self._deaf_since.get(name, self._clock())
 
     # Packets.
 

@@ -86,10 +86,11 @@ class Oracle:
         self.max_commit = tail.commit
 
     def _on_majority(self, entry: Entry) -> bool:
-        # A disk that was replaced has lost its copy; it gets it back before it counts again.
+        # A disk that was replaced, or is about to be, lost its copy after it counted, and gets it back before it counts
+        # again.
         held = 0
         for disk in self._disks.values():
-            if disk.learner or disk.holds(entry):
+            if disk.learner or disk.damaged or disk.holds(entry):
                 held += 1
         return 2 * held > len(self._disks)
 
@@ -115,7 +116,9 @@ class Oracle:
         if state == self._durable_at:
             return
         # Up to here the stores of a majority cover everything.
-        covered = sorted(inf if disk.learner else max(disk.base.index, disk.boundary[0]) for disk in disks)
+        covered = sorted(
+            inf if disk.learner or disk.damaged else max(disk.base.index, disk.boundary[0]) for disk in disks
+        )
         for index in range(int(min(covered[(len(covered) - 1) // 2], self.max_commit)) + 1, self.max_commit + 1):
             known = self._committed.get(index)
             if known and not self._on_majority(known.entry):

@@ -82,7 +82,7 @@ class Simulation:
         self._processes = dict.fromkeys(self.names, 0)
         self._paused_until = dict.fromkeys(self.names, 0.0)
         self._slow_disk = dict.fromkeys(self.names, 0.0)
-        self._deaf_since = dict.fromkeys(self.names, 0.0)
+        self._led_since = dict.fromkeys(self.names, 0.0)
         self.oracle = Oracle(self.disks)
         self.network: Network = Network(self.names, self, self.conditions, self.random, self.at, self.now)
         self._numbers = 0
@@ -423,11 +423,11 @@ class Simulation:
     def _look_for_lingering(self, name: str) -> None:
         """A leader that nothing can reach has given up after its fallback time, by the slowest clock there is."""
         node = self.nodes[name]
-        leads = node is not None and node.role is Role.LEADER and self._paused_until[name] <= self._now
-        if not (leads and len(self.names) > 1 and self.network.deaf(name)):
-            self._deaf_since[name] = self._now
-        elif self._now - self._deaf_since[name] > 1.5 * self.conditions.timing.fallback_s + 1.0:
-            raise Violation(f"LINGERING_LEADER {name} is deaf since {self._deaf_since[name]:.1f} s and still leads")
+        if node is None or node.role is not Role.LEADER or self._paused_until[name] > self._now:
+            self._led_since[name] = self._now
+        deaf_s = min(self.network.deaf_s(name), self._now - self._led_since[name])
+        if deaf_s > 1.5 * self.conditions.timing.fallback_s + 1.0:
+            raise Violation(f"LINGERING_LEADER {name} could not be reached for {deaf_s:.1f} s and still leads")
 
     def _conclude(self) -> None:
         nodes = self.running_nodes()
