@@ -347,7 +347,7 @@ def _administrators(table: _Table, fleet: str, region: str) -> tuple[Identity, .
             return False
         return (identity.fleet, identity.region, identity.role) == (fleet, region, "operator")
 
-    wanted = f'identities of operators, like "controlplane://{fleet}/prod/{region}/operator/maria"'
+    wanted = f'identities of operators, like "controlplane://{fleet}/prod/{region}/operator/on-call"'
     uris = table.texts("administrators", valid, wanted, _ADMINISTRATORS_MAX)
     return tuple(Identity.parse(uri) for uri in dict.fromkeys(uris))
 

@@ -7,8 +7,8 @@ The file is `controlplane/config.toml` below XDG_CONFIG_HOME (default `~/.config
     [context.eu-west]
     addresses = ["10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"]
     authority = "/etc/controlplane/authority.crt"
-    certificate = "/etc/controlplane/maria.crt"
-    key = "/etc/controlplane/maria.key"
+    certificate = "/etc/controlplane/operator.crt"
+    key = "/etc/controlplane/operator.key"
 
 Paths in it are relative to its folder. Without any of the three the region is that of `controlplane dev`.
 """
