@@ -43,10 +43,10 @@ from controlplane.node import Call
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition
 
-SPAN = 512
+SPAN = 256
 """Revisions per generation of kept outcomes."""
-EVENTS_KEPT = 600
-TRIM_REVISIONS = 64
+EVENTS_KEPT = 300
+TRIM_REVISIONS = 32
 PATIENCE_S = (5.0, 5.0, 0.5, 0.1)
 
 # Clients ask nothing new this long before the end; what they wait for then comes quickly, because nothing is broken.

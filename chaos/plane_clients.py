@@ -63,7 +63,7 @@ _THINK_S = (0.02, 0.1, 0.2, 0.5)
 TIMEOUTS_S = (0.4, 2.0, 4.0, 8.0)
 _BACKOFF_S = (0.02, 0.2)
 # How many requests do not say since when: they may be repeated only while nothing can have been forgotten.
-_UNDATED = 0.1
+_UNDATED, _UNDATED_S_MAX = 0.1, 2.0
 # How many requests are asked of two nodes at once.
 _TWICE = 0.05
 
@@ -156,8 +156,11 @@ class Client:
         request_id = self.random.randbytes(16)
         request.header.request_id = request_id
         request.header.reason = reason
+        timeout_s = self.random.choice(TIMEOUTS_S)
         if self.random.random() >= _UNDATED:
             request.header.since = self._since
+        else:
+            timeout_s = min(timeout_s, _UNDATED_S_MAX)
         key = (self.actor, request_id)
         fence = request.header.fence if request.header.HasField("fence") else None
         if fence is not None:
@@ -165,7 +168,7 @@ class Client:
             election, resource = keys.within(scope, "election", fence.election), f"{self.environment}/{request.id}"
             self.world.chronicle.fenced(key, election, fence.revision, resource)
         question = Question(method, request.SerializeToString(), self.actor, self.environment, request=key)
-        return await self.insist(question, self.random.choice(TIMEOUTS_S))
+        return await self.insist(question, timeout_s)
 
     async def read(self, method: str, request: Any, consistency: int = api.LINEARIZABLE) -> Any:
         """Return the reply."""
