@@ -208,9 +208,6 @@ class Region(Simulation):
             node.check()
         self._same_bytes()
 
-    def _look_for_lingering(self, name: str) -> None:
-        """Leave this to the simulation of consensus: two cuts with a moment between them look like one here."""
-
     def _same_bytes(self) -> None:
         for a, b in combinations(self.replicas(), 2):
             if a.applied == b.applied and a.store.rows() != b.store.rows():
