@@ -2,7 +2,7 @@
 
 1. The load runs from beginning to end. The first and the last part are calm; in them it has to reach its floor.
 2. In between faults come one after the other: inject, hold, see that it really did something, heal, wait until writes
-   go through every node again. The next one comes only then, and at least a moment later.
+   and linearizable reads go through every node again. The next one comes only then, and at least a moment later.
 3. Afterwards every node is asked for everything, the nodes are stopped and compared byte for byte, and the history is
    checked. Nothing is tried twice: whatever is wrong makes the run red.
 4. Faults and load draw from the seed. Real processes do not repeat themselves, so the same seed gives the same plan and
@@ -37,7 +37,7 @@ HOLD_S = (0.8, 2.5)
 REST_S = (0.4, 1.5)
 """How long the region is left alone between two."""
 SERVE_TIMEOUT_S = 30.0
-"""So soon after healing writes have to go through every node again."""
+"""So soon after healing writes and linearizable reads have to go through every node again."""
 REPLICAS_TIMEOUT_S = 40.0
 END_TIMEOUT_S = 30.0
 """Workers end with what they asked last within this time."""
@@ -138,7 +138,7 @@ class Run:
         watching = asyncio.create_task(self._watch_leaders(workload))
         working = [asyncio.create_task(work) for work in workload.work(over)]
         try:
-            await _while_all_run(self._acts(cluster), working)
+            await _while_all_run(self._acts(cluster, workload), working)
             over.set()
             await asyncio.wait_for(asyncio.gather(*working), END_TIMEOUT_S)
         finally:
@@ -146,7 +146,7 @@ class Run:
                 task.cancel()
             await asyncio.gather(watching, *working, return_exceptions=True)
 
-    async def _acts(self, cluster: Cluster) -> None:
+    async def _acts(self, cluster: Cluster, workload: Workload) -> None:
         """A calm part, the faults, a calm part."""
         calm_s = max(CALM_S_MIN, CALM_SHARE * self._plan.seconds)
         end_s = self._plan.seconds - calm_s
@@ -156,7 +156,7 @@ class Run:
         await self._be_calm(calm_s)
         fault = self._nemesis.make()
         while True:
-            await self._strike(cluster, fault)
+            await self._strike(cluster, workload, fault)
             rest_s = self._random.uniform(*REST_S)
             if self._now_s() + rest_s >= end_s:
                 break
@@ -164,7 +164,7 @@ class Run:
         await self._be_calm(max(calm_s, self._plan.seconds - self._now_s()))
         cluster.check()
 
-    async def _strike(self, cluster: Cluster, fault: Fault) -> None:
+    async def _strike(self, cluster: Cluster, workload: Workload, fault: Fault) -> None:
         """Break something, see it broken, mend it, and wait until the region serves."""
         strike = Strike(fault.name, self._now_s())
         self.report.strikes.append(strike)
@@ -176,8 +176,19 @@ class Run:
         await fault.heal()
         strike.healed_s = self._now_s()
         self._say(f"{fault.name} healed", self._now_s())
-        await cluster.settled(SERVE_TIMEOUT_S)
+        await self._serving(cluster, workload)
         strike.served_s = self._now_s()
+
+    async def _serving(self, cluster: Cluster, workload: Workload) -> None:
+        """Wait until every node serves. Raises `TimeoutError` saying where the nodes stand."""
+        try:
+            async with asyncio.timeout(SERVE_TIMEOUT_S):
+                await cluster.settled(SERVE_TIMEOUT_S)
+                await workload.answered()
+        except TimeoutError:
+            found = [await cluster.status(name) for name in cluster.names]
+            where = ", ".join(f"{each.node} {each.role} at {each.header.revision}" for each in found if each)
+            raise TimeoutError(f"not every node serves {SERVE_TIMEOUT_S:g} s after healing: {where}") from None
 
     async def _be_calm(self, seconds: float, *, counts: bool = True) -> None:
         began_s = self._now_s()

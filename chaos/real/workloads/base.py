@@ -16,7 +16,7 @@ from chaos.real.report import Finding
 from controlplane.checking import invariants
 from controlplane.checking.histories import History, Value
 from controlplane.checking.linearizability import Model, Result, check
-from controlplane.errors import ControlPlaneError
+from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
 from controlplane.limits import PAGE_MAX
 from controlplane.sdk.calls import Calls
 from controlplane.v1 import api_pb2 as api
@@ -25,6 +25,7 @@ OPERATIONS_PER_KEY = 500
 """After so many a key is given up for a new one, so that its history stays checkable."""
 OBSERVER = 1000
 """Process number of the reads after healing; those of workers are below."""
+RETRY_S = 0.05
 READ_BACK_S = 20.0
 READ_BACK_OPERATIONS_S = 200.0
 """How long the reads after healing may take, all together: so many seconds, and one for so many operations before."""
@@ -111,6 +112,19 @@ class Workload(ABC):
     @abstractmethod
     async def step(self, worker: Worker) -> None:
         """Do one thing. Raises nothing but what is a defect of the harness."""
+
+    async def answered(self) -> None:
+        """Return when every node has answered a linearizable read."""
+        await asyncio.gather(*(self._answered(node) for node in self.callers.at.values()))
+
+    async def _answered(self, node: Calls) -> None:
+        while True:
+            try:
+                await node.get_election("nobody")
+            except (Unavailable, OutcomeUnknown):
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
 
     async def read_back(self) -> None:
         """Ask every node for everything, after all is healed. Raises `TimeoutError`."""
