@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from controlplane import certs
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 
 _POLL_S = 0.005
+# Below what systems give to outgoing connections, above what services of theirs use.
+_PORTS = range(12_000, 30_000)
 
 
 class Program:
@@ -95,12 +98,29 @@ class Program:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that were free a moment ago, all different."""
+    """Ports of 127.0.0.1 that were free a moment ago, all different.
+
+    The system gives none of them to whoever connects, so that a node finds its own again after it was down. Raises
+    `OSError` if there are not so many.
+    """
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        ports: list[int] = []
+        for port in random.sample(_PORTS, len(_PORTS)):
+            if len(ports) == count:
+                break
+            if _bound(stack.enter_context(socket.socket()), port):
+                ports.append(port)
+        if len(ports) < count:
+            raise OSError(f"there are no {count} free ports on this machine")
+        return ports
+
+
+def _bound(tried: socket.socket, port: int) -> bool:
+    try:
+        tried.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
