@@ -3,8 +3,7 @@
 Everything lies in one folder: certificates, a region file for each node, `<node>/` with its data, `<node>.log` with
 what it said. Three topologies: `direct` (processes can be broken, nothing between them), `proxied` (each node reaches
 each other one through proxies of its own: `proxies`), `namespaces` (each node is a host of its own: `namespaces`).
-Clients reach every node in all of them. When proxied, the address at which a node says the leader is found is its own
-proxy's: a client that follows it goes the node's way, and is cut off with it.
+Clients reach every node in all of them.
 
 A node that ends although nobody ended it is found by `check`; whoever breaks a node so that it should end says so
 first (`may_end`).
@@ -20,6 +19,7 @@ import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, permutations, zip_longest
 from pathlib import Path
 from random import Random
@@ -32,7 +32,7 @@ from chaos.real import Unsupported
 from chaos.real.disks import drop_unsynced
 from chaos.real.links import Links
 from chaos.real.namespaces import Namespaces
-from chaos.real.proxies import Proxies
+from chaos.real.proxies import Proxies, holds
 from chaos.real.shim import Shim, build
 from controlplane.kernel.keys import STATE
 from controlplane.loopback import Certificate, LoopbackRegion, Program, ending
@@ -413,8 +413,12 @@ class Cluster:
         for a, b in permutations(range(self._size), 2):
             pair = (region.names[a], region.names[b])
             for target in (region.addresses[b], region.peer_addresses[b]):
-                place = await proxies.open(pair, target)
+                place = await proxies.open(pair, target, partial(self._is_from, pair[0]))
                 texts[pair[0]] = texts[pair[0]].replace(f'"{target}"', f'"{place}"')
+
+    def _is_from(self, name: str, port: int) -> bool:
+        """Whether a node dialled from this port."""
+        return self._programs[name].running and holds(self._programs[name].pid, port)
 
     def _open_channels(self) -> None:
         identity = self.identity("operator", "chaos-observer")

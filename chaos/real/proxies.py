@@ -10,7 +10,9 @@ between two nodes passes here and can be told by direction.
 3. **A new connection needs both directions** and waits for them, as a handshake does.
 4. **Order is kept**, whatever delay and jitter say.
 5. **Bounded.** A connection holds `_CHUNKS_MAX` chunks each way and then stops reading, which its sender feels.
-6. **Counted.** `dropped` counts what a cut held, `delayed` what a pace held up: a fault that met no traffic shows.
+6. **Only nodes are cut off.** A node tells its clients the leader's address as it knows it, that of its proxy. Who is
+   not the node itself goes through at once.
+7. **Counted.** `dropped` counts what a cut held, `delayed` what a pace held up: a fault that met no traffic shows.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from random import Random
 from typing import Final
 
@@ -138,6 +141,30 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+def holds(process: int, port: int) -> bool:
+    """Whether a process has a connection of this machine from `port`. False if it is gone."""
+    sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
+    try:
+        return any(_link_text(entry) in sockets for entry in Path(f"/proc/{process}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def _inodes(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for row in Path(table).read_text().splitlines()[1:]:
+            words = row.split()
+            if int(words[1].rpartition(":")[2], 16) == port:
+                yield words[9]
+
+
+def _link_text(entry: Path) -> str:
+    try:
+        return str(entry.readlink())
+    except FileNotFoundError:
+        return ""  # Closed meanwhile.
+
+
 class Proxies:
     """All proxies of a region; `Links` for its nodes. `open` makes one, `close` ends everything."""
 
@@ -148,15 +175,19 @@ class Proxies:
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: dict[Pair, set[_Connection]] = {}
 
-    async def open(self, pair: Pair, target: str) -> str:
-        """Return an address of 127.0.0.1 at which the first of `pair` reaches the second, which listens at `target`."""
-        there, back = self._link(pair), self._link(pair[::-1])
+    async def open(self, pair: Pair, target: str, is_node: Callable[[int], bool] = lambda _: True) -> str:
+        """Return an address of 127.0.0.1 at which the first of `pair` reaches the second, which listens at `target`.
+
+        `is_node` tells from the port of a dialler whether that is the first of `pair`.
+        """
+        links = self._link(pair), self._link(pair[::-1])
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             if len(self._tasks) >= _CONNECTIONS_MAX:
                 _reset(writer)
                 return
-            connection = _Connection(there, back)
+            known = is_node(writer.get_extra_info("peername")[1])
+            connection = _Connection(*(links if known else (_Link(self._random), _Link(self._random))))
             mine = self._connections.setdefault(pair, set())
             mine.add(connection)
             task = asyncio.create_task(connection.run(reader, writer, target), name=f"proxy {pair[0]} to {pair[1]}")

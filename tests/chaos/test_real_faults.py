@@ -23,9 +23,9 @@ from chaos.real import Unsupported
 from chaos.real.cluster import Cluster, NodeEnded, Replicas, compare
 from chaos.real.disks import drop_unsynced
 from chaos.real.faults import NEMESES
-from chaos.real.links import SHAPES, Pace, all_pairs
+from chaos.real.links import SHAPES, Pace, all_pairs, isolated
 from chaos.real.namespaces import Namespaces
-from chaos.real.proxies import Proxies
+from chaos.real.proxies import Proxies, holds
 from chaos.real.shim import FAILING, FULL, LYING, Durable, Orders, Shim, build
 from controlplane import sdk
 from controlplane.kernel.keys import STATE
@@ -219,6 +219,26 @@ async def test_a_reset_breaks_connections_at_once() -> None:
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(reader.readexactly(1), 5)
         assert await said_back(*await connect(), b"again", 5)
+
+
+async def test_who_is_not_the_node_goes_through_a_cut() -> None:
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(100))
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    proxies = Proxies(Random(1))
+    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    node = await proxies.open(THERE, target, lambda port: holds(os.getpid(), port))
+    client = await proxies.open(THERE, target, lambda port: holds(os.getppid(), port))
+    await proxies.cut([THERE, BACK])
+    passes = await asyncio.open_connection(*client.split(":"))
+    assert await said_back(*passes, b"passes", 5)
+    held = await asyncio.open_connection(*node.split(":"))
+    assert not await said_back(*held, b"held", SILENT_S)
+    for _, writer in (passes, held):
+        writer.close()
+    await proxies.close()
+    server.close()
 
 
 async def test_nobody_listening_looks_like_that() -> None:
@@ -492,6 +512,21 @@ async def test_what_was_acknowledged_outlives_failing_disks_and_the_loss_of_all_
                 assert (await plane.get_workflow(workflow)).workflow.version == 1
         found = await cluster.replicas_equal()
         assert found.equal, found.difference
+
+
+@pytest.mark.parametrize("shape", ["isolate-leader", "one-way-in", "one-way-out"])
+async def test_agents_leave_a_leader_that_was_cut_off_from_the_others(tmp_path: Path, shape: str) -> None:
+    async with Cluster(tmp_path, topology="proxied") as cluster:
+        identity = cluster.identity("agent", "writer")
+        async with sdk.ControlPlane.connect(cluster.addresses, mirror=False, **identity) as plane:
+            leader = await cluster.led()
+            await plane.create_workflow("before", b"{}")
+            cut = isolated(cluster.names, leader.name)
+            ends = {"isolate-leader": (0, 1), "one-way-in": (1,), "one-way-out": (0,)}[shape]
+            await cluster.links.cut(pair for pair in cut if any(pair[end] == leader.name for end in ends))
+            # Its own node does not answer, two others do.
+            await plane.create_workflow("during", b"{}", timeout_s=8)
+            assert (await cluster.led()).name != leader.name
 
 
 async def test_a_node_that_ends_by_itself_does_not_go_unnoticed(tmp_path: Path) -> None:
