@@ -73,19 +73,7 @@ def test_a_run_does_not_depend_on_the_hash_seed() -> None:
 
 def test_the_command_reports_a_violation_and_how_to_repeat_it(tmp_path: Path) -> None:
     history = tmp_path / "history.jsonl"
-    arguments = [
-        "--plant",
-        "age",
-        "--profile",
-        "mixed",
-        "--seed",
-        "2",
-        "--schedules",
-        "1",
-        "--trace",
-        "--history",
-        str(history),
-    ]
+    arguments = f"--plant age --seed 2 --schedules 1 --trace --history {history}".split()
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 1
     assert "AGE n" in result.output
