@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import resource
 import signal
 import sys
@@ -130,11 +131,14 @@ def _at_most(seconds: int) -> Iterator[None]:
         raise _TooSlow(f"an input took more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    rest = signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Native code that never comes back hears no signal: the process ends, and `running` says at which input.
+    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
-        signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, *rest)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -183,7 +187,7 @@ def scratch() -> str | None:
 
 
 def _shown(target: Target, kind: str, inputs: range, seed: int, keep: Path) -> Outcome:
-    """Run with a bar. The number under way stands in a file, should native code take the whole process down."""
+    """Run with a bar. The number under way stands in a file, should native code take the whole process down or hang."""
     console = Console(stderr=True)
     keep.mkdir(parents=True, exist_ok=True)
     running = keep / f"{kind}-running"
