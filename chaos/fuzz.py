@@ -133,7 +133,7 @@ def _at_most(seconds: int) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, late)
     rest = signal.setitimer(signal.ITIMER_REAL, seconds)
     # Native code that never comes back hears no signal: the process ends, and `running` says at which input.
-    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(2 * seconds, exit=True, file=2)
     try:
         yield
     finally:

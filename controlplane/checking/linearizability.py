@@ -17,6 +17,10 @@ and its return, run them through a sequential model, go back where no operation 
 6. Each point has an earliest outstanding return. The latest of these over all points is where the history became
    impossible: before it, some order explains everything; with it, none does.
 7. The search takes at most so many steps per key, a step being one question to the model; then it is UNDECIDED.
+
+Figure: 50,000 operations of ten processes on each of 100 registers, 2 % of unknown outcome, took 0.2 to 0.3 s of CPU
+on a busy machine of two cores (`python -m chaos check --self`). Leases cost more, as they may expire at any time: 500
+operations of ten processes on one lease took 0.4 s; keep keys small.
 """
 
 from __future__ import annotations
