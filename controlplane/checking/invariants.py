@@ -185,7 +185,7 @@ def _version(operation: Operation) -> int | None:
         return None
     result = operation.result
     if operation.kind == "read":
-        return result[0] if isinstance(result, tuple) and isinstance(result[0], int) else 0
+        return result[0] if isinstance(result, tuple) and result and isinstance(result[0], int) else 0
     return result if operation.kind in _WRITES and isinstance(result, int) else None
 
 
