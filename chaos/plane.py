@@ -31,7 +31,7 @@ from chaos.plane_clients import PARTITIONS, Question
 from chaos.plane_disk import RegionDisk
 from chaos.plane_loop import ProcessLoop
 from chaos.plane_node import NotReached, Parts, Replica
-from chaos.schedule import Conditions, Schedule
+from chaos.schedule import Conditions, Fault, Schedule
 from chaos.sim_node import Clock
 from chaos.sim_oracle import Violation
 from chaos.simulation import Result, Simulation
@@ -115,6 +115,10 @@ class Region(Simulation):
     def replicas(self) -> list[Replica]:
         """Every running process."""
         return [node for node in self.running_nodes() if isinstance(node, Replica)]
+
+    def _strike(self, fault: Fault) -> None:
+        super()._strike(fault)
+        self.chronicle.clocks_changed = self.faults["clock-rate"] > 0
 
     # What clients do.
 
@@ -200,7 +204,6 @@ class Region(Simulation):
 
     def _inspect(self) -> None:
         super()._inspect()
-        self.chronicle.clocks_changed = self.faults["clock-rate"] > 0
         for node in self.replicas():
             late = node.overdue() if self.paused_until(node.name) <= self.now() else ""
             if late:
