@@ -26,16 +26,20 @@ from chaos.real.links import SHAPES
 from chaos.real.recording import Book, Question, Worker
 from chaos.real.report import Finding, Load, Report, Strike, keep, said, weigh
 from chaos.real.running import Plan, Run
-from chaos.real.workloads import WORKLOADS
+from chaos.real.workloads import WORKLOADS, Workload
 from chaos.real.workloads.cas import Cas
-from chaos.real.workloads.election import cut_short
-from chaos.real.workloads.flags import Known, Looked, late
-from chaos.real.workloads.kill import confirmed
+from chaos.real.workloads.election import Elections, cut_short
+from chaos.real.workloads.flags import Flags, Known, Looked, late
+from chaos.real.workloads.kill import Kills, confirmed
+from chaos.real.workloads.watch import Watches
+from chaos.real.workloads.watch import _change as as_watched
 from controlplane.checking.histories import NEVER, History, Operation
-from controlplane.checking.invariants import Act, kills
+from controlplane.checking.invariants import Act, Tenure, kills
+from controlplane.checking.watches import Kind, Message, Session
 from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refused, Unavailable
 from controlplane.sdk import clock as clocks
 from controlplane.v1 import api_pb2 as api
+from controlplane.v1.records_pb2 import Workflow
 
 NOWHERE: Any = SimpleNamespace(names=(), addresses=())
 
@@ -115,6 +119,76 @@ def test_the_judge_accepts_what_happened_and_refuses_what_did_not(green: Run) ->
     assert "APPLIED_TWICE" in judged(history, twice)
 
 
+def kinds(workload: Workload, *operations: Operation) -> set[str]:
+    """What a judge finds in these operations and in what was noted beside them, apart from too little load."""
+    workload.judge(History(operations, ()))
+    return {finding.kind for finding in workload.findings} - {"load"}
+
+
+def test_the_judge_of_elections() -> None:
+    workload = Elections(NOWHERE, 1)
+    workload._acts = [Act("r", "a", 10, 10, fence=9), Act("r", "b", 11, 11, fence=5)]
+    workload._tenures = [Tenure("e", "1", 5, 100, 200), Tenure("e", "2", 9, 150, 300)]
+    accepted = operation("act", 40, 50, ("a", 5), True)
+    elected = operation("campaign", 20, 30, "b", ("b", 9))
+    assert kinds(workload, elected, accepted) == {"FENCE_ORDER", "TWO_HOLDERS", "leases"}
+    assert kinds(Elections(NOWHERE, 1), elected, accepted._replace(result=False)) == set()
+    # That the resource stood elsewhere says nothing about the fence.
+    assert kinds(Elections(NOWHERE, 1), elected, accepted._replace(result=None)) == set()
+
+
+def test_the_judge_of_flags() -> None:
+    writes = [operation("write", 10, 20, "x", 1), operation("write", 30, 40, "y", 2)]
+
+    def found(revision: int, value: str) -> set[str]:
+        workload = Flags(NOWHERE, 1)
+        workload._by_revision = {("k", 7): Known(1, 7, "x"), ("k", 9): Known(2, 9, "y")}
+        return kinds(workload, *writes, operation("evaluate", 50, 60, None, (("k", revision, value),)))
+
+    assert found(9, "y") == set()
+    assert found(7, "x") == {"linearizability"}
+    assert found(0, "") == {"linearizability"}
+    assert found(9, "x") == {"linearizability"}
+
+
+def test_the_judge_of_kills() -> None:
+    bound_ns = 1_000_000_000
+    engaged = operation("engage", 100, 110, None, True)
+
+    def found(at_ns: int, stopped: bool) -> set[str]:
+        workload = Kills(NOWHERE, 1)
+        workload._looks = [operation("look", at_ns, at_ns, None, stopped)]
+        return kinds(workload, engaged)
+
+    assert found(110 + bound_ns + 1, stopped=False) == {"ACT_AFTER_KILL"}
+    assert found(110 + bound_ns, stopped=False) == set()
+    assert found(110 + bound_ns + 1, stopped=True) == set()
+
+
+def test_the_judge_of_watches() -> None:
+    def change(revision: int, value: str) -> api.Change:
+        meta = api.Meta(revision=revision, created=5, version=revision)
+        return api.Change(kind="workflow", name="watched/k", meta=meta, workflow=Workflow(state=value.encode()))
+
+    def found(*revisions: int, reached: int = 9) -> set[str]:
+        workload = Watches(NOWHERE, 1)
+        workload._events = [change(5, "a"), change(7, "b"), change(9, "c")]
+        workload._end = reached
+        told = {event.meta.revision: event for event in workload._events}
+        messages = [Message(Kind.STARTED, 0)]
+        messages += [Message(Kind.CHANGES, at, (as_watched(told[at]),)) for at in revisions]
+        workload._watched = {"n1": [Session(messages, after=0)]}
+        writes = [
+            Operation(1, "watched/k", "write", value, number, number, number) for number, value in enumerate("abc", 1)
+        ]
+        return kinds(workload, *writes)
+
+    assert found(5, 7, 9) == set()
+    assert found(5, 9) == {"WATCH_GAP"}
+    assert found(5, 7) == {"WATCH_BEHIND"}
+    assert "WATCH_ORDER" in found(5, 7, 7, 9)
+
+
 class Forgetful(Cas):
     """Believes that what it swapped last was written, although it never asked."""
 
@@ -160,8 +234,7 @@ def test_a_lost_acknowledgement_and_a_fault_that_was_none_are_red(tmp_path: Path
         nemeses={"kill-leader": idle},
     )
     report = running.report
-    kinds = {finding.kind for finding in report.findings}
-    assert {"linearizability", "ACKNOWLEDGED_LOST", "fault"} <= kinds
+    assert {"linearizability", "ACKNOWLEDGED_LOST", "fault"} <= {finding.kind for finding in report.findings}
     assert report.verdict == "FAILED"
     keep(report, folder, {"timeline.svg": "<svg/>"})
     kept = {each.name for each in folder.iterdir()}
