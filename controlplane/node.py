@@ -140,6 +140,7 @@ class Node:
         self._header_tails: dict[int, bytes] = {}
         self._watches = Watches(Tail(self._state.revision))
         self.failed: asyncio.Future[None] = asyncio.get_event_loop().create_future()
+        self.failed.add_done_callback(_seen)
 
     # -- life
 
@@ -690,6 +691,12 @@ class Node:
         if not task.cancelled() and task.exception() is not None and not self.failed.done():
             # Nothing below may raise but the eight errors, and those were answered: an invariant is broken.
             self.failed.set_exception(task.exception() or Fatal("a task of the node ended"))
+
+
+def _seen(failed: asyncio.Future[None]) -> None:
+    """Count the failure as noticed: whoever ends the process may have another reason already."""
+    if not failed.cancelled():
+        failed.exception()
 
 
 def _parse(message: type[Message], packed: bytes) -> Any:

@@ -120,18 +120,19 @@ class Journal:
             if sync:
                 self._logs.sync()
         except Exception as error:
-            raise Fatal(
-                f"journal {self._folder}: cannot write: {error}. Free or replace the disk, then start again."
-            ) from error
+            raise self._unwritable(error) from error
 
     def size_bytes(self) -> int:
         """Bytes the journal takes on disk. Reads the folder: not for hot paths."""
         return folder_bytes(self._folder)
 
     def close(self) -> None:
-        """Close; everything reported as written is durable already."""
+        """Close; everything reported as written is durable already. Raises `Fatal` if RocksDB cannot write its rest."""
         self._logs.close()
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:
+            raise self._unwritable(error) from error
 
     def _put(self, batch: WriteBatch, op: Op) -> None:
         state = self._state
@@ -219,6 +220,9 @@ class Journal:
                 f"Start the version that wrote it."
             )
         return body
+
+    def _unwritable(self, error: Exception) -> Fatal:
+        return Fatal(f"journal {self._folder}: cannot write: {error}. Free or replace the disk, then start again.")
 
     def _damage(self, what: str) -> Fatal:
         return Fatal(

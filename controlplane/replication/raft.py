@@ -597,7 +597,10 @@ class RaftLog:
     # A replaced disk.
 
     def _caught_up(self) -> None:
-        self._folder.stand(Standing.MEMBER)
+        try:
+            self._folder.stand(Standing.MEMBER)
+        except Fatal as error:
+            self._fail(error)
         self._tell(lambda guard, now: guard.joined(now))
 
     # Links.

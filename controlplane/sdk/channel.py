@@ -16,7 +16,7 @@ turn of the event loop leave in one message; a reply resolves a future. No task,
 5. To find a node, several are dialled a moment apart and the first to speak wins. One that just failed is avoided for
    a moment. When the region says that another node leads, the client moves there; what is in flight stays until it is
    answered or the old stream has had its time. A node that knows no leader may be cut off from those that do: after a
-   moment the client looks for one of them.
+   moment the client looks for one of them, and takes everything along.
 6. Everything is bounded: calls waiting, calls in flight, bytes of a message, every wait.
 """
 
@@ -459,6 +459,7 @@ class Channel:
             return
         self._moving = None
         self._adopt(found)
+        self.lost(session)  # What waits there is not answered as long as it lasts.
 
     # Time
 
