@@ -9,6 +9,10 @@ models that know nothing of the product. One seed decides everything.
 1. Retention is short here, so that outcomes, events and logs are forgotten while somebody still asks for them.
 2. In some runs the log loses patience early: its caller is told "unknown" while the entry is still under way.
 3. Clients stop before the end. Then everything has to be level: applied index, hash, every byte, every watcher.
+
+Not here: gRPC and the SDK's channel (clients insist in their own way; only the mirror is the SDK's), cuts between
+clients and nodes, a node that is stopped politely, full quotas. `RaftLog` has a stand-in (`SimLog`), because it is made
+of threads and sockets.
 """
 
 from __future__ import annotations
