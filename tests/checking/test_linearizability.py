@@ -228,6 +228,26 @@ def test_a_search_takes_few_steps() -> None:
     assert result.steps < 2 * result.operations
 
 
+class Coin:
+    """A model that may answer the same in two ways: a toss leaves the coin as it is or turns it."""
+
+    start = "heads"
+
+    def step(self, state: str, operation: Operation) -> tuple[str, ...]:
+        if operation.kind == "toss":
+            return ("heads", "tails")
+        return (state,) if operation.result == state else ()
+
+
+@pytest.mark.parametrize("seen", [["heads"], ["tails"], ["heads", "tails"], ["tails", "heads"]])
+def test_every_way_of_a_choice_is_tried(seen: list[str]) -> None:
+    toss, look = op("toss", None, None, 0, 1), op("look", None, "heads", 2, 3)
+    looks = [look._replace(result=side, called=2 + 2 * at, returned=3 + 2 * at) for at, side in enumerate(seen)]
+    assert check([toss, *looks], Coin()).ok is (len(seen) == 1)
+    again = toss._replace(called=0, returned=9, process=2)
+    assert check([toss, again, *looks], Coin()).ok
+
+
 def test_one_long_operation_does_not_stop_the_search() -> None:
     operations = [op("write", number, number + 1, 10 * number, 10 * number + 5) for number in range(1, 1000)]
     operations.append(op("write", "slow", 1, 0, 20_000, 1))
