@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -25,7 +25,7 @@ from chaos.real.faults import NEMESES, Nemesis
 from chaos.real.links import SHAPES
 from chaos.real.recording import Book, Question, Worker
 from chaos.real.report import Finding, Load, Report, Strike, keep, said, weigh
-from chaos.real.running import Plan, Run
+from chaos.real.running import Plan, Run, _while_all_run
 from chaos.real.workloads import WORKLOADS, Workload
 from chaos.real.workloads.cas import Cas
 from chaos.real.workloads.election import Elections, cut_short
@@ -281,13 +281,19 @@ def test_what_was_skipped_never_passes(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_breaks_a_run_is_a_finding(tmp_path: Path) -> None:
-    class Broken(Cas):
-        def work(self, over: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
-            raise ValueError("the harness has a defect")
+    (tmp_path / "region").mkdir()
+    report = run(Plan("cas", "none", 2.0, seed=1), tmp_path).report
+    assert [finding.kind for finding in report.findings] == ["broken"]
+    assert "FileExistsError" in (tmp_path / "broken.txt").read_text()
 
-    report = run(Plan("cas", "none", 2.0, seed=1), tmp_path / "run", workloads={"cas": Broken}).report
-    assert report.findings[0].kind == "broken"
-    assert "defect" in report.findings[0].text
+
+async def test_a_worker_that_breaks_ends_the_run_at_once() -> None:
+    async def breaks() -> None:
+        raise ValueError("a defect of the harness")
+
+    with pytest.raises(ValueError, match="defect"):
+        await _while_all_run(asyncio.sleep(60), [asyncio.create_task(breaks())])
+    await _while_all_run(asyncio.sleep(0.01), [asyncio.create_task(asyncio.sleep(0))])
 
 
 def test_the_matrix_holds_the_share_of_every_change() -> None:
