@@ -51,9 +51,9 @@ class JournalFiles:
 
     An input names a sample and a file (or a row), and holds what stands there instead.
 
-    Known gap: RocksDB takes a record of its write-ahead log or its manifest whose length was changed so that it points
-    past the end of the file for a tear, wherever in the last block it is, and drops it and all that follows. That is
-    counted ("tail lost") and not a failure, but only for these two files and only if what is left was the journal once.
+    Known gap: a write-ahead log or a manifest that became shorter, or in which the header of a record became zero,
+    looks as if a crash had cut it off there, and what follows is dropped. That is counted ("tail lost") and not a
+    failure, but only for these two files and only if what is left was the journal once.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -53,6 +53,7 @@ from rocksdict import (
     WriteBatch,
 )
 
+from controlplane import framing
 from controlplane.datadir import sync_folder, write_durably
 from controlplane.errors import Fatal
 from controlplane.kernel.store import Batch, Row, StoreSnapshot
@@ -259,6 +260,8 @@ class RocksStore:
     def _open(self, generation: int) -> Rdict:
         """Open; what follows a tear that a power cut left is dropped, and the log brings it again."""
         path = _generation_folder(self._folder, generation)
+        if what := framing.damage(path, lengths=False):
+            raise _damaged(path, what)
         try:
             return Rdict(str(path), rocks_options(self._tuning, DBRecoveryMode.point_in_time()))
         except Exception as error:
@@ -595,5 +598,5 @@ def _row(cursor: RdictIter, path: Path) -> Row | None:
     return None
 
 
-def _damaged(path: Path, error: Exception) -> Fatal:
+def _damaged(path: Path, error: Exception | str) -> Fatal:
     return Fatal(f"store {path} cannot be read: {error}. {_RESTORE}")

@@ -252,6 +252,11 @@ class Guard(CoreEvents):
         self._heard_at[peer] = now
         _HANDLERS[body](self, peer, message.term, getattr(message, body))
 
+    def acknowledged(self, peer: str) -> int:
+        """The highest entry that `peer` said is on its disk, to this node as the leader; 0 if it does not lead."""
+        progress = self._progress.get(peer)
+        return progress.match_index if progress is not None and not progress.learner else 0
+
     def connected(self, peer: str, now: float) -> None:
         """Note that a link to `peer` is up: messages go out on it from now on."""
         self._now = now

@@ -11,8 +11,7 @@ rests on is here and nowhere else, so damage must be noticed, never repaired:
 3. **One state row** holds term, vote, boundary, commit and *last* index and is rewritten with every batch.
    Entries must be exactly boundary + 1 .. last: a missing row is noticed at either end too.
 4. **A tear is not damage.** A batch cut off by a crash was never reported as synced and is dropped. A record of the
-   write-ahead log that is whole but wrong, anywhere, is damage. One thing cannot be told from a tear: a flipped bit in
-   the length of the very last record, if it then points past the end of the file.
+   write-ahead log that is whole but wrong, anywhere, is damage; `framing` finds what RocksDB does not.
 5. **Trimming deletes rows, never rewrites them**; RocksDB gives the space back as it compacts.
 6. **The commit index is advisory**: a run of nothing else is written without a sync.
 7. **The sync does not hold up the loop**: a batch is written unsynced, then `WriteAheadLogs` syncs what it was
@@ -35,6 +34,7 @@ from queue import SimpleQueue
 
 from rocksdict import DBRecoveryMode, Rdict, ReadOptions, WriteBatch, WriteOptions
 
+from controlplane import framing
 from controlplane.errors import Fatal
 from controlplane.replication.tail import Add, Commit, Cut, Entry, Meta, Op, Recovered, Reset, Trim
 from controlplane.storage import Tuning, WriteAheadLogs, folder_bytes, rocks_options
@@ -161,6 +161,8 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         options = rocks_options(_TUNING, DBRecoveryMode.tolerate_corrupted_tail_records())
         fresh = not any(self._folder.iterdir())
+        if what := framing.damage(self._folder):
+            raise self._damage(what)
         options.create_if_missing(fresh)
         try:
             return Rdict(str(self._folder), options)

@@ -43,7 +43,7 @@ from controlplane.limits import ENTRY_BYTES_MAX, MESSAGE_BYTES_MAX
 from controlplane.replication import LogStatus, Machine, Role
 from controlplane.replication.guard import Bounds, Guard, Malformed, Outcome, Timing
 from controlplane.replication.journal import Journal, JournalThread
-from controlplane.replication.roster import INCARNATION_CHANGED, Roster
+from controlplane.replication.roster import LOST_DISKS, Roster
 from controlplane.replication.snapshot_files import (
     Incoming,
     Outgoing,
@@ -608,11 +608,14 @@ class RaftLog:
     def _hello(self, peer: str) -> PeerHello:
         hello = self._roster.hello(peer)
         hello.log_empty = self._tail.last_index == 0
+        hello.term, hello.last_index = self._tail.term, self._tail.durable
         return hello
 
     def _meet(self, peer: str, hello: PeerHello) -> None:
         if not self._loaded:
             raise Unavailable("this node has not read its log yet", reason="LOG_NOT_RUNNING")
+        if self._active:
+            self._roster.check_acknowledged(peer, hello, self._tail.term, self._guard.acknowledged(peer))
         try:
             self._roster.meet(peer, hello)
         except Fatal as error:
@@ -624,8 +627,10 @@ class RaftLog:
         if self._refusals.get(peer) != error.reason:
             self._refusals[peer] = error.reason
             _log.warning("peer_refused_link peer=%s reason=%s: %s", peer, error.reason, error)
-        if error.reason == INCARNATION_CHANGED:
-            self._fail(Fatal(f"{self._folder.path} is not the folder that {peer} knows this node by. {error.hint}"))
+        if error.reason in LOST_DISKS:
+            self._fail(
+                Fatal(f"{self._folder.path} is not the disk that {peer} knows this node by: {error}. {error.hint}")
+            )
 
     def _received(self, peer: str, messages: Sequence[RaftMessage]) -> None:
         if not self._active:

@@ -11,6 +11,8 @@ would break promises that it no longer remembers, so every handshake shows the i
    slow one may be the last to notice.
 3. A peer that has data but does not know this folder ends a bootstrap: it must be a `--replace`.
 4. A replacing node needs all its peers reachable, and at least one that has data.
+5. A leader refuses a member whose log ends before what it acknowledged to this very leader: its disk lied about a sync,
+   or an old copy was put back. What else it promised and forgot cannot be known. (A newer term may have cut it.)
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from controlplane.v1 import peer_pb2
 from controlplane.v1.peer_pb2 import PeerHello
 
 INCARNATION_CHANGED = "INCARNATION_CHANGED"
+DISK_SET_BACK = "DISK_SET_BACK"
+LOST_DISKS = frozenset({INCARNATION_CHANGED, DISK_SET_BACK})
+"""Reasons for which a peer refuses a folder that must not go on."""
 
 _ON_WIRE = {
     Standing.MEMBER: peer_pb2.STANDING_MEMBER,
@@ -64,6 +69,18 @@ class Roster:
         self._met[peer] = hello.incarnation
         if not hello.log_empty:
             self._with_data.add(peer)
+
+    @staticmethod
+    def check_acknowledged(peer: str, hello: PeerHello, term: int, acknowledged: int) -> None:
+        """Judge by rule 5, as the leader of `term`; `acknowledged` is the index that `peer` said is on its disk."""
+        judged = hello.HasField("last_index") and hello.standing == peer_pb2.STANDING_MEMBER and hello.term <= term
+        if judged and hello.last_index < acknowledged:
+            raise Refused(
+                f"the log of {peer} ends at {hello.last_index}, but it acknowledged {acknowledged}: its disk lost what"
+                " it said was safe",
+                reason=DISK_SET_BACK,
+                hint=_REPLACE,
+            )
 
     def join(self) -> None:
         """Remember every peer, durably, once all were met. Raises `Fatal` for a replacement among empty peers."""

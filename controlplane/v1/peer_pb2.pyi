@@ -30,7 +30,7 @@ class PeerFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., batch: _Optional[_Union[RaftBatch, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("wire", "fleet", "region", "node", "to", "process", "generation", "incarnation", "known", "standing", "log_empty")
+    __slots__ = ("wire", "fleet", "region", "node", "to", "process", "generation", "incarnation", "known", "standing", "log_empty", "term", "last_index")
     WIRE_FIELD_NUMBER: _ClassVar[int]
     FLEET_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,8 @@ class PeerHello(_message.Message):
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     STANDING_FIELD_NUMBER: _ClassVar[int]
     LOG_EMPTY_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    LAST_INDEX_FIELD_NUMBER: _ClassVar[int]
     wire: int
     fleet: str
     region: str
@@ -53,7 +55,9 @@ class PeerHello(_message.Message):
     known: str
     standing: Standing
     log_empty: bool
-    def __init__(self, wire: _Optional[int] = ..., fleet: _Optional[str] = ..., region: _Optional[str] = ..., node: _Optional[str] = ..., to: _Optional[str] = ..., process: _Optional[bytes] = ..., generation: _Optional[int] = ..., incarnation: _Optional[str] = ..., known: _Optional[str] = ..., standing: _Optional[_Union[Standing, str]] = ..., log_empty: _Optional[bool] = ...) -> None: ...
+    term: int
+    last_index: int
+    def __init__(self, wire: _Optional[int] = ..., fleet: _Optional[str] = ..., region: _Optional[str] = ..., node: _Optional[str] = ..., to: _Optional[str] = ..., process: _Optional[bytes] = ..., generation: _Optional[int] = ..., incarnation: _Optional[str] = ..., known: _Optional[str] = ..., standing: _Optional[_Union[Standing, str]] = ..., log_empty: _Optional[bool] = ..., term: _Optional[int] = ..., last_index: _Optional[int] = ...) -> None: ...
 
 class RaftBatch(_message.Message):
     __slots__ = ("messages",)

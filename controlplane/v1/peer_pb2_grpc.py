@@ -48,7 +48,7 @@ class PeerServicer:
         """The dialling node sends one hello, then batches, then perhaps a goodbye; the answering node sends one hello. A
         refusal is a status with google.rpc.ErrorInfo: PEER_ROLE_REQUIRED, PEER_OF_ANOTHER_REGION, PEER_NAME_MISMATCH,
         PEER_UNKNOWN, IDENTITY_MISSING, IDENTITY_MALFORMED, HELLO_MISSING, HELLO_MALFORMED, WIRE_VERSION_UNKNOWN,
-        STREAM_STALE, INCARNATION_CHANGED, PEER_CANNOT_JOIN or LOG_NOT_RUNNING.
+        STREAM_STALE, INCARNATION_CHANGED, DISK_SET_BACK, PEER_CANNOT_JOIN or LOG_NOT_RUNNING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

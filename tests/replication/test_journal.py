@@ -254,8 +254,8 @@ def test_a_torn_last_batch_is_dropped_whole(tmp_path: Path) -> None:
         assert open_and_recover(tmp_path / "torn") == states[1 if cut < logs[2] else 2]
 
 
-def test_b8_a_flipped_bit_in_the_last_record_is_refused_except_in_its_length(tmp_path: Path) -> None:
-    """A length that points past the end of the file looks like a tear: the one flip that cannot be told apart."""
+def test_b8_a_flipped_bit_in_the_last_record_is_refused(tmp_path: Path) -> None:
+    """Also where it makes a length point past the end of the file, which RocksDB takes for a tear."""
     model, journal, logs = Model(), Journal(tmp_path / "j"), [0]
     for n in range(3):
         add(model, b"entry %d" % n)
@@ -270,9 +270,6 @@ def test_b8_a_flipped_bit_in_the_last_record_is_refused_except_in_its_length(tmp
         content = bytearray(path.read_bytes()[: logs[3]])
         content[logs[2] + at] ^= 0x40
         path.write_bytes(content)
-        if at == 5:
-            assert len(open_and_recover(tmp_path / "torn").entries) == 2
-            continue
         with pytest.raises(Fatal, match=NEXT):
             open_and_recover(tmp_path / "torn")
 

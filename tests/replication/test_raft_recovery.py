@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,9 +214,37 @@ async def test_the_old_disk_is_refused_after_its_replacement(
         await region.start(lost)
         node = region.nodes[lost]
         await until(node.log.failed.done)
-        with pytest.raises(Fatal, match="is not the folder that"):
+        with pytest.raises(Fatal, match="is not the disk that"):
             node.log.failed.result()
         await fill(region, "b", 5)
+
+
+async def test_a_disk_that_forgot_what_it_acknowledged_is_refused(
+    tmp_path: Path, credentials: Callable[..., Credentials]
+) -> None:
+    """Its syncs lied and the power went, or an old copy was put back: it may not vote as if nothing had happened."""
+    async with running(tmp_path, 3, credentials) as region:
+        await fill(region, "a", 5)
+        await level(region)
+        back = region.followers()[0].name
+        await region.stop(back)
+        shutil.copytree(tmp_path / back, tmp_path / "old")
+        await region.start(back)
+        await fill(region, "b", 5)
+        await level(region)
+        await region.stop(back)
+        shutil.rmtree(tmp_path / back)
+        (tmp_path / "old").rename(tmp_path / back)
+        await region.start(back)
+        node = region.nodes[back]
+        await until(node.log.failed.done)
+        with pytest.raises(Fatal, match=r"lost what it said was safe.*--replace"):
+            node.log.failed.result()
+        await region.stop(back)
+        shutil.rmtree(tmp_path / back)
+        await region.start(back, how=Start.REPLACE)
+        await fill(region, "c", 5)
+        assert len(await level(region)) == 15
 
 
 async def test_a_bootstrap_waits_for_every_member_and_says_which_is_missing(
@@ -306,6 +335,7 @@ async def test_a_follower_leaves_a_slow_disk_to_its_thread(tmp_path: Path, monke
     monkeypatch.setattr(raft, "_INLINE_S_MAX", 0.2)
     monkeypatch.setattr(raft, "_INLINE_PAUSE_S", 60.0)
     async with running(tmp_path, 3) as region:
+        await region.leader()
         follower, *_ = region.followers()
         write, threads, slow = Journal.write, [], []
 
