@@ -52,8 +52,6 @@ _WALL_MS = 1_700_000_000_000
 _WALL_SKEW_MS = 300_000
 # A call ends this long after its deadline at the latest: its entry may be under way, and timers fire late.
 _ENTRY_S = limits.CALL_TIMEOUT_S
-# Reads that wait for one barrier end together: the most patient of them decides for all.
-_SHARED_S = 8.0
 _LATE_S = 1.0
 
 
@@ -248,7 +246,6 @@ class Replica(sim_node.Node):
         self._open: dict[int, _Open] = {}
         self._numbers = count()
         self._news = self._poked = False
-        self.unready_until = -1.0  # When this node last led without having committed anything of its term.
         self._links: dict[str, bool] = {}
         self._told: dict[object, Answer] = {}
         self._watches: dict[object, asyncio.Task[None]] = {}
@@ -338,20 +335,11 @@ class Replica(sim_node.Node):
         if watch is not None:
             watch.cancel()
 
-    def vouches(self, age_ms: int) -> bool:
-        """Whether a proof that is `age_ms` old counts.
-
-        A leader's rounds count as proof before it has committed anything in its term, which they are not: a defect of
-        ages that is known. Everything else about ages is checked.
-        """
-        proven_at = self.world.now() - age_ms / 1000 / SLOWEST_CLOCK - self.world.conditions.timing.beat_s
-        return proven_at > self.unready_until
-
     def overdue(self) -> str:
         """Which call should have been answered by now; empty: none."""
         now, resumed_at = self.world.now(), self.world.paused_until(self.name)
         for one in self._open.values():
-            allowed_s = one.timeout_s + (_ENTRY_S if one.method in features.WRITES else _SHARED_S)
+            allowed_s = one.timeout_s + (_ENTRY_S if one.method in features.WRITES else 0.0)
             if now > max(one.begun_at, resumed_at) + allowed_s / SLOWEST_CLOCK + _LATE_S:
                 return f"{one.method} asked at {one.begun_at:.3f} with {one.timeout_s:.3f} s"
         return ""
@@ -407,8 +395,6 @@ class Replica(sim_node.Node):
         """See `sim_node.Node`; then tell what changed."""
         self._poked = False
         super().pump()
-        if self.guard.role is Role.LEADER and not self.guard.ready:
-            self.unready_until = self.world.now()
         if self._news:
             self._news = False
             self.loop.enter(self._tell)

@@ -133,7 +133,12 @@ class Controllers:
             self._reaper.forget(key)
             return
 
+        term = self._term
+
         def expire(tx: Tx) -> RequestHeader | None:
+            # A plan that conflicted may be made again after another leader came and went: then it counts anew.
+            if self._node.log.status().term != term:
+                return None
             return RequestHeader() if leases.expire(tx, name, revision) else None
 
         if await self._attempt("ExpireElection", partition, expire) and self._node.store.get(keys.RECORD + key) is None:

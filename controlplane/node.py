@@ -24,6 +24,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, inf
 from typing import Any, NamedTuple, NoReturn
 
 from google.protobuf.message import DecodeError, Message
@@ -88,6 +89,14 @@ class NodeStatus:
     conflicts: int
 
 
+class _Read(NamedTuple):
+    """A linearizable read on its way: `run` answers it, given the age of the state."""
+
+    deadline: float
+    run: Callable[[int], bytes]
+    done: asyncio.Future[bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class _Planned:
     entry: bytes
@@ -125,7 +134,7 @@ class Node:
         self._state = machine.state_of(store)
         self._marks: OrderedDict[int, bytes] = OrderedDict()
         self._queue = Queue()
-        self._reads: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]] = []
+        self._reads: list[_Read] = []
         self._readers: set[asyncio.Future[bytes]] = set()
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
         self._ready = False
@@ -231,7 +240,7 @@ class Node:
     def fresh_ms(self) -> int:
         """Upper bound on the age of this node's state."""
         fresh_s = self.log.status().fresh_s
-        return min(int(fresh_s * 1000), AGE_UNKNOWN_MS) if fresh_s != float("inf") else AGE_UNKNOWN_MS
+        return min(ceil(fresh_s * 1000), AGE_UNKNOWN_MS) if fresh_s != inf else AGE_UNKNOWN_MS
 
     def status(self) -> NodeStatus:
         """The present moment."""
@@ -555,15 +564,16 @@ class Node:
         _check_consistency(header)
         newest = header.revision if header.consistency == api.AT_LEAST else 0
         if header.consistency != api.LINEARIZABLE and newest <= self._state.revision:
-            _into(done, run, age_ms=self.fresh_ms())()
+            _answer_read(done, run, self.fresh_ms())
             return
         if len(self._readers) >= limits.QUEUE_CALLS_MAX:
             raise overloaded()
         self._readers.add(done)
         done.add_done_callback(self._readers.discard)
         if header.consistency == api.LINEARIZABLE:
-            self._reads.append((call.deadline, _into(done, run, age_ms=0), done))
+            self._reads.append(_Read(call.deadline, run, done))
             self._read_work.set()
+            self._end_by(call.deadline, done)
         else:
             self._own(self._read_later(call, header, done, run))
 
@@ -619,7 +629,7 @@ class Node:
         except ControlPlaneError as error:
             fail(done, error)
             return
-        _into(done, run, age_ms=self.fresh_ms())()
+        _answer_read(done, run, self.fresh_ms())
 
     async def _consistent(self, header: api.RequestHeader, deadline: float) -> None:
         """Wait until this node's state is as new as `header` asks for."""
@@ -643,16 +653,23 @@ class Node:
             # The next round starts when this turn of the loop is over: reads that arrive together share one.
             await asyncio.sleep(0)
 
-    async def _read_round(self, waiting: list[tuple[float, Callable[[], None], asyncio.Future[bytes]]]) -> None:
-        patience_s = max(deadline for deadline, _, _ in waiting) - self.clock()
+    async def _read_round(self, waiting: list[_Read]) -> None:
+        began = self.clock()
         try:
-            await self.log.barrier(timeout_s=max(0.0, patience_s))
+            await self.log.barrier(timeout_s=max(0.0, max(read.deadline for read in waiting) - began))
         except ControlPlaneError as error:
-            for _, _, done in waiting:
-                fail(done, error)
+            for read in waiting:
+                fail(read.done, error)
             return
-        for _, run, _ in waiting:
-            run()
+        age_ms = ceil(1000 * (self.clock() - began))
+        for read in waiting:
+            _answer_read(read.done, read.run, age_ms)
+
+    def _end_by(self, deadline: float, done: asyncio.Future[bytes]) -> None:
+        """Let a read end by its own deadline: the round that it shares lasts as long as the most patient in it."""
+        late = Unavailable("no majority confirmed this node's state in time", reason="NO_MAJORITY")
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - self.clock()), fail, done, late)
+        done.add_done_callback(lambda _: timer.cancel())
 
     # -- odds and ends
 
@@ -712,16 +729,13 @@ def _require(tx: Tx, elections: Partition | None, fence: api.Fence) -> None:
     leases.require(tx, scope_of(elections), elections.epoch, fence)
 
 
-def _into(done: asyncio.Future[bytes], run: Callable[[int], bytes], *, age_ms: int) -> Callable[[], None]:
-    def answer() -> None:
-        if done.done():
-            return
-        try:
-            done.set_result(run(age_ms))
-        except ControlPlaneError as error:
-            done.set_exception(error)
-
-    return answer
+def _answer_read(done: asyncio.Future[bytes], run: Callable[[int], bytes], age_ms: int) -> None:
+    if done.done():
+        return
+    try:
+        done.set_result(run(age_ms))
+    except ControlPlaneError as error:
+        done.set_exception(error)
 
 
 def _settle(done: asyncio.Future[bytes], outcome: Outcome, partition: Partition, node: Node) -> None:

@@ -1005,7 +1005,7 @@ class Guard(CoreEvents):
     def _begin_round(self, beat: bool) -> bool:
         """Begin a round if it is due: every beat, or at once for reads. True if every follower has to hear of it."""
         tail = self._tail
-        able = self._reads.waiting and (tail.term_at(tail.commit) == tail.term or "readterm" in self._off)
+        able = tail.term_at(tail.commit) == tail.term or "readterm" in self._off
         begun = self._reads.begin(tail.commit, self._now, beat=beat, able=able)
         if begun and "readround" in self._off:
             self._reads.echoed(self._reads.round, self._applied, self._now)

@@ -6,7 +6,8 @@ round begins with a beat to every follower, which echoes its number, and it is a
 or a later one. A read waits for a round that began after it arrived, and then until the round's index is applied
 here. Any other node asks the leader for such an index, all its waiting reads as one.
 
-1. A round's index is the commit index at its beginning, and counts only after a commit of the leader's own term.
+1. A round's index is the commit index at its beginning, and counts only after a commit of the leader's own term: for
+   reads, and also as a proof of how fresh this node's state is.
 2. What was asked of a leader is answered, or given up after `patience_s`, or when that leadership ends.
 3. Everything that waits is bounded by `reads_max`.
 """
@@ -60,6 +61,7 @@ class Reads:
         self._remote: list[Asker] = []
         self._rounds: deque[_Round] = deque()
         self._starts: deque[tuple[int, float]] = deque()
+        self._able = False
         self._forwarded: dict[int, tuple[float, list[_Read]]] = {}
         self._to_apply: list[tuple[int, _Read]] = []
 
@@ -90,12 +92,18 @@ class Reads:
     # As leader.
 
     def begin(self, commit: int, now: float, *, beat: bool, able: bool) -> bool:
-        """Begin a round at a beat, or at once if reads wait and `able` (rule 1). True if it has begun."""
+        """Begin a round at a beat, or at once if this leader is `able` (rule 1) and reads wait or it just became so.
+
+        True if it has begun.
+        """
         asked = able and (self._asked or self._remote)
-        if not (beat or asked):
+        first = able and not self._able
+        if not (beat or asked or first):
             return False
+        self._able = able
         self.round += 1
-        self._starts.append((self.round, now))
+        if able:
+            self._starts.append((self.round, now))
         if asked:
             self._rounds.append(_Round(self.round, commit, self._asked, self._remote))
             self._asked, self._remote = [], []
@@ -113,6 +121,7 @@ class Reads:
 
     def leadership_ended(self) -> None:
         """Give up every round: it can no longer be proven."""
+        self._able = False
         self._starts.clear()
         rounds, self._rounds = self._rounds, deque()
         remote, self._remote = self._remote, []

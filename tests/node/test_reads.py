@@ -85,13 +85,29 @@ async def test_a_barrier_that_fails_fails_its_reads_and_no_others() -> None:
         assert await version(other) == 1
 
 
-async def test_a_barrier_waits_as_long_as_the_most_patient_reader_and_no_longer() -> None:
+async def test_readers_of_one_round_each_wait_until_their_own_deadline() -> None:
     async with Region() as region:
+        await region.create("w")
         region.log.automatic = False
-        read = reading(region, deadline_s=0.01)
-        assert (await failure(read)).reason == "TIMEOUT"
-        read = reading(region, deadline_s=-1.0)
-        assert isinstance(await failure(read), Unavailable)
+        hasty, patient = reading(region, deadline_s=0.05), reading(region, deadline_s=60.0)
+        barrier = await within(region.log.barriers.get())
+        assert region.log.barriers.empty()
+        assert (await failure(hasty)).reason == "NO_MAJORITY"
+        assert not patient.done()
+        barrier.answer()
+        assert await version(patient) == 1
+        assert isinstance(await failure(reading(region, deadline_s=-1.0)), Unavailable)
+
+
+async def test_a_linearizable_read_says_how_long_its_proof_took() -> None:
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        read = reading(region, deadline_s=60.0)
+        barrier = await within(region.log.barriers.get())
+        region.now_s += 1.2345
+        barrier.answer()
+        assert api.GetWorkflowReply.FromString(await within(read)).header.age_ms == 1235
 
 
 async def test_losing_leadership_fails_no_read() -> None:
