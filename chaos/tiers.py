@@ -54,9 +54,8 @@ class Ended(NamedTuple):
         return _VERDICTS.get(self.code, "FAIL")
 
 
-def _consensus(nodes: int, schedules: int, seconds_max: int) -> Part:
-    arguments = f"simulate --nodes {nodes} --profile mixed --schedules {schedules} --seed {{seed}} --jobs {{jobs}}"
-    return Part(f"consensus, {nodes} nodes", arguments, seconds_max)
+def _consensus(schedules: int, seconds_max: int) -> Part:
+    return Part("consensus", f"sweep --schedules {schedules} --seed {{seed}} --jobs {{jobs}}", seconds_max)
 
 
 def _region(schedules: int, seconds_max: int) -> Part:
@@ -67,22 +66,20 @@ _VERDICTS = {0: "PASS", SKIPPED_CODE: "SKIPPED", None: "HUNG"}
 _HOUR_S = 3600
 TIERS: Mapping[str, Sequence[Part]] = {
     "commit": (
-        _consensus(3, 2_000, 900),
-        _consensus(5, 200, 600),
+        _consensus(2_000, 1200),
         _region(300, 900),
         Part("planted defects", "plants --seed {seed} --jobs {jobs}", 900),
         Part("the checker", "check --self --seed {seed}", 300),
-        Part("bad input", "fuzz --inputs 50000 --seed {seed}", 900),
-        Part("disks", "disks --seed {seed}", 600),
+        Part("bad input", "fuzz --inputs 50000 --seed {seed}", 2400),
+        Part("disks", "disks --steps 40 --seed {seed}", 900),
         Part("real processes", "run --matrix --seed {seed}", 1800),
     ),
     "nightly": (
-        _consensus(3, 150_000, 12 * _HOUR_S),
-        _consensus(5, 50_000, 12 * _HOUR_S),
+        _consensus(200_000, 36 * _HOUR_S),
         _region(20_000, 12 * _HOUR_S),
         Part("planted defects", "plants --jobs {jobs}", 2 * _HOUR_S),
         Part("bad input", "fuzz --inputs 2000000 --seed {seed}", 12 * _HOUR_S),
-        Part("disks", "disks --seed {seed}", _HOUR_S, seeds=10),
+        Part("disks", "disks --steps 1000 --seed {seed}", 4 * _HOUR_S),
         Part("real processes", "run --matrix --seed {seed}", _HOUR_S, seeds=20),
         Part("an hour of everything", "run --workload cas --nemesis mixed --seconds 3600 --seed {seed}", 2 * _HOUR_S),
         Part("failover", "failover --kills 50", _HOUR_S),

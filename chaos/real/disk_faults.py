@@ -108,7 +108,7 @@ class Lied(Shimmed):
         cluster.may_end(victim)
         if await until(lambda: not cluster.program(victim).running, _START_S):
             said = cluster.said(victim, said_bytes)
-            if "start with --replace" not in said:
+            if "with --replace" not in said:
                 raise NodeEnded(f"{victim} did not say what to do:\n{said}")
             cluster.replace(victim)
         cluster.must_run(victim)
