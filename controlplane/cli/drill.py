@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial, wraps
 from pathlib import Path
@@ -217,11 +218,29 @@ async def _run(cpctl: Cpctl, name: str, options: Options, chosen: Chosen, out: P
         course = runner.new_course(made, options, looks, lambda: time.time_ns() // 1_000_000)
         running = Runner(nodes, _connect(cpctl, nodes), course, chosen.reason, chosen.partition)
         async with _shown(cpctl, running):
-            await running.run()
+            with _interruptible():
+                await running.run()
     document = _write(course, chosen, out, signer)
     cpctl.show(document, _result_page)
     if document["record"]["verdict"] != "passed":
         sys.exit(EXIT_FAILED_DRILL)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let every polite way of ending this process end the drill, which heals; also where a shell had SIGINT ignored."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Not started to outlive its terminal.
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def _confirm(cpctl: Cpctl, made: Plan) -> None:
