@@ -31,6 +31,7 @@ class ScriptedNode:
         self.silent = False
         self.streams: list[tuple[Any, int]] = []
         self.sessions: list[Any] = []
+        self.opened = 0
         self.port = 0
         self._writing = asyncio.Lock()
         self._server: grpc.aio.Server | None = None
@@ -77,6 +78,7 @@ class ScriptedNode:
 
     async def _serve(self, requests: AsyncIterator[api.SessionRequest], context: Any) -> None:
         self.sessions.append(context)
+        self.opened += 1
         await self._write(context, self._reply(region=self.region))
         try:
             async for request in requests:

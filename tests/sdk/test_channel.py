@@ -188,9 +188,10 @@ async def test_a_node_that_knows_no_leader_either_is_not_moved_to() -> None:
     async with scripted(in_turn(None), in_turn(None)) as nodes, client(*(node.address for node in nodes)) as cp:
         here, other = await connected(*nodes)
         other.region = api.Region(name="eu-west")
+        tried = other.opened
         await here.lead("", "")
         asking = asyncio.create_task(cp.create_workflow("w", b""))
-        await eventually(lambda: bool(other.sessions))
+        await eventually(lambda: other.opened > tried)
         await eventually(lambda: not other.sessions)
         assert here.sessions
         assert requests(here.seen)
