@@ -72,7 +72,7 @@ bench: $(READY) ## Side by side with etcd where it is installed; build/bench.jso
 	@$(BIN)/python -m bench $(ARGS)
 
 .PHONY: chaos
-chaos: $(READY) ## Everything that breaks it on purpose, about a quarter of an hour. ARGS="simulate ..." runs one thing.
+chaos: $(READY) ## Everything that breaks it on purpose; takes long. ARGS="simulate ..." runs one thing.
 	@$(BIN)/python -m chaos $(or $(ARGS),tier commit)
 
 .PHONY: chaos-nightly

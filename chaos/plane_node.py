@@ -37,6 +37,7 @@ from controlplane.kernel.store import MemoryStore
 from controlplane.node import Call, Node
 from controlplane.replication import Log, LogStatus, Machine, Role
 from controlplane.replication.guard import Outcome
+from controlplane.replication.host import applied_at
 from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.replication.tail import Entry
 from controlplane.sdk.mirror import Mirror
@@ -96,7 +97,7 @@ class SimLog:
         process.pump()
         try:
             async with asyncio.timeout(min(timeout_s, process.world.patience_s)):
-                return _index_of(*await answer)
+                return applied_at(*await answer)
         except TimeoutError:
             raise OutcomeUnknown("the log gave no answer in time", reason="LOG_TIMEOUT") from None
 
@@ -502,15 +503,6 @@ def _answer(answer: asyncio.Future[tuple[Outcome, int]], outcome: Outcome, index
 def _answer_one(answer: asyncio.Future[bool], proven: bool) -> None:
     if not answer.done():
         answer.set_result(proven)
-
-
-def _index_of(outcome: Outcome, index: int) -> int:
-    if outcome is Outcome.APPLIED:
-        return index
-    if outcome is Outcome.UNKNOWN:
-        raise OutcomeUnknown("leadership was lost before the entry was known to be committed", reason="LEADERSHIP_LOST")
-    reason = "NOT_LEADING" if outcome is Outcome.REFUSED else "ENTRY_DISCARDED"
-    raise Unavailable("the entry is in no log", reason=reason)
 
 
 def _result(future: asyncio.Future[bytes]) -> bytes | BaseException:

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from controlplane import limits
+from controlplane.errors import OutcomeUnknown, Unavailable
 from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.v1.raft_pb2 import RaftMessage
 
@@ -27,6 +28,17 @@ class Outcome(Enum):
     REFUSED = "refused"  # It never entered a log.
     DISCARDED = "discarded"  # It stood in a log, but another entry was committed in its place.
     UNKNOWN = "unknown"  # It may yet be committed, or was, unseen.
+
+
+def applied_at(outcome: Outcome, index: int) -> int:
+    """Return the index of an applied entry; raise what any other outcome means to the caller."""
+    if outcome is Outcome.APPLIED:
+        return index
+    if outcome is Outcome.REFUSED:
+        raise Unavailable("this node does not lead now", reason="NOT_LEADING")
+    if outcome is Outcome.DISCARDED:
+        raise Unavailable("another leader's entry took the place of this one", reason="ENTRY_DISCARDED")
+    raise OutcomeUnknown("leadership was lost before the entry was known to be committed", reason="LEADERSHIP_LOST")
 
 
 # Called once, from inside `tick`, with the outcome and the index (0 when REFUSED).

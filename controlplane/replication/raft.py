@@ -42,6 +42,7 @@ from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.limits import ENTRY_BYTES_MAX, MESSAGE_BYTES_MAX
 from controlplane.replication import LogStatus, Machine, Role
 from controlplane.replication.guard import Bounds, Guard, Malformed, Outcome, Timing
+from controlplane.replication.host import applied_at
 from controlplane.replication.journal import Journal, JournalThread
 from controlplane.replication.roster import LOST_DISKS, Roster
 from controlplane.replication.snapshot_files import (
@@ -230,7 +231,7 @@ class RaftLog:
             self._guard.propose(entry, partial(_answer, answer))
             self._turn()
             async with asyncio.timeout(timeout_s):
-                return _index(*await answer)
+                return applied_at(*await answer)
         except TimeoutError:
             raise OutcomeUnknown("the log gave no answer in time", reason="LOG_TIMEOUT") from None
         finally:
@@ -699,17 +700,6 @@ def _answer(answer: asyncio.Future[tuple[Outcome, int]], outcome: Outcome, index
 def _settle(answer: asyncio.Future[bool], proven: bool) -> None:
     if not answer.done():
         answer.set_result(proven)
-
-
-def _index(outcome: Outcome, index: int) -> int:
-    """Return the index of an applied entry; raise what any other outcome means to the caller."""
-    if outcome is Outcome.APPLIED:
-        return index
-    if outcome is Outcome.REFUSED:
-        raise Unavailable("this node does not lead now", reason="NOT_LEADING")
-    if outcome is Outcome.DISCARDED:
-        raise Unavailable("another leader's entry took the place of this one", reason="ENTRY_DISCARDED")
-    raise OutcomeUnknown("leadership was lost before the entry was known to be committed", reason="LEADERSHIP_LOST")
 
 
 def _reason(work: asyncio.Future[Any]) -> BaseException | None:
