@@ -14,11 +14,11 @@ rests on is here and nowhere else, so damage must be noticed, never repaired:
    write-ahead log that is whole but wrong, anywhere, is damage; `framing` finds what RocksDB does not.
 5. **Trimming deletes rows, never rewrites them**; RocksDB gives the space back as it compacts.
 6. **The commit index is advisory**: a run of nothing else is written without a sync.
-7. **The sync does not hold up the loop**: a batch is written unsynced, then `WriteAheadLogs` syncs what it was
+7. **The sync does not hold the interpreter lock**: a batch is written unsynced, then `WriteAheadLogs` syncs what it was
    written to.
 
-One thread writes. rocksdict reports every failure as a bare `Exception`; the places that catch it are that
-boundary.
+One thread writes at a time: the journal thread, or the loop of a follower while that thread has nothing to do.
+rocksdict reports every failure as a bare `Exception`; the places that catch it are that boundary.
 """
 
 from __future__ import annotations
