@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from chaos.checks import check_command
-from chaos.fuzz import fuzz_command
+from chaos.fuzzing import fuzz_command
 from chaos.plane_command import simulate_region_command
 from chaos.real.commands import run_command
 from chaos.real.failover import failover_command

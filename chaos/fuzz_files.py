@@ -37,13 +37,20 @@ _PREFIX: Final = struct.Struct(">BI")
 class _Written:
     """A journal on disk, and what it held after each batch that was reported as durable."""
 
-    folder: Path
+    files: dict[str, bytes]
     states: list[Recovered]
 
-    @property
-    def files(self) -> list[Path]:
-        """What may be damaged; RocksDB's own log is not read."""
-        return sorted(path for path in self.folder.iterdir() if path.name not in ("LOG", "LOCK"))
+    def put(self, folder: Path) -> None:
+        """Put the journal there, and nothing else."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """What may be damaged, by name; RocksDB's own log is not read."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in ("LOG", "LOCK")}
 
 
 class JournalFiles:
@@ -65,12 +72,12 @@ class JournalFiles:
         # More than one block of 32 KiB, at which records are split.
         many = _fill(folder / "closed long", batches=40, entry_bytes=2000, copy_to=long)
         self._samples = [
-            _Written(logs, states),
-            _Written(closed, [states[-1]]),
-            _Written(mixed, [states[-1], *more]),
-            _Written(long, many),
+            _Written(_files(logs), states),
+            _Written(_files(closed), [states[-1]]),
+            _Written(_files(mixed), [states[-1], *more]),
+            _Written(_files(long), many),
         ]
-        self._rows = [_rows_of(sample.folder, self._victim) for sample in self._samples]
+        self._rows = [_rows_of(sample, self._victim) for sample in self._samples]
 
     def make(self, random: Random) -> bytes:
         """See `Target`."""
@@ -78,10 +85,8 @@ class JournalFiles:
         if random.random() < 0.3:
             return self._make_row(random, number)
         files = self._samples[number].files
-        path = random.choice([file for file in files if file.suffix in (".log", ".sst")] * 3 + files)
-        content = path.read_bytes()
-        others = [file.read_bytes() for file in files]
-        return f"{number} file {path.name}\n".encode() + spoiled(random, content, others)
+        name = random.choice([name for name in files if name.endswith((".log", ".sst"))] * 3 + list(files))
+        return f"{number} file {name}\n".encode() + spoiled(random, files[name], list(files.values()))
 
     def _make_row(self, random: Random, number: int) -> bytes:
         """A row that was changed, moved, lost; or one with a checksum that is right over nonsense."""
@@ -101,8 +106,7 @@ class JournalFiles:
         first, _, content = given.partition(b"\n")
         number, how, name = first.decode().split(" ", 2)
         sample = self._samples[int(number)]
-        shutil.rmtree(self._victim, ignore_errors=True)
-        shutil.copytree(sample.folder, self._victim)
+        sample.put(self._victim)
         if how == "file":
             (self._victim / name).write_bytes(content)
         else:
@@ -117,7 +121,7 @@ class JournalFiles:
             return "whole"
         if how == "sealed":
             return _consistent(found)
-        if how == "file" and name.endswith(".log") and _torn((sample.folder / name).read_bytes(), content):
+        if how == "file" and name.endswith(".log") and _torn(sample.files[name], content):
             wanted = "up to the tear"
         elif how == "file" and name.startswith(("0", "MANIFEST-")) and not name.endswith(".sst"):
             wanted = "tail lost"
@@ -184,9 +188,8 @@ def _raw(folder: Path) -> Rdict:
     return Rdict(str(folder), rocks_options(Tuning(), DBRecoveryMode.tolerate_corrupted_tail_records()))
 
 
-def _rows_of(folder: Path, scratch: Path) -> dict[bytes, bytes]:
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(folder, scratch)
+def _rows_of(sample: _Written, scratch: Path) -> dict[bytes, bytes]:
+    sample.put(scratch)
     database = _raw(scratch)
     try:
         rows: dict[Any, Any] = dict(database.items())

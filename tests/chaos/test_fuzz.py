@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +18,10 @@ import pytest
 from click.testing import CliRunner
 
 from chaos import fuzz
-from chaos.fuzz import Outcome, Target, feed_one, fuzz_command, run
+from chaos.fuzz import Outcome, Target, feed_one, run
 from chaos.fuzz_files import REGION_FILE, JournalFiles, RegionFile
 from chaos.fuzz_targets import TARGETS
+from chaos.fuzzing import Places, Share, fuzz_command, outcomes, together
 from chaos.mutations import NUMBERS, drawn, redrawn, spoiled
 from controlplane.replication import journal
 from controlplane.v1.api_pb2 import SetFlagRequest
@@ -144,7 +150,7 @@ def test_a_journal_without_checksums_is_caught(scratch: Path, monkeypatch: pytes
 
 def test_the_command_keeps_and_repeats_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weak: dict[str, Callable[[Path], Target]] = {"weak": lambda _: Weak("wrong")}
-    monkeypatch.setattr("chaos.fuzz_targets.TARGETS", weak)
+    monkeypatch.setattr("chaos.fuzzing.TARGETS", weak)
     arguments = ["--inputs", "50", "--seed", "4", "--keep", str(tmp_path)]
     done = CliRunner().invoke(fuzz_command, arguments)
     assert done.exit_code == 1
@@ -161,6 +167,89 @@ def test_the_command_reports_a_clean_run(tmp_path: Path) -> None:
     done = CliRunner().invoke(fuzz_command, arguments)
     assert done.exit_code == 0, done.output
     assert not list(tmp_path.iterdir())
+
+
+# Several processes.
+
+
+class WeakShare(Share):
+    """A share whose reader is weak; its kind says in what."""
+
+    def work(self, places: Places, seen: Callable[[int], None]) -> Outcome:
+        if self.kind == "gone":
+            self.running(places).write_text("the input that did it")
+            os._exit(3)
+        if self.kind == "endless":
+            seen(1)
+            time.sleep(600)
+        return run(Weak(self.kind), "weak", self.inputs, seed=self.seed)
+
+
+def shared(kind: str, places: Places) -> Outcome:
+    """What two processes at a time find in three ranges."""
+    shares = [WeakShare(kind, range(first, first + 100), 1) for first in range(0, 300, 100)]
+    return together(list(outcomes(shares, 2, places, lambda *_: None)))
+
+
+def test_processes_find_together_what_one_finds(tmp_path: Path) -> None:
+    places = Places(tmp_path, tmp_path)
+    whole = shared("in nothing", places)
+    assert (whole.failure, whole.inputs, whole.outcomes) == ("", 300, {"taken": 300})
+    alone = run(Weak("panic"), "weak", range(300), seed=1)
+    found = shared("panic", places)
+    assert alone.failed_at is not None
+    assert (found.failed_at, found.given, found.seed) == (alone.failed_at, alone.given, 1), "the first of all failures"
+    assert "native code gave up" in found.failure
+
+
+def test_a_process_that_a_reader_took_down_is_a_failure_and_says_at_what(tmp_path: Path) -> None:
+    found = shared("gone", Places(tmp_path, tmp_path))
+    assert found.failure == "the process ended with code 3; under way: the input that did it"
+
+
+def test_whoever_stops_listening_ends_the_processes(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def seen(_: Share, __: int) -> None:
+        raise Interrupted
+
+    began = time.monotonic()
+    shares = [WeakShare("endless", range(1), 1), WeakShare("endless", range(1, 2), 1)]
+    with pytest.raises(Interrupted):
+        list(outcomes(shares, 2, Places(tmp_path, tmp_path), seen))
+    assert time.monotonic() - began < 300, "the processes would have slept for twice as long"
+
+
+def test_a_report_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    arguments = ["--inputs", "31", "--kind", "snapshot", "--keep", str(tmp_path)]
+    alone, shared = (CliRunner().invoke(fuzz_command, [*arguments, "--jobs", jobs]) for jobs in "12")
+    assert (alone.exit_code, shared.exit_code) == (0, 0), shared.output
+    # All but the column of seconds and the one of memory.
+    words = re.compile(r"[a-z]+ \d+")
+    assert words.findall(alone.output) == words.findall(shared.output) != []
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_command_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "chaos", "fuzz", "--kind", "wire", "--jobs", "2", "--keep", str(tmp_path)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + 40
+        while len(list(tmp_path.glob("wire-*-running"))) < 2:
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(40) != 0
+    assert len(children) >= 2
+    assert not [pid for pid in children if Path(f"/proc/{pid}/exe").exists() and _worker(pid)]
+
+
+def _worker(pid: str) -> bool:
+    """Whether a process of that number still works for the command."""
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_spoiling_changes_and_stays_small() -> None:
