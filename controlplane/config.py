@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from controlplane import limits
 from controlplane.errors import Invalid
+from controlplane.geography import SHARED, Atlas, shareable
 from controlplane.identity import ENVIRONMENTS, Identity, name_is_valid, word_is_valid
 from controlplane.v1 import records_pb2
 
 FORMAT: Final = 1
-KINDS: Final = ("flag", "switch", "workflow", "election")
+KINDS: Final = ("flag", "switch", "workflow", "election", "stop")
 REACHES: Final = {
     "home-only": records_pb2.HOME_ONLY,
     "jurisdiction": records_pb2.JURISDICTION,
@@ -35,6 +36,8 @@ FIRST_EPOCH: Final = 1
 _FILE_BYTES_MAX = 1 << 20
 _PARTITIONS_MAX = 256
 _ADMINISTRATORS_MAX = 64
+_REGIONS_MAX = 64
+_ENDPOINTS_MAX = 16
 _MIB = 1 << 20
 _PARTITION_ID = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+", re.ASCII)
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})", re.ASCII)
@@ -60,6 +63,11 @@ class NodeConfig:
     key: Path
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens: for clients, for the other nodes, for scrapers of metrics."""
+        return self.address, self.peer_address, self.metrics_address
+
+    @property
     def hosts(self) -> tuple[str, ...]:
         """The names and addresses under which others dial this node, without ports."""
         return tuple(sorted({split_address(self.address)[0], split_address(self.peer_address)[0]}))
@@ -72,6 +80,18 @@ class Timing:
     election_min_ms: int = 150
     election_max_ms: int = 300
     beat_ms: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """A region that this one federates with: where its nodes listen, which of them count, what may leave for it."""
+
+    region: str
+    endpoints: tuple[str, ...]
+    certificate_names: frozenset[str]
+    """Of the nodes of that region whose certificates are accepted."""
+    may_leave: frozenset[records_pb2.Reach]
+    """Reaches of this region's partitions that may be sent there. Never wider than the law."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +109,20 @@ class RegionConfig:
     timing: Timing
     quota_bytes: int
     ballast_bytes: int
+    peers: tuple[PeerConfig, ...] = ()
+    jurisdictions: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Jurisdiction → its regions, of the whole fleet. Empty for a region that knows no other."""
+
+    @property
+    def atlas(self) -> Atlas:
+        """What `geography` decides by."""
+        regions = {region: name for name, regions in self.jurisdictions.items() for region in regions}
+        may_leave = {peer.region: peer.may_leave for peer in self.peers}
+        return Atlas(self.fleet, self.name, {**regions, self.name: self.jurisdiction}, may_leave)
+
+    def peer(self, region: str) -> PeerConfig | None:
+        """Return what the file says of the peer `region`, if it is one."""
+        return next((peer for peer in self.peers if peer.region == region), None)
 
     def node(self, name: str) -> NodeConfig:
         """Return the node called `name`; raises `ConfigError` naming those there are."""
@@ -182,10 +216,17 @@ class _Table:
             return value
         return lowest
 
-    def texts(self, key: str, valid: Callable[[str], bool], wanted: str, most: int) -> tuple[str, ...]:
-        values = self._values.pop(key, [])
-        if not isinstance(values, list) or len(values) > most:
-            self.problem(key, f"is {_shown(values)}; write a list of {wanted}, at most {most}")
+    def texts(
+        self, key: str, valid: Callable[[str], bool], wanted: str, most: int, least: int | None = None
+    ) -> tuple[str, ...]:
+        """From `least` to `most` texts; without `least` the key may be left out."""
+        values = self._values.pop(key, [] if least is None else None)
+        if values is None:
+            self.problem(key, f"is missing; write a list of {wanted}")
+            return ()
+        if not isinstance(values, list) or not (least or 0) <= len(values) <= most:
+            bounds = f"from {least} to {most}" if least else f"at most {most}"
+            self.problem(key, f"is {_shown(values)}; write a list of {wanted}, {bounds}")
             return ()
         for value in values:
             if not isinstance(value, str) or not valid(value):
@@ -237,25 +278,118 @@ def _address_is_valid(text: str) -> bool:
 
 def _region(table: _Table, file: Path) -> RegionConfig:
     table.integer("format", FORMAT, FORMAT)
-    fleet, name = _word(table, "fleet"), _word(table, "region")
+    fleet, name, jurisdiction = _word(table, "fleet"), _word(table, "region"), _word(table, "jurisdiction")
+    nodes = _nodes(table, file)
+    jurisdictions = _jurisdictions(table, name, jurisdiction)
     region = RegionConfig(
         file=file,
         fleet=fleet,
         name=name,
-        jurisdiction=_word(table, "jurisdiction"),
+        jurisdiction=jurisdiction,
         authority=_file(table, "authority", "the path of the certificate authority's certificate", file),
-        nodes=_nodes(table, file),
+        nodes=nodes,
         partitions=_partitions(table, name),
         administrators=_administrators(table, fleet, name),
         timing=_timing(table.table("timing"), table),
         quota_bytes=table.integer("quota_bytes", 16 * _MIB, 1 << 44, limits.QUOTA_BYTES),
         ballast_bytes=table.integer("ballast_bytes", 0, 1 << 40, 64 * _MIB),
+        peers=_peers(table, name, jurisdiction, jurisdictions, nodes),
+        jurisdictions=jurisdictions,
     )
     table.finish(
         "format, fleet, region, jurisdiction, authority, administrators, quota_bytes, ballast_bytes, "
-        "[timing], [[node]] and [[partition]]"
+        "[timing], [[node]], [[partition]], [[jurisdiction]] and [[peer]]"
     )
     return region
+
+
+def _jurisdictions(table: _Table, region: str, own: str) -> dict[str, frozenset[str]]:
+    """All jurisdictions of the fleet. Whoever is in none, or in two, could be sent what must not reach it."""
+    found: dict[str, frozenset[str]] = {}
+    where: dict[str, str] = {}
+    for each in table.tables("jurisdiction", _REGIONS_MAX):
+        name = _word(each, "name")
+        regions = each.texts("regions", word_is_valid, "names of regions", _REGIONS_MAX, 1)
+        each.finish("name and regions")
+        if name and name in found:
+            each.problem("name", f"{name!r} has a table already; write all its regions there")
+        for listed in regions:
+            if listed in where:
+                each.problem("regions", f"{listed!r} is in {where[listed]!r} already; a region has one jurisdiction")
+            where.setdefault(listed, name)
+        found[name] = found.get(name, frozenset()) | frozenset(regions)
+    if not (found and all(found) and region and own):
+        return found
+    if region not in where:
+        table.problem("jurisdiction", f"no [[jurisdiction]] names this region; add {region!r} to those of {own!r}")
+    elif where[region] != own:
+        table.problem("jurisdiction", f"is {own!r}, but [[jurisdiction]] has {region!r} in {where[region]!r}")
+    return found
+
+
+def _peers(
+    table: _Table,
+    region: str,
+    own: str,
+    jurisdictions: Mapping[str, frozenset[str]],
+    nodes: Iterable[NodeConfig],
+) -> tuple[PeerConfig, ...]:
+    taken = {_dialled(each): "one of this region's own" for node in nodes for each in node.addresses}
+    peers = []
+    for each in table.tables("peer", _REGIONS_MAX):
+        peer = _peer(each)
+        theirs = next((name for name, regions in jurisdictions.items() if peer.region in regions), None)
+        if peer.region == region and region:
+            each.problem("region", "is this region itself; a peer is another region")
+        elif peer.region and theirs is None:
+            each.problem(
+                "region", f"no [[jurisdiction]] names {peer.region!r}; add it to the one whose law it is under"
+            )
+        elif theirs is not None and not peer.may_leave <= frozenset(shareable(own, theirs)):
+            each.problem("may_leave", f'holds "jurisdiction", but {peer.region!r} is in {theirs!r}, not in {own!r}')
+        for endpoint in peer.endpoints:
+            if endpoint_of := taken.get(_dialled(endpoint)):
+                each.problem("endpoints", f"{endpoint!r} is {endpoint_of}; write where the nodes of that region listen")
+            taken.setdefault(_dialled(endpoint), f"one of {peer.region!r} already")
+        peers.append(peer)
+    _unique(table, "peer", "region", (peer.region for peer in peers))
+    return tuple(peers)
+
+
+def _peer(table: _Table) -> PeerConfig:
+    def endpoint_is_valid(text: str) -> bool:
+        return _address_is_valid(text) and split_address(text)[1] != 0
+
+    reaches = {word: reach for word, reach in REACHES.items() if reach in SHARED}
+    endpoints = 'hosts and ports where clients reach its nodes, like "n1.example.org:7443"'
+    peer = PeerConfig(
+        region=_word(table, "region"),
+        endpoints=table.texts("endpoints", endpoint_is_valid, endpoints, _ENDPOINTS_MAX, 1),
+        certificate_names=frozenset(
+            table.texts("certificate_names", name_is_valid, "names of its nodes", _ENDPOINTS_MAX, 1)
+        ),
+        may_leave=frozenset(
+            reaches[word]
+            for word in table.texts(
+                "may_leave",
+                reaches.__contains__,
+                f'{_one_of(reaches)} (what is "home-only" never leaves; [] if nothing may)',
+                len(reaches),
+                0,
+            )
+        ),
+    )
+    table.finish("region, endpoints, certificate_names and may_leave")
+    return peer
+
+
+def _dialled(address: str) -> tuple[str, int] | None:
+    """What tells two addresses apart; None for none."""
+    try:
+        host, port = split_address(address)
+    except ValueError:
+        return None
+    return host.lower(), port
 
 
 def _file(table: _Table, key: str, wanted: str, file: Path) -> Path:
