@@ -2,12 +2,14 @@
 
 `window` shows the operations around a failure, one lane per process; `timeline` shows a whole run: faults as bands
 behind everything, leaders as a lane, rates as lines, and marks where something failed. Every text is escaped, numbers
-are rounded, and equal data give equal pictures.
+are rounded, and equal data give equal pictures. Pictures bring their own white ground, so that they can be read on any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -18,11 +20,15 @@ _WIDTH = 1100
 _LEFT = 110
 _RIGHT = 20
 _LANE = 30
-_TOP = 56
+_TOP = 68
 _CURVE = 120
 _LETTER = 6.2
 _LABEL_MAX = 160
-_PLACED, _UNPLACED, _STUCK, _FAULT, _INK = "#9fc5e8", "#f4a6a0", "#ef5350", "#f9d9a8", "#333333"
+_TICKS_MAX = 12
+_LABEL_ROWS = 2
+_PLACED, _UNPLACED, _STUCK, _FAULT, _INK = "#9fc5e8", "#f4a6a0", "#ef5350", "#f9d9a8", "#1b1b1b"
+_GOOD = "#2e7d32"
+_LINES = ("#1f5fa8", "#c2410c", "#6a3d9a", "#00796b")
 _PALETTE = ("#7ba6d6", "#f7a452", "#7fc77a", "#cf9fc9", "#bb9a8e", "#8ed1c9", "#ee8a86", "#cbbfbc")
 
 
@@ -55,7 +61,10 @@ def window(failure: Failure) -> str:
     for operation in shown:
         parts += _bar(operation, failure, order, axis, _TOP + _LANE * processes[operation.process])
     parts += axis.draw(bottom, "ms")
-    return _page(bottom + 40, f"{failure.key}: {failure.verdict.value}", str(failure), parts)
+    legend = [(_PLACED, "#n: explained, as the nth"), (_UNPLACED, "no place left"), (_STUCK, "fits nowhere")]
+    parts += _legend([(_patch(colour), words) for colour, words in legend], bottom + 42)
+    parts.append(_text(_WIDTH - _RIGHT, bottom + 42, "dashed: its outcome is not known", anchor="end"))
+    return _page(bottom + 56, f"{failure.key}: {failure.verdict.value}", str(failure), parts)
 
 
 def timeline(
@@ -73,7 +82,9 @@ def timeline(
     curve_top = _TOP + _LANE * len(lanes)
     marks_top = curve_top + (_CURVE if rates else 0)
     bottom = marks_top + (_LANE if marks else 0)
-    parts = [part for fault in faults for part in _band(fault, axis, bottom)]
+    faults = sorted(faults)
+    parts = [_band(fault, axis, bottom) for fault in faults]
+    parts += _fault_names(faults, axis)
     colours = _colours(span.label for spans in lanes.values() for span in spans)
     for number, (name, spans) in enumerate(lanes.items()):
         top = _TOP + _LANE * number
@@ -83,9 +94,14 @@ def timeline(
     parts += _curves(rates, axis, curve_top)
     if marks:
         parts.append(_lane_name("failures", marks_top))
-        parts += (part for mark in marks for part in _mark(mark, axis, marks_top))
+        parts += (_mark(mark, axis, marks_top) for mark in marks)
     parts += axis.draw(bottom, "s")
-    return _page(bottom + 40, title, "", parts)
+    legend = [(_patch(_FAULT), "a fault, until it is healed")] if faults else []
+    if any(mark.bad for mark in marks):
+        legend.append((partial(_sign, True), "something failed"))
+    if not all(mark.bad for mark in marks):
+        legend.append((partial(_sign, False), "all is well again"))
+    return _page(bottom + 40, title, "", [*parts, *_legend(legend, bottom + 42)])
 
 
 class _Axis:
@@ -100,13 +116,23 @@ class _Axis:
         return _LEFT + (inside - self._begin) / (self._end - self._begin) * (_WIDTH - _LEFT - _RIGHT)
 
     def draw(self, top: float, unit: str) -> list[str]:
-        """A line with six numbered ticks, counted from the beginning."""
+        """A line with ticks at round times, counted from the beginning."""
         parts = [_line(_LEFT, top, _WIDTH - _RIGHT, top)]
-        for tick in range(6):
-            at = (self._end - self._begin) * tick / 5
-            x = self.x(self._begin + at)
-            parts += (_line(x, top, x, top + 5), _text(x, top + 18, f"{at:.4g} {unit}", anchor="middle"))
+        length = self._end - self._begin
+        step = _round_step(length / _TICKS_MAX)
+        for tick in range(int(length / step * (1 + 1e-9)) + 1):
+            x = self.x(self._begin + tick * step)
+            words = f"{tick * step:.6g} {unit}"
+            # The last one must not reach over the edge.
+            x_words = min(x, _WIDTH - 4 - len(words) * _LETTER / 2)
+            parts += (_line(x, top, x, top + 5), _text(x_words, top + 18, words, anchor="middle"))
         return parts
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20, … (or of a tenth of these, and so on) that is not less."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def _bar(operation: Operation, failure: Failure, order: Mapping[Operation, int], axis: _Axis, top: float) -> list[str]:
@@ -125,28 +151,68 @@ def _box(axis: _Axis, span: Span, top: float, colour: str, *, hint: str, dashed:
     dash = ' stroke-dasharray="4 3"' if dashed else ""
     rectangle = f'<rect x="{x:.1f}" y="{top + 4:.1f}" width="{width:.1f}" height="{_LANE - 8}" rx="3" fill="{colour}"'
     box = f'{rectangle} stroke="{_INK}" stroke-width="0.6"{dash}><title>{_escaped(hint)}</title></rect>'
-    return [box, _text(x + 4, top + _LANE / 2 + 4, span.label[: int((width - 6) / _LETTER)])] if width > 24 else [box]
+    return [box, _text(x + 4, top + _LANE / 2 + 4, _fitting(span.label, width - 6))] if width > 24 else [box]
 
 
-def _band(fault: Span, axis: _Axis, bottom: float) -> list[str]:
+def _band(fault: Span, axis: _Axis, bottom: float) -> str:
     x, width = axis.x(fault.begin), max(axis.x(fault.end) - axis.x(fault.begin), 2.0)
-    area = f'<rect x="{x:.1f}" y="{_TOP - 14}" width="{width:.1f}" height="{bottom - _TOP + 14:.1f}" fill="{_FAULT}"'
-    shade = f'{area} fill-opacity="0.6"><title>{_escaped(fault.label)}</title></rect>'
-    return [shade, _text(x + 2, _TOP - 4, fault.label)]
+    area = f'<rect x="{x:.1f}" y="{_TOP - 4}" width="{width:.1f}" height="{bottom - _TOP + 4:.1f}" fill="{_FAULT}"'
+    return f'{area} fill-opacity="0.6"><title>{_escaped(fault.label)}</title></rect>'
 
 
-def _mark(mark: Mark, axis: _Axis, top: float) -> list[str]:
-    x, y = axis.x(mark.at_s), top + _LANE / 2
-    colour = _STUCK if mark.bad else _PALETTE[2]
-    cross = f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" stroke="{colour}" stroke-width="2" fill="none">'
-    return [f"{cross}<title>{_escaped(f'{mark.label} at {mark.at_s:.3f} s')}</title></path>"]
+def _fault_names(faults: Sequence[Span], axis: _Axis) -> list[str]:
+    """Names above the bands, in as many rows as there are; where no row has room, pointing at the band has to do."""
+    names, ends = [], [0.0] * _LABEL_ROWS
+    for fault in faults:
+        x = axis.x(fault.begin)
+        words = _fitting(fault.label, _WIDTH - x)
+        for row, end in enumerate(ends):
+            if x >= end:
+                ends[row] = x + (len(words) + 1) * _LETTER
+                names.append(_text(x, _TOP - 10 - 14 * row, words))
+                break
+    return names
+
+
+def _fitting(words: str, width: float) -> str:
+    """As much of it as there is room for."""
+    room = int(width / _LETTER)
+    return words if len(words) <= room else f"{words[: room - 1]}…" if room > 1 else ""
+
+
+def _mark(mark: Mark, axis: _Axis, top: float) -> str:
+    hint = f"<title>{_escaped(f'{mark.label} at {mark.at_s:.3f} s')}</title>"
+    return _sign(mark.bad, axis.x(mark.at_s), top + (_LANE / 3 if mark.bad else 2 * _LANE / 3), hint)
+
+
+def _sign(bad: bool, x: float, y: float, inside: str = "") -> str:
+    """A cross for what failed, a disc for what works again: to be told apart without colours too."""
+    if bad:
+        cross = f"M{x - 3.5:.1f} {y - 3.5:.1f}l7 7m0 -7l-7 7"
+        return f'<path d="{cross}" stroke="{_STUCK}" stroke-width="1.6" fill="none">{inside}</path>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{_GOOD}" stroke="white" stroke-width="1">{inside}</circle>'
+
+
+def _legend(entries: Iterable[tuple[Callable[[float, float], str], str]], y: float) -> list[str]:
+    """What the signs mean, in one row; an entry draws its sign around the place that it is given."""
+    parts: list[str] = []
+    x = float(_LEFT)
+    for draw, words in entries:
+        parts += (draw(x + 8, y - 4), _text(x + 20, y, words))
+        x += 44 + len(words) * _LETTER
+    return parts
+
+
+def _patch(colour: str) -> Callable[[float, float], str]:
+    return lambda x, y: f'<rect x="{x - 8:.1f}" y="{y - 5:.1f}" width="16" height="10" fill="{colour}"/>'
 
 
 def _curves(rates: Mapping[str, Sequence[tuple[float, float]]], axis: _Axis, top: float) -> list[str]:
     highest = max((value for points in rates.values() for _, value in points), default=0.0) or 1.0
-    parts = [_text(_LEFT - 6, top + 20, f"{highest:.4g}", anchor="end")] if rates else []
+    ends = ((f"{highest:.4g}", top + 24), ("0", top + _CURVE))
+    parts = [_text(_LEFT - 6, y, words, anchor="end") for words, y in ends] if rates else []
     for number, (name, points) in enumerate(rates.items()):
-        colour = _PALETTE[number % len(_PALETTE)]
+        colour = _LINES[number % len(_LINES)]
         places = (f"{axis.x(at):.1f},{top + _CURVE - 4 - value / highest * (_CURVE - 24):.1f}" for at, value in points)
         line = f'<polyline fill="none" stroke="{colour}" stroke-width="1.4" points="{" ".join(places)}"/>'
         parts += (line, _text(8, top + 40 + 16 * number, name, colour=colour))

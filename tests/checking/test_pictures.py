@@ -82,6 +82,42 @@ def test_a_timeline_shows_all_that_it_was_given() -> None:
     assert "a <run>" in [text.text for text in picture.iter(f"{SVG}text")]
 
 
+def words_of(picture: str) -> list[tuple[float, float, str]]:
+    """Where each text begins, and what it says; letters are as wide as the picture takes them to be."""
+    found = []
+    for text in Xml.fromstring(picture).iter(f"{SVG}text"):
+        words = text.text or ""
+        share = {"middle": 0.5, "end": 1.0}.get(text.get("text-anchor", ""), 0.0)
+        found.append((float(text.get("x", "")) - share * 6.2 * len(words), float(text.get("y", "")), words))
+    return found
+
+
+def test_no_text_lies_on_another_or_over_the_edge_however_much_there_is() -> None:
+    faults = [
+        Span(number * 0.7, number * 0.7 + 0.5, f"fault {number} of a name as long as this") for number in range(80)
+    ]
+    lanes = {"leader": [Span(number * 3.1, number * 3.1 + 3, f"n{number}, term {number}") for number in range(19)]}
+    marks = [Mark(number * 0.5, "failed", bad=number % 2 == 0) for number in range(100)]
+    for seconds in (0.0301, 8.215, 61.3, 3600.0):
+        texts = words_of(timeline("busy", seconds, faults=faults, lanes=lanes, rates={"a/s": [(1, 9)]}, marks=marks))
+        for x, y, words in texts:
+            end = x + 6.2 * len(words)
+            assert x >= 0, words
+            assert end <= 1100, words
+            overlaid = [other for at, row, other in texts if row == y and x < at < end]
+            assert not overlaid, (words, overlaid)
+
+
+def test_ticks_stand_at_round_times_and_signs_are_explained() -> None:
+    texts = [
+        words for _, _, words in words_of(timeline("run", 8.215, faults=[Span(1, 2, "cut")], marks=[Mark(1, "x")]))
+    ]
+    assert [words for words in texts if words.endswith(" s")] == [f"{number} s" for number in range(9)]
+    assert {"a fault, until it is healed", "something failed"} <= set(texts)
+    assert "all is well again" not in texts
+    assert {"fits nowhere", "no place left"} <= {words for _, _, words in words_of(window(failure()))}
+
+
 def test_nothing_to_show_is_a_picture_too() -> None:
     Xml.fromstring(timeline("", 0.0))
     Xml.fromstring(timeline("\x00\x1b￾", 1.0, rates={"none": [], "zero": [(0, 0)]}))
