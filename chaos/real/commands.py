@@ -48,16 +48,17 @@ _LINKS_S, _SPACES_S, _DISKS_S, _CONTROL_S = 20.0, 8.0, 10.0, 4.0
 _EVERY = {**NEMESES, CONTROL.name: CONTROL}
 
 
-def matrix(seed: int, nodes: int) -> list[Plan]:
+def matrix(seed: int, nodes: int, seconds: float | None = None) -> list[Plan]:
     """Every change's share: twelve runs over proxies and kills, each kind of partition between hosts, a few disks.
 
-    The last one is the control experiment.
+    Each lasts for what suffices for a few faults of its kind, or for `seconds`. The last one is the control experiment.
     """
     workloads = list(WORKLOADS)
-    plans = [Plan(load, nemesis, _LINKS_S, seed, nodes, _place(nemesis)) for load, nemesis in _LINKS]
+    plans = [Plan(load, nemesis, seconds or _LINKS_S, seed, nodes, _place(nemesis)) for load, nemesis in _LINKS]
     for number, shape in enumerate(SHAPES):
-        plans.append(Plan(workloads[number % len(workloads)], shape, _SPACES_S, seed, nodes, "namespaces"))
-    plans += [Plan(load, nemesis, _DISKS_S, seed, nodes) for load, nemesis in _DISKS]
+        load = workloads[number % len(workloads)]
+        plans.append(Plan(load, shape, seconds or _SPACES_S, seed, nodes, "namespaces"))
+    plans += [Plan(load, nemesis, seconds or _DISKS_S, seed, nodes) for load, nemesis in _DISKS]
     return [*plans, Plan("cas", CONTROL.name, _CONTROL_S, seed, nodes)]
 
 
@@ -68,7 +69,9 @@ def _place(nemesis: str) -> str:
 @click.command("run")
 @click.option("--workload", type=click.Choice(list(WORKLOADS)), default="cas", show_default=True)
 @click.option("--nemesis", type=click.Choice([NONE, *_EVERY]), default="kill-leader", show_default=True)
-@click.option("--seconds", type=click.FloatRange(2.0, 86_400.0), default=20.0, show_default=True, help="Of load.")
+@click.option(
+    "--seconds", type=click.FloatRange(2.0, 86_400.0), help="Of load.  [default: 20, with --matrix what each needs]"
+)
 @click.option("--seed", default=1, show_default=True, help="What faults and load are drawn from.")
 @click.option("--nodes", type=click.Choice(["3", "5"]), default="3", show_default=True)
 @click.option("--topology", type=click.Choice(TOPOLOGIES), default="auto", show_default=True)
@@ -79,7 +82,7 @@ def run_command(  # noqa: PLR0913 - one per option.
     *,
     workload: str,
     nemesis: str,
-    seconds: float,
+    seconds: float | None,
     seed: int,
     nodes: str,
     topology: str,
@@ -93,8 +96,8 @@ def run_command(  # noqa: PLR0913 - one per option.
     """
     if nemesis != NONE and topology not in ("auto", *_EVERY[nemesis].topologies) and not every:
         raise click.UsageError(f"{nemesis} needs one of the topologies {', '.join(_EVERY[nemesis].topologies)}")
-    one = Plan(workload, nemesis, seconds, seed, int(nodes), topology)
-    plans = matrix(seed, int(nodes)) if every else [one]
+    one = Plan(workload, nemesis, seconds or _LINKS_S, seed, int(nodes), topology)
+    plans = matrix(seed, int(nodes), seconds) if every else [one]
     console = Console(stderr=as_json, highlight=False)
     if not console.is_terminal:
         console = Console(stderr=as_json, highlight=False, width=_WIDTH)

@@ -304,6 +304,9 @@ def test_the_matrix_holds_the_share_of_every_change() -> None:
     assert sum(NEMESES[plan.nemesis].shim for plan in plans) >= 3
     assert {plan.workload for plan in plans} == set(WORKLOADS)
     assert control.nemesis == CONTROL.name
+    *longer, control = matrix(1, 3, 60.0)
+    assert {plan.seconds for plan in longer} == {60.0}, "the night's share"
+    assert control.seconds < 60.0
 
 
 def test_a_control_run_is_red_when_it_finds_nothing() -> None:
