@@ -162,7 +162,8 @@ class Controllers:
         return _past_keeping(kept, revision, self._node.state.outcome_span)
 
     def _all_partitions(self) -> list[Partition]:
-        return [partitions.system(self._node.region), *self._node.partitions.values()]
+        node = self._node
+        return [partitions.system(node.region), *node.partitions.values(), *node.foreign.values()]
 
     async def _attempt(self, action: str, partition: Partition, feature: Callable[[Tx], RequestHeader | None]) -> bool:
         try:

@@ -6,9 +6,9 @@ Bounds that the replicated rules use (marked R) are part of the format of the st
 
 from __future__ import annotations
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """R. Version of the rules of apply and of the layout of the store."""
-ENTRY_FORMAT = 1
+ENTRY_FORMAT = 2
 """R. Version of an entry of the log; its first byte."""
 
 NAME_BYTES_MAX = 256

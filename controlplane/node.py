@@ -41,17 +41,19 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
-from controlplane.features import checks, leases
+from controlplane.features import checks, federation, leases, switches
+from controlplane.features import partitions as systems
+from controlplane.geography import Atlas, check_read
 from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied, Working
 from controlplane.kernel.store import Store
 from controlplane.kernel.transaction import Reader, Tx, scope_of
 from controlplane.replication import Log, LogStatus
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Partition
-from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
+from controlplane.v1.records_pb2 import Cursor, Partition
+from controlplane.v1.state_pb2 import Entry, Event, Outcome, Refusal, RequestId, State, Txn
 from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
-from controlplane.watch import Following, Tail, Watches
+from controlplane.watch import Following, Tail, Watches, filter_of
 
 AGE_UNKNOWN_MS = (1 << 32) - 1
 """Age of a state that was never proven current."""
@@ -72,6 +74,16 @@ class Call(NamedTuple):
     actor: str
     environment: str
     deadline: float
+    region: str = ""
+    """The caller's, if it is not this one: that of the forwarding region's certificate."""
+
+
+class HomedElsewhere(Exception):
+    """The call is for a partition of region `home`, which alone can answer it."""
+
+    def __init__(self, home: str) -> None:
+        super().__init__(home)
+        self.home = home
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +133,13 @@ class Node:
         entropy: Callable[[int], bytes],
         quota_bytes: int = limits.QUOTA_BYTES,
         free_bytes: Callable[[], int] | None = None,
+        atlas: Atlas | None = None,
     ) -> None:
-        """`free_bytes` says how much room is left on the disks that a write needs (None: not watched)."""
+        """`free_bytes` says how much room is left on the disks that a write needs (None: not watched).
+
+        `atlas` is the map of regions (None: this one knows no other).
+        """
+        self.atlas = atlas or Atlas(fleet, region, {region: region}, {})
         self.fleet, self.region, self.name = fleet, region, name
         self.store, self.log = store, log
         self.actor = f"controlplane://{fleet}/-/{region}/peer/{name}"
@@ -147,7 +164,14 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._conflicts = 0
         self._header_tails: dict[int, bytes] = {}
-        self._watches = Watches(Tail(self._state.revision))
+        self._watches = Watches(region, Tail(self._state.revision))
+        system = scope_of(systems.system(region))
+        self._foreign_keys = system + keys.text(federation.FOREIGN.name)
+        self._cursor_keys = system + keys.text(federation.CURSOR.name)
+        self.foreign: dict[str, Partition] = {}
+        """Partitions of other regions that share them, by id, as their homes described them."""
+        self._views_seen: dict[str, tuple[float, Cursor]] = {}
+        self._look_abroad()
         self.failed: asyncio.Future[None] = asyncio.get_event_loop().create_future()
         self.failed.add_done_callback(_seen)
 
@@ -224,6 +248,7 @@ class Node:
         self._asked.forget(self._state.revision)
         self._marks.clear()
         self._watches.reset(self._state.revision)
+        self._look_abroad()
 
     # -- what callers want
 
@@ -260,6 +285,8 @@ class Node:
     def submit(self, call: Call) -> asyncio.Future[bytes]:
         """Start a writing or reading method; the future holds the encoded reply, header in place, or one of the errors.
 
+        It holds `HomedElsewhere` for what only another region can answer. A copy of another region's records is read
+        with `LOCAL` or `AT_LEAST`, and says how old it is.
         Writes are for the leader (`Unavailable` with reason NOT_LEADER elsewhere), reads for any node. Writes handed in
         one after the other are planned in that order, except that kill switches, renewals and resignations go first.
         """
@@ -269,7 +296,7 @@ class Node:
                 self._submit_write(call, done)
             else:
                 self._submit_read(call, done)
-        except ControlPlaneError as error:
+        except (ControlPlaneError, HomedElsewhere) as error:
             done.set_exception(error)
         return done
 
@@ -294,13 +321,30 @@ class Node:
         caller reads so slowly that its place is no longer kept, and `Unavailable` when the node stops. Close it.
         """
         request = _parse(api.WatchRequest, call.request)
-        partition = self._partition_of_kinds(request.header, request.kinds, call.environment)
         _check_consistency(request.header)
+        if not request.header.partition and [*request.kinds] == [switches.STOP.name]:
+            among, chosen = self._stop_partitions(call.environment), self._foreign_keys
+        else:
+            among, chosen = [self._partition_of_kinds(request.header, request.kinds, call)], b""
         await self._consistent(request.header, call.deadline)
-        return self._watches.follow(self.store, partition, request, self.fresh_ms)
+        wanted = filter_of(among, request.kinds, request.prefix, chosen)
+        epoch = among[0].epoch if len(among) == 1 else 0
+        return self._watches.follow(self.store, wanted, epoch, request, self.fresh_ms)
 
-    def partition(self, header: api.RequestHeader, kind: str, environment: str) -> Partition:
-        """The partition that a request means. Raises `NotFound`, `Denied` or `Invalid`."""
+    def views(self) -> list[tuple[Cursor, int]]:
+        """How far, and how freshly, this region has copied what each other one shares; ages in milliseconds."""
+        now, own_ms = self.clock(), self.fresh_ms()
+        return [
+            (cursor, min(ceil((now - seen) * 1000) + cursor.age_ms + own_ms, AGE_UNKNOWN_MS))
+            for _, (seen, cursor) in sorted(self._views_seen.items())
+        ]
+
+    def partition(self, header: api.RequestHeader, kind: str, call: Call) -> Partition:
+        """The partition that a request means, which may be a copy of another region's.
+
+        Raises `NotFound`, `Denied`, `Invalid` or `HomedElsewhere`.
+        """
+        environment = call.environment
         if not header.partition:
             found = self._defaults.get((environment, kind))
             if found is None:
@@ -309,23 +353,72 @@ class Node:
                     reason="PARTITION_MISSING",
                     hint="name a partition in the header",
                 )
-            return found
-        checks.name(header.partition, "header.partition")
-        found = self.partitions.get(header.partition)
-        if found is None:
-            raise NotFound("there is no such partition", reason="PARTITION_UNKNOWN")
-        if found.environment != environment:
-            raise Denied("the partition belongs to another environment", reason="ENVIRONMENT_MISMATCH")
+        else:
+            found = self._named(header.partition, call)
+            if found.environment != environment:
+                raise Denied("the partition belongs to another environment", reason="ENVIRONMENT_MISMATCH")
+        if call.region and call.region != self.region:
+            check_read(self.atlas, found, call.region, environment)
         return found
 
-    def _partition_of_kinds(self, header: api.RequestHeader, kinds: Sequence[str], environment: str) -> Partition:
+    def _named(self, name: str, call: Call) -> Partition:
+        checks.name(name, "header.partition")
+        found = self.partitions.get(name) or self.foreign.get(name)
+        if found is not None:
+            return found
+        home = name.partition(".")[0]
+        if home in self.atlas.may_leave and not call.region:
+            # Whether there is such a partition, and whether it may be seen from here, is for its home to say.
+            raise HomedElsewhere(home)
+        raise NotFound("there is no such partition", reason="PARTITION_UNKNOWN")
+
+    def _home_only(self, partition: Partition, call: Call) -> None:
+        """Return if this region may answer for `partition`; raises `HomedElsewhere`, or `Denied` after one hop."""
+        if partition.home == self.region:
+            return
+        if call.region:
+            raise Denied("this region is not the partition's home", reason="NOT_AT_HOME")
+        raise HomedElsewhere(partition.home)
+
+    def _stop_partitions(self, environment: str) -> list[Partition]:
+        """Where stops of all regions are told in an environment, this region's own first."""
+        every = [*self.partitions.values(), *(self.foreign[name] for name in sorted(self.foreign))]
+        return [p for p in every if p.environment == environment and switches.STOP.name in p.default_for]
+
+    def _stopped_elsewhere(self, reader: Reader, environment: str) -> switches.Abroad:
+        own = self.region
+        there = [p for p in self._stop_partitions(environment) if p.home != own]
+        readers = [Reader(self.store, partition, self._state.revision) for partition in there]
+        return switches.Abroad(self.fleet, environment, reader, readers)
+
+    def _look_abroad(self) -> None:
+        """Learn from the store what was learned of other regions before."""
+        now = self.clock()
+        self.foreign.clear()
+        self._views_seen.clear()
+        for key, packed in self.store.scan(*keys.children(keys.RECORD + self._foreign_keys)):
+            self._saw_abroad(key[len(keys.RECORD) :], Event.FromString(packed), now)
+        for key, packed in self.store.scan(*keys.children(keys.RECORD + self._cursor_keys)):
+            cursor = Cursor.FromString(Event.FromString(packed).value)
+            # How long ago it was written is not known.
+            cursor.age_ms = AGE_UNKNOWN_MS
+            self._views_seen[keys.decode(key[len(keys.RECORD) :]).name] = (now, cursor)
+
+    def _saw_abroad(self, key: bytes, event: Event, now: float) -> None:
+        if key.startswith(self._foreign_keys):
+            partition = Partition.FromString(event.value)
+            self.foreign[partition.id] = partition
+        elif key.startswith(self._cursor_keys):
+            self._views_seen[keys.decode(key).name] = (now, Cursor.FromString(event.value))
+
+    def _partition_of_kinds(self, header: api.RequestHeader, kinds: Sequence[str], call: Call) -> Partition:
         """The one partition that holds all `kinds`: a watcher must not believe that it sees what lies in another."""
         named = sorted(set(kinds))
         for kind in named:
             if kind not in features.KINDS:
                 raise Invalid(f"unknown kind {kind[:64]!r}", reason="KIND_UNKNOWN", field="kinds")
-        wanted = named or [kind for of, kind in self._defaults if of == environment] or ["workflow"]
-        found = {p.id: p for p in (self.partition(header, kind, environment) for kind in wanted)}
+        wanted = named or [kind for of, kind in self._defaults if of == call.environment] or ["workflow"]
+        found = {p.id: p for p in (self.partition(header, kind, call) for kind in wanted)}
         if len(found) > 1:
             raise Invalid(
                 f"these kinds lie in several partitions: {', '.join(sorted(found))}",
@@ -340,7 +433,8 @@ class Node:
         method = features.WRITES[call.method]
         request: Any = _parse(method.request, call.request)
         header: api.RequestHeader = request.header
-        partition = self.partition(header, method.kind.name, call.environment)
+        partition = self.partition(header, method.kind.name, call)
+        self._home_only(partition, call)
         checks.free_text(header.reason, "header.reason")
         rid = self._request_id(call, header, partition)
         fence = header.fence if header.HasField("fence") else None
@@ -552,6 +646,9 @@ class Node:
         self._marks[applied.state.revision] = applied.state.hash
         if len(self._marks) > _MARKS_KEPT:
             self._marks.popitem(last=False)
+        for changed in applied.changed:
+            if changed.key.startswith((self._foreign_keys, self._cursor_keys)):
+                self._saw_abroad(changed.key, changed.event, self.clock())
         # Also when nothing changed: a refusal has a revision too, and watchers and readers wait for it.
         self._watches.took(applied)
         for listener in self._applied_listeners:
@@ -583,23 +680,38 @@ class Node:
         if method is None:
             return self._reading_of_node(call)
         request: Any = _parse(method.request, call.request)
-        partition = self.partition(request.header, method.kind.name, call.environment)
+        partition = self.partition(request.header, method.kind.name, call)
+        if partition.home != self.region and request.header.consistency == api.LINEARIZABLE:
+            self._home_only(partition, call)
 
         def run(age_ms: int) -> bytes:
-            reply = method.run(Reader(self.store, partition, self._state.revision), request)
+            reader = Reader(self.store, partition, self._state.revision)
+            reply = method.run(reader, request)
+            if partition.home != self.region:
+                age_ms = self._view_age_ms(partition)
+            elif isinstance(reply, api.CheckSwitchesReply):
+                reply.stopped_by.extend(self._stopped_elsewhere(reader, call.environment).stopping(request.subject))
+            elif isinstance(reply, api.ListSwitchesReply) and not request.after:
+                reply.stops.extend(self._stopped_elsewhere(reader, call.environment).stops(request.engaged_only))
             return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
 
         return run, request.header
+
+    def _view_age_ms(self, partition: Partition) -> int:
+        name = federation.cursor_name(partition.home, partition.reach)
+        ages = (age for cursor, age in self.views() if federation.cursor_name(cursor.peer, cursor.reach) == name)
+        return next(ages, AGE_UNKNOWN_MS)
 
     def _reading_of_node(self, call: Call) -> tuple[Callable[[int], bytes], api.RequestHeader]:
         request: Any
         if call.method == "GetOutcome":
             request = _parse(api.GetOutcomeRequest, call.request)
-            partition = self.partition(request.header, "workflow", call.environment)
+            partition = self.partition(request.header, "workflow", call)
+            self._home_only(partition, call)
             return lambda age_ms: self._get_outcome(call, request.header, partition, age_ms), request.header
         if call.method == "ListEvents":
             request = _parse(api.ListEventsRequest, call.request)
-            partition = self._partition_of_kinds(request.header, request.kinds, call.environment)
+            partition = self._partition_of_kinds(request.header, request.kinds, call)
 
             def run(age_ms: int) -> bytes:
                 reply = self._watches.list_events(self.store, partition, request, self._state.revision)

@@ -55,6 +55,7 @@ OPERATORS: Final[Mapping[str, Cells]] = {
     "GetFlagHistory": _AUDIT,
     "EngageSwitch": _RULE,
     "ReleaseSwitch": _RULE,
+    "ExceptSwitch": _RULE,
     "GetStatus": _AUDIT,
     "TransferRegion": _REGION_WIDE,
     "ListEvents": _AUDIT,

@@ -149,7 +149,7 @@ class _Node(Node):
 
     def _rival(self, call: Call) -> None:
         request = api.CompareAndSwapWorkflowRequest.FromString(call.request)
-        partition = self.partition(request.header, WORKFLOW.name, call.environment)
+        partition = self.partition(request.header, WORKFLOW.name, call)
 
         def write_the_same(tx: Tx) -> api.RequestHeader | None:
             row = tx.get(WORKFLOW, request.id)

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from heapq import merge
 from itertools import groupby, islice
 
 from controlplane import features, limits
@@ -44,10 +45,12 @@ Age = Callable[[], int]
 
 @dataclass(frozen=True)
 class Filter:
-    """What a watcher wants to see: the keys that start with one of `prefixes`."""
+    """What a watcher wants to see: the keys that start with one of `prefixes`, which lie in `domains`."""
 
-    domain: bytes
+    domains: tuple[bytes, ...]
     prefixes: tuple[bytes, ...]
+    chosen: bytes = b""
+    """A key that starts with this says which partitions are looked at: once one changed, the watcher lists again."""
 
     def matches(self, key: bytes) -> bool:
         """Whether a change of `key` is for this watcher."""
@@ -128,6 +131,7 @@ class _Group:
         self.watchers = 0
         self.touched = touched
         self.wakes = 0
+        self.outdated = False
         self._waiting: list[asyncio.Future[None]] = []
 
     def wake(self) -> None:
@@ -148,7 +152,8 @@ class _Group:
 class Watches:
     """All watchers of a node."""
 
-    def __init__(self, tail: Tail) -> None:
+    def __init__(self, region: str, tail: Tail) -> None:
+        self._region = region
         self._tail = tail
         self._groups: dict[Filter, _Group] = {}
         self._revision = tail.floor
@@ -176,8 +181,12 @@ class Watches:
                 self._tail.add(_Recent(revision, events, sum(len(changed.encoded) for changed in taken)))
                 touched += events
         self._reach(applied.state.revision)
-        for wanted, group in self._groups.items():
-            if any(wanted.matches(event.key) for event in touched):
+        for wanted, group in tuple(self._groups.items()):
+            if wanted.chosen and any(event.key.startswith(wanted.chosen) for event in touched):
+                del self._groups[wanted]
+                group.outdated = True
+                group.wake()
+            elif any(wanted.matches(event.key) for event in touched):
                 group.touched = applied.state.revision
                 group.wake()
 
@@ -216,12 +225,12 @@ class Watches:
     ) -> api.ListEventsReply:
         """Events of a partition after a revision, oldest first, whole transactions only. Raises `Compacted`."""
         checks.between(request.limit, 0, limits.PAGE_MAX, "limit")
-        wanted, after = _filter(partition, request.kinds, ""), request.after_revision
-        _check_floor(store, partition, after)
+        wanted, after = filter_of([partition], request.kinds, ""), request.after_revision
+        _check_floor(store, self._region, after)
         reply = api.ListEventsReply(seen=max(after, last))
         count, room = request.limit or limits.PAGE_DEFAULT, limits.PAGE_BYTES_MAX
         scanned, seen = 0, after
-        for revision, events in groupby(machine.events(store, wanted.domain, after, last), key=_revision_of_event):
+        for revision, events in groupby(_events(store, wanted, after, last), key=_revision_of_event):
             if scanned >= limits.EVENTS_SCANNED_MAX:
                 reply.more, reply.seen = True, seen
                 break
@@ -235,15 +244,15 @@ class Watches:
             scanned, seen = scanned + len(transaction), revision
         return reply
 
-    def follow(self, store: Store, partition: Partition, request: api.WatchRequest, age: Age) -> Following:
+    def follow(self, store: Store, wanted: Filter, epoch: int, request: api.WatchRequest, age: Age) -> Following:
         """The messages of one watch; see `Node.watch`. Raises what that raises before its first message."""
         if self.count >= limits.WATCHES_PER_NODE_MAX:
             raise Unavailable("too many watchers", reason="WATCHES_FULL", hint="watch at another node")
-        wanted = _filter(partition, request.kinds, request.prefix)
         cursor = request.after_revision if request.HasField("after_revision") else self._revision
         if not request.snapshot:
-            _check_floor(store, partition, cursor)
-        return Following(self, store, partition, wanted, cursor, snapshot=request.snapshot, age=age)
+            _check_floor(store, self._region, cursor)
+        stamp = Stamp(self._region, epoch, age)
+        return Following(self, store, wanted, cursor, snapshot=request.snapshot, stamp=stamp)
 
     def join(self, wanted: Filter) -> _Group:
         """Count one more watcher of `wanted`."""
@@ -258,7 +267,7 @@ class Watches:
             del self._groups[wanted]
 
     def read(
-        self, store: Store, partition: Partition, wanted: Filter, group: _Group, cursor: int
+        self, store: Store, wanted: Filter, group: _Group, cursor: int
     ) -> tuple[list[tuple[int, bytes]], int, bool]:
         """What `wanted` matches above `cursor`: a page of messages, how far was seen, and whether that is all.
 
@@ -266,12 +275,19 @@ class Watches:
         """
         if self._closed:
             raise Unavailable("the node is stopping", reason="STOPPING", hint="watch at another node")
+        if group.outdated:
+            raise Compacted(
+                "there are other partitions to watch now",
+                reason="PARTITIONS_CHANGED",
+                hint="list the present records (snapshot), then watch from there",
+                oldest=self._revision + 1,
+            )
         if cursor >= group.touched:
             return [], self._revision, True
         if cursor >= self._tail.floor:
             page, complete = self._tail.page(wanted, cursor)
             return page, self._revision if complete else page[-1][0], complete
-        _check_floor(store, partition, cursor)
+        _check_floor(store, self._region, cursor)
         page, seen = _stored(store, wanted, cursor, self._revision)
         return page, seen, False
 
@@ -297,16 +313,15 @@ class Following:
         self,
         watches: Watches,
         store: Store,
-        partition: Partition,
         wanted: Filter,
         cursor: int,
         *,
         snapshot: bool,
-        age: Age,
+        stamp: Stamp,
     ) -> None:
-        self._watches, self._store, self._partition, self._wanted = watches, store, partition, wanted
+        self._watches, self._store, self._wanted = watches, store, wanted
         self._cursor = cursor
-        self._stamp = _Stamp(partition, age)
+        self._stamp = stamp
         self._group = watches.join(wanted)
         self._joined = True
         self._ready: deque[bytes] = deque()
@@ -354,7 +369,7 @@ class Following:
         elif self._wakes == group.wakes:
             await group.woken()
         self._wakes = group.wakes
-        page, seen, self._complete = self._watches.read(self._store, self._partition, self._wanted, group, self._cursor)
+        page, seen, self._complete = self._watches.read(self._store, self._wanted, group, self._cursor)
         self._cursor = max(self._cursor, seen)
         if page:
             self._ready.extend(message for _, message in page)
@@ -362,27 +377,30 @@ class Following:
             self._ready.append(self._stamp(api.WatchReply(kind=api.WatchReply.PROGRESS, revision=self._cursor)))
 
 
-class _Stamp:
+class Stamp:
     """Adds to a message where and how fresh it is, and encodes it."""
 
-    def __init__(self, partition: Partition, age: Age) -> None:
-        self._partition, self._age = partition, age
+    def __init__(self, region: str, epoch: int, age: Age) -> None:
+        self._region, self._epoch, self._age = region, epoch, age
 
     def __call__(self, reply: api.WatchReply) -> bytes:
+        """The encoded message."""
         reply.age_ms = self._age()
-        reply.region, reply.epoch = self._partition.home, self._partition.epoch
+        reply.region, reply.epoch = self._region, self._epoch
         return reply.SerializeToString()
 
 
-def _filter(partition: Partition, kinds: Sequence[str], prefix: str) -> Filter:
-    scope = scope_of(partition)
+def filter_of(among: Sequence[Partition], kinds: Sequence[str], prefix: str, chosen: bytes = b"") -> Filter:
+    """The records of these kinds (none: all) in partitions of this node, whose names start with `prefix`."""
+    scopes = sorted(map(scope_of, among))
     names = sorted(set(kinds)) or sorted(features.KINDS)
     start = checks.prefix(prefix).encode()
-    return Filter(keys.domain_of(scope), tuple(scope + keys.text(kind) + start for kind in names))
+    prefixes = tuple(scope + keys.text(kind) + start for scope in scopes for kind in names)
+    return Filter(tuple(dict.fromkeys(map(keys.domain_of, scopes))), prefixes, chosen)
 
 
-def _check_floor(view: View, partition: Partition, cursor: int) -> None:
-    system = scope_of(partitions.system(partition.home))
+def _check_floor(view: View, region: str, cursor: int) -> None:
+    system = scope_of(partitions.system(region))
     event = machine.event_at(view, keys.within(system, partitions.RETENTION.name, partitions.RETENTION_NAME))
     floor = Retention.FromString(event.value).event_floor if event else 0
     if cursor < floor:
@@ -420,7 +438,7 @@ def _stored(store: Store, wanted: Filter, after: int, last: int) -> tuple[list[t
     """A page of transactions from the store, as revisions and messages, and how far was read."""
     events: list[Event] = []
     size = 0
-    for event in machine.events(store, wanted.domain, after, last):
+    for event in _events(store, wanted, after, last):
         events.append(event)
         size += len(event.value)
         if len(events) == _PAGE or size > _PAGE_BYTES:
@@ -438,7 +456,13 @@ def _whole(store: Store, wanted: Filter, events: list[Event]) -> list[Event]:
     """A full page without its last transaction, which may be cut; if that is all there is, the whole of it."""
     cut = events[-1].revision
     before = [event for event in events if event.revision != cut]
-    return before or list(machine.events(store, wanted.domain, cut - 1, cut))
+    return before or list(_events(store, wanted, cut - 1, cut))
+
+
+def _events(view: View, wanted: Filter, after: int, last: int) -> Iterator[Event]:
+    """Events at revisions `after` + 1 … `last` in all domains that `wanted` looks at, in order."""
+    of_each = [machine.events(view, domain, after, last) for domain in wanted.domains]
+    return of_each[0] if len(of_each) == 1 else merge(*of_each, key=_revision_of_event)
 
 
 def _encode(revision: int, events: list[Event]) -> bytes | None:
@@ -450,17 +474,19 @@ def _encode(revision: int, events: list[Event]) -> bytes | None:
 
 def _change(event: Event) -> api.Change:
     key = keys.decode(event.key)
+    at = event.origin if event.HasField("origin") else event
     change = api.Change(
         kind=key.kind,
         name=key.name,
+        home=event.origin.home,
         meta=api.Meta(
-            revision=event.revision,
-            created=event.created,
-            version=event.version,
+            revision=at.revision,
+            created=at.created,
+            version=at.version,
             actor=event.actor,
             action=event.action,
             reason=event.reason,
-            at_ms=event.at_ms,
+            at_ms=at.at_ms,
         ),
     )
     if event.HasField("value") and key.kind in _SHOWN:
@@ -476,4 +502,4 @@ def _revision_of_event(event: Event) -> int:
     return event.revision
 
 
-_SHOWN = frozenset({"flag", "switch", "workflow", "election"})
+_SHOWN = frozenset({"flag", "switch", "workflow", "election", "stop", "exception"})

@@ -33,6 +33,7 @@ RestoreFlag              -      *         -         -         -
 GetFlagHistory           -      *         *         *         -
 EngageSwitch             -      *         -         -         -
 ReleaseSwitch            -      *         -         -         -
+ExceptSwitch             -      *         -         -         -
 GetStatus                -      *         *         *         -
 TransferRegion           -      p         -         -         -
 ListEvents               -      *         *         *         -

@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from controlplane.features import flags, leases, partitions, switches, workflows
+from controlplane.features import federation, flags, leases, partitions, switches, workflows
 from controlplane.kernel.transaction import Kind
 from controlplane.v1 import api_pb2 as api
 
@@ -40,6 +40,7 @@ WRITES: Mapping[str, Method] = {
     "RestoreFlag": Method(api.RestoreFlagRequest, flags.restore, flags.FLAG),
     "EngageSwitch": Method(api.EngageSwitchRequest, switches.engage, switches.SWITCH),
     "ReleaseSwitch": Method(api.ReleaseSwitchRequest, switches.release, switches.SWITCH),
+    "ExceptSwitch": Method(api.ExceptSwitchRequest, switches.make_exception, switches.SWITCH),
 }
 
 READS: Mapping[str, Method] = {
@@ -61,9 +62,15 @@ KINDS: Mapping[str, Kind[Any]] = {
     for kind in (
         flags.FLAG,
         switches.SWITCH,
+        switches.STOP,
+        switches.EXCEPTION,
         workflows.WORKFLOW,
         leases.ELECTION,
         partitions.PARTITION,
         partitions.RETENTION,
+        federation.CURSOR,
+        federation.FOREIGN,
+        federation.GRANT,
+        federation.PASSAGE,
     )
 }

@@ -1,21 +1,30 @@
 """Kill switches: engaged or released, never deleted. An agent is stopped if any that covers it is engaged.
 
+A switch lies in a partition that stays at home, with who threw it and why. What other regions learn of it is a `Stop`
+under an opaque id, in a partition that travels; a region can only stop more by hearing of one. An agent is stopped if
+any region's switch covers it: each region releases its own, and one that cannot be reached is answered for by an
+exception that names exactly one stop of it.
+
 Engaging needs one person and is idempotent. Nothing about a switch depends on a clock, and a switch that was never
 thrown has no record. `covering` is the same function on server, in the SDK and in checkers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from controlplane import limits
 from controlplane.errors import Invalid
 from controlplane.features import checks
 from controlplane.kernel.transaction import Kind, Reader, Row, Tx
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Scope, ScopeKind, Switch
+from controlplane.v1.records_pb2 import Partition, Scope, ScopeKind, Stop, StopException, Switch
 
 SWITCH = Kind("switch", Switch, history_kept=None, reserved=True)
+STOP = Kind("stop", Stop, history_kept=None, reserved=True)
+EXCEPTION = Kind("exception", StopException, history_kept=None, reserved=True)
 
 _WORDS = {
     ScopeKind.SCOPE_REGION: "region",
@@ -25,6 +34,7 @@ _WORDS = {
     ScopeKind.SCOPE_TOOL: "tool",
     ScopeKind.SCOPE_WORKFLOW: "workflow",
 }
+_KINDS = {word: kind for kind, word in _WORDS.items()}
 _NAMELESS = (ScopeKind.SCOPE_REGION, ScopeKind.SCOPE_ENVIRONMENT)
 
 
@@ -84,19 +94,123 @@ def covering(subject: api.Subject) -> Iterator[str]:
         yield f"tool:{tool}"
 
 
+def travels(name: str) -> bool:
+    """Whether a switch of this record name means anything to other regions."""
+    return name != "region:"
+
+
+def opaque(fleet: str, environment: str, name: str) -> str:
+    """The id under which a switch's record name is known to other regions.
+
+    It hides what is stopped from those who do not know the scope. It is no secret: who can guess the scope can check
+    the guess.
+    """
+    return hashlib.sha256(f"controlplane stop v1\0{fleet}\0{environment}\0{name}".encode()).hexdigest()[:32]
+
+
+def announce(tx: Tx, identifier: str, *, engaged: bool) -> bool:
+    """Say to other regions that something is stopped, or no longer; true if that is news. In a stop partition."""
+    row = tx.get(STOP, identifier)
+    if (row is None and not engaged) or (row is not None and row.value.engaged == engaged):
+        return False
+    tx.put(STOP, identifier, Stop(engaged=engaged))
+    return True
+
+
+def make_exception(tx: Tx, request: api.ExceptSwitchRequest) -> api.ExceptSwitchReply:
+    """Do not heed exactly one stop of another region. It is recorded here, with who and why; it frees nothing else."""
+    name = record_name(request.scope)
+    _check_reason(tx)
+    checks.name(request.region, "region")
+    wanted = StopException(region=request.region, epoch=request.epoch, revision=request.revision)
+    if not travels(name) or not request.epoch or not request.revision:
+        raise Invalid(
+            "an exception names a scope, and region, epoch and revision of the stop that is not heeded",
+            reason="EXCEPTION_MALFORMED",
+            hint="cpctl kill list shows them",
+        )
+    of = exception_name(request.region, name)
+    row = tx.get(EXCEPTION, of)
+    if row is not None and row.value == wanted:
+        return api.ExceptSwitchReply(changed=False)
+    tx.put(EXCEPTION, of, wanted)
+    return api.ExceptSwitchReply(changed=True)
+
+
+class Abroad:
+    """What other regions have stopped, as far as it is known here, in one environment.
+
+    `own` reads the partition in which this region's exceptions lie, `readers` the copies of the other regions' stops.
+    """
+
+    def __init__(self, fleet: str, environment: str, own: Reader, readers: Sequence[Reader]) -> None:
+        self._fleet, self._environment, self._own, self._readers = fleet, environment, own, readers
+
+    def stopping(self, subject: api.Subject) -> Iterator[api.SwitchView]:
+        """The stops of other regions that cover `subject` and are heeded."""
+        for reader in self._readers:
+            for name in filter(travels, covering(subject)):
+                row = reader.get(STOP, opaque(self._fleet, self._environment, name))
+                if row is not None and row.value.engaged and not self._excepted(reader.partition, name, row):
+                    switch = Switch(scope=scope_of_name(name), engaged=True)
+                    yield api.SwitchView(switch=switch, meta=checks.meta(row), region=reader.partition.home)
+
+    def stops(self, engaged_only: bool) -> Iterator[api.StopView]:
+        """All stops of other regions; those that this region has a switch for say what they stop."""
+        known = {opaque(self._fleet, self._environment, row.name): row.name for row in self._own.list(SWITCH)}
+        for reader in self._readers:
+            for row in islice(reader.list(STOP), limits.PAGE_MAX):
+                if engaged_only and not row.value.engaged:
+                    continue
+                name = known.get(row.name)
+                yield api.StopView(
+                    region=reader.partition.home,
+                    id=row.name,
+                    engaged=row.value.engaged,
+                    epoch=reader.partition.epoch,
+                    revision=row.revision,
+                    excepted=name is not None and self._excepted(reader.partition, name, row),
+                    scope=None if name is None else scope_of_name(name),
+                )
+
+    def _excepted(self, partition: Partition, name: str, row: Row[Stop]) -> bool:
+        found = self._own.get(EXCEPTION, exception_name(partition.home, name))
+        return found is not None and excepts(found.value, partition.home, partition.epoch, row.revision)
+
+
+def excepts(exception: StopException, region: str, epoch: int, revision: int) -> bool:
+    """Whether an exception is for exactly this stop."""
+    return (exception.region, exception.epoch, exception.revision) == (region, epoch, revision)
+
+
+def scope_of_name(name: str) -> Scope:
+    """The scope that has this record name."""
+    word, _, rest = name.partition(":")
+    return Scope(kind=_KINDS[word], name=rest)
+
+
+def exception_name(region: str, name: str) -> str:
+    """The record's name of an exception for a region's switch of this record name."""
+    return f"{region}/{name}"
+
+
 def stopping(subject: api.Subject, engaged: Callable[[str], bool]) -> list[str]:
     """The names among `covering(subject)` that are engaged."""
     return [name for name in covering(subject) if engaged(name)]
 
 
-def _throw(tx: Tx, scope: Scope, *, engaged: bool) -> tuple[Row[Switch], bool]:
-    name = record_name(scope)
+def _check_reason(tx: Tx) -> None:
     if not checks.free_text(tx.reason, "reason").strip():
         raise Invalid(
             "a kill switch is thrown for a reason: say it in the header",
             reason="REASON_MISSING",
             field="header.reason",
         )
+
+
+def _throw(tx: Tx, scope: Scope, *, engaged: bool) -> tuple[Row[Switch], bool]:
+    name = record_name(scope)
+    _check_reason(tx)
     row = tx.get(SWITCH, name)
     if row is not None and row.value.engaged == engaged:
         return row, False

@@ -23,6 +23,9 @@ OUTCOME = b"o"
 STATE = b"m/state"
 """→ `State`."""
 
+CURSOR_KIND = "cursor"
+"""The one kind that a transaction may write outside of its partition: see `state.proto`, `Txn`."""
+
 _END = b"\0"
 _NUMBER_BYTES = 8
 
@@ -82,6 +85,23 @@ def domain_of(scope_bytes: bytes) -> bytes:
     _, at = _text(scope_bytes, 0)
     _, at = _text(scope_bytes, at)
     return scope_bytes[:at]
+
+
+def home_and_reach(scope_bytes: bytes) -> tuple[str, str]:
+    """The two parts of a scope's or key's domain. Raises ValueError if it has none."""
+    home, at = _text(scope_bytes, 0)
+    reach, _ = _text(scope_bytes, at)
+    return home, reach
+
+
+def own_place(region: str) -> tuple[str, str]:
+    """Reach and id of the partition in which a region keeps what it notes about itself."""
+    return "HOME_ONLY", f"{region}.system"
+
+
+def cursor_name(home: str, reach: str) -> str:
+    """The name of the record that says how far a region's shared records were copied."""
+    return f"{home}/{reach}"
 
 
 def event(domain_bytes: bytes, revision: int, n: int) -> bytes:

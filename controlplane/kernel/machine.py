@@ -307,6 +307,8 @@ class Working:
             event.value = write.value
         elif old is None:
             return
+        if write.HasField("origin"):
+            event.origin.CopyFrom(write.origin)
         encoded = event.SerializeToString(deterministic=True)
         self._replace(key, old, event, encoded)
         self._changed.append(Changed(key, event, encoded, write.quiet))
@@ -354,11 +356,23 @@ def _bad_writes(writes: Sequence[Write], scope: bytes) -> str:
     if not _is_scope(scope):
         return "scope"
     for write in writes:
-        if not write.key.startswith(scope) or not _is_key(write.key, len(scope)):
+        inside = write.key.startswith(scope) and _is_key(write.key, len(scope))
+        if not inside and not _moves_cursor(write, scope):
             return "key outside of the scope"
         if len(write.value) > limits.VALUE_BYTES_MAX:
             return "value too large"
     return "key written twice" if len(writes) > 1 and len({write.key for write in writes}) < len(writes) else ""
+
+
+def _moves_cursor(write: Write, scope: bytes) -> bool:
+    """Whether this is what a copy of another region's transaction writes beside it: how far the copying has come."""
+    try:
+        cursor, (home, reach) = keys.decode(write.key), keys.home_and_reach(scope)
+    except ValueError:
+        return False
+    if not write.quiet or cursor.home == home or (cursor.reach, cursor.partition) != keys.own_place(cursor.home):
+        return False
+    return (cursor.kind, cursor.name) == (keys.CURSOR_KIND, keys.cursor_name(home, reach))
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,7 @@ from controlplane.errors import Compacted, ControlPlaneError, NotFound, Refused
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
 from controlplane.v1.records_pb2 import Partition, Reach
-from controlplane.v1.state_pb2 import Detail, Event, Guard, Range, Refusal, RequestId, Txn, Write
+from controlplane.v1.state_pb2 import Detail, Event, Guard, Origin, Range, Refusal, RequestId, Txn, Write
 
 M = TypeVar("M", bound=Message)
 
@@ -170,6 +170,27 @@ class Tx(Reader):
         key = keys.within(self._scope, kind.name, name)
         self._writes[key] = Write(key=key, history=kind.history_kept != 0)
 
+    def copy(self, key: bytes, value: bytes | None, origin: Origin) -> None:
+        """Have in this partition, which is another region's, what its home has: `value`, or None if it was deleted."""
+        write = Write(key=key, origin=origin)
+        if value is not None:
+            write.value = value
+        self._writes[key] = write
+
+    def put_cursor(self, scope: bytes, kind: Kind[M], name: str, value: M) -> None:
+        """Note how far the copying has come, in the region's own partition; see `state.proto`, `Txn`."""
+        key = keys.within(scope, kind.name, name)
+        self._writes[key] = Write(key=key, value=value.SerializeToString(deterministic=True), quiet=True)
+
+    def newest(self, key: bytes) -> Event | None:
+        """The newest event of a key of this partition; not guarded."""
+        return machine.event_at(self._view, key)
+
+    def copies(self, start: bytes, end: bytes) -> Iterator[Event]:
+        """The newest events of all records of this partition whose keys lie in start ≤ key < end."""
+        for _, packed in self._view.scan(keys.RECORD + start, keys.RECORD + end):
+            yield Event.FromString(packed)
+
     def trim(self, start: bytes, end: bytes) -> None:
         """Drop rows past their retention: store keys of events, history or outcomes."""
         self._trims.append(Range(start=start, end=end))
@@ -201,17 +222,18 @@ class Tx(Reader):
 
 
 def row(kind: Kind[M], name: str, event: Event) -> Row[M]:
-    """An event with a value, as the record it made."""
+    """An event with a value, as the record it made. A copy stands where it stands at home."""
+    at = event.origin if event.HasField("origin") else event
     return Row(
         name,
         kind.message.FromString(event.value),
-        event.revision,
-        event.created,
-        event.version,
+        at.revision,
+        at.created,
+        at.version,
         event.actor,
         event.action,
         event.reason,
-        event.at_ms,
+        at.at_ms,
     )
 
 

@@ -161,7 +161,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("header", "region", "node", "role", "commit", "applied", "last", "hash", "members", "records", "live_bytes", "quota_bytes", "watchers", "uptime_ms", "version", "disk_free_bytes")
+    __slots__ = ("header", "region", "node", "role", "commit", "applied", "last", "hash", "members", "records", "live_bytes", "quota_bytes", "watchers", "uptime_ms", "version", "disk_free_bytes", "links")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class GetStatusReply(_message.Message):
     UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     header: ReplyHeader
     region: Region
     node: str
@@ -194,7 +195,36 @@ class GetStatusReply(_message.Message):
     uptime_ms: int
     version: str
     disk_free_bytes: int
-    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., node: _Optional[str] = ..., role: _Optional[str] = ..., commit: _Optional[int] = ..., applied: _Optional[int] = ..., last: _Optional[int] = ..., hash: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., records: _Optional[int] = ..., live_bytes: _Optional[int] = ..., quota_bytes: _Optional[int] = ..., watchers: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., version: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[Link]
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., node: _Optional[str] = ..., role: _Optional[str] = ..., commit: _Optional[int] = ..., applied: _Optional[int] = ..., last: _Optional[int] = ..., hash: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., records: _Optional[int] = ..., live_bytes: _Optional[int] = ..., quota_bytes: _Optional[int] = ..., watchers: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., version: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ...) -> None: ...
+
+class Link(_message.Message):
+    __slots__ = ("region", "jurisdiction", "state", "reason", "views", "exported")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    JURISDICTION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    jurisdiction: str
+    state: str
+    reason: str
+    views: _containers.RepeatedCompositeFieldContainer[View]
+    exported: _containers.RepeatedScalarFieldContainer[_records_pb2.Reach]
+    def __init__(self, region: _Optional[str] = ..., jurisdiction: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., views: _Optional[_Iterable[_Union[View, _Mapping]]] = ..., exported: _Optional[_Iterable[_Union[_records_pb2.Reach, str]]] = ...) -> None: ...
+
+class View(_message.Message):
+    __slots__ = ("reach", "revision", "age_ms", "listing")
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    reach: _records_pb2.Reach
+    revision: int
+    age_ms: int
+    listing: bool
+    def __init__(self, reach: _Optional[_Union[_records_pb2.Reach, str]] = ..., revision: _Optional[int] = ..., age_ms: _Optional[int] = ..., listing: _Optional[bool] = ...) -> None: ...
 
 class TransferRegionRequest(_message.Message):
     __slots__ = ("header", "target")
@@ -605,12 +635,32 @@ class GetAgentConfigReply(_message.Message):
     def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., config: _Optional[_Union[AgentConfig, _Mapping]] = ..., fields: _Optional[_Iterable[_Union[ConfigField, _Mapping]]] = ...) -> None: ...
 
 class SwitchView(_message.Message):
-    __slots__ = ("switch", "meta")
+    __slots__ = ("switch", "meta", "region")
     SWITCH_FIELD_NUMBER: _ClassVar[int]
     META_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     switch: _records_pb2.Switch
     meta: Meta
-    def __init__(self, switch: _Optional[_Union[_records_pb2.Switch, _Mapping]] = ..., meta: _Optional[_Union[Meta, _Mapping]] = ...) -> None: ...
+    region: str
+    def __init__(self, switch: _Optional[_Union[_records_pb2.Switch, _Mapping]] = ..., meta: _Optional[_Union[Meta, _Mapping]] = ..., region: _Optional[str] = ...) -> None: ...
+
+class StopView(_message.Message):
+    __slots__ = ("region", "id", "engaged", "epoch", "revision", "excepted", "scope")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ENGAGED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    EXCEPTED_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    id: str
+    engaged: bool
+    epoch: int
+    revision: int
+    excepted: bool
+    scope: _records_pb2.Scope
+    def __init__(self, region: _Optional[str] = ..., id: _Optional[str] = ..., engaged: _Optional[bool] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., excepted: _Optional[bool] = ..., scope: _Optional[_Union[_records_pb2.Scope, _Mapping]] = ...) -> None: ...
 
 class EngageSwitchRequest(_message.Message):
     __slots__ = ("header", "scope")
@@ -661,16 +711,40 @@ class ListSwitchesRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., engaged_only: _Optional[bool] = ..., limit: _Optional[int] = ..., after: _Optional[str] = ...) -> None: ...
 
 class ListSwitchesReply(_message.Message):
-    __slots__ = ("header", "switches", "more", "next")
+    __slots__ = ("header", "switches", "more", "next", "stops")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     SWITCHES_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
+    STOPS_FIELD_NUMBER: _ClassVar[int]
     header: ReplyHeader
     switches: _containers.RepeatedCompositeFieldContainer[SwitchView]
     more: bool
     next: str
-    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[SwitchView, _Mapping]]] = ..., more: _Optional[bool] = ..., next: _Optional[str] = ...) -> None: ...
+    stops: _containers.RepeatedCompositeFieldContainer[StopView]
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., switches: _Optional[_Iterable[_Union[SwitchView, _Mapping]]] = ..., more: _Optional[bool] = ..., next: _Optional[str] = ..., stops: _Optional[_Iterable[_Union[StopView, _Mapping]]] = ...) -> None: ...
+
+class ExceptSwitchRequest(_message.Message):
+    __slots__ = ("header", "scope", "region", "epoch", "revision")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    header: RequestHeader
+    scope: _records_pb2.Scope
+    region: str
+    epoch: int
+    revision: int
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., scope: _Optional[_Union[_records_pb2.Scope, _Mapping]] = ..., region: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class ExceptSwitchReply(_message.Message):
+    __slots__ = ("header", "changed")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    header: ReplyHeader
+    changed: bool
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., changed: _Optional[bool] = ...) -> None: ...
 
 class Subject(_message.Message):
     __slots__ = ("tenant", "agent_type", "workflow", "tools")
@@ -715,7 +789,7 @@ class WatchRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., kinds: _Optional[_Iterable[str]] = ..., prefix: _Optional[str] = ..., after_revision: _Optional[int] = ..., snapshot: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("kind", "name", "meta", "flag", "switch", "workflow", "election")
+    __slots__ = ("kind", "name", "meta", "flag", "switch", "workflow", "election", "stop", "exception", "home")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     META_FIELD_NUMBER: _ClassVar[int]
@@ -723,6 +797,9 @@ class Change(_message.Message):
     SWITCH_FIELD_NUMBER: _ClassVar[int]
     WORKFLOW_FIELD_NUMBER: _ClassVar[int]
     ELECTION_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    EXCEPTION_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
     kind: str
     name: str
     meta: Meta
@@ -730,7 +807,10 @@ class Change(_message.Message):
     switch: _records_pb2.Switch
     workflow: _records_pb2.Workflow
     election: _records_pb2.Election
-    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., meta: _Optional[_Union[Meta, _Mapping]] = ..., flag: _Optional[_Union[_records_pb2.Flag, _Mapping]] = ..., switch: _Optional[_Union[_records_pb2.Switch, _Mapping]] = ..., workflow: _Optional[_Union[_records_pb2.Workflow, _Mapping]] = ..., election: _Optional[_Union[_records_pb2.Election, _Mapping]] = ...) -> None: ...
+    stop: _records_pb2.Stop
+    exception: _records_pb2.StopException
+    home: str
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., meta: _Optional[_Union[Meta, _Mapping]] = ..., flag: _Optional[_Union[_records_pb2.Flag, _Mapping]] = ..., switch: _Optional[_Union[_records_pb2.Switch, _Mapping]] = ..., workflow: _Optional[_Union[_records_pb2.Workflow, _Mapping]] = ..., election: _Optional[_Union[_records_pb2.Election, _Mapping]] = ..., stop: _Optional[_Union[_records_pb2.Stop, _Mapping]] = ..., exception: _Optional[_Union[_records_pb2.StopException, _Mapping]] = ..., home: _Optional[str] = ...) -> None: ...
 
 class WatchReply(_message.Message):
     __slots__ = ("revision", "changes", "age_ms", "kind", "region", "epoch")

@@ -952,6 +952,11 @@ class OperatorsStub:
                 request_serializer=controlplane_dot_v1_dot_api__pb2.ReleaseSwitchRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_api__pb2.ReleaseSwitchReply.FromString,
                 _registered_method=True)
+        self.ExceptSwitch = channel.unary_unary(
+                '/controlplane.v1.Operators/ExceptSwitch',
+                request_serializer=controlplane_dot_v1_dot_api__pb2.ExceptSwitchRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_api__pb2.ExceptSwitchReply.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/controlplane.v1.Operators/GetStatus',
                 request_serializer=controlplane_dot_v1_dot_api__pb2.GetStatusRequest.SerializeToString,
@@ -1003,6 +1008,12 @@ class OperatorsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExceptSwitch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -1048,6 +1059,11 @@ def add_OperatorsServicer_to_server(servicer, server):
                     servicer.ReleaseSwitch,
                     request_deserializer=controlplane_dot_v1_dot_api__pb2.ReleaseSwitchRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_api__pb2.ReleaseSwitchReply.SerializeToString,
+            ),
+            'ExceptSwitch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExceptSwitch,
+                    request_deserializer=controlplane_dot_v1_dot_api__pb2.ExceptSwitchRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_api__pb2.ExceptSwitchReply.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -1201,6 +1217,33 @@ class Operators:
             '/controlplane.v1.Operators/ReleaseSwitch',
             controlplane_dot_v1_dot_api__pb2.ReleaseSwitchRequest.SerializeToString,
             controlplane_dot_v1_dot_api__pb2.ReleaseSwitchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExceptSwitch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Operators/ExceptSwitch',
+            controlplane_dot_v1_dot_api__pb2.ExceptSwitchRequest.SerializeToString,
+            controlplane_dot_v1_dot_api__pb2.ExceptSwitchReply.FromString,
             options,
             channel_credentials,
             insecure,

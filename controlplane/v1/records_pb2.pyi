@@ -163,3 +163,79 @@ class Election(_message.Message):
     ttl_ms: int
     value: bytes
     def __init__(self, name: _Optional[str] = ..., holder: _Optional[str] = ..., process: _Optional[bytes] = ..., ttl_ms: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class Stop(_message.Message):
+    __slots__ = ("engaged",)
+    ENGAGED_FIELD_NUMBER: _ClassVar[int]
+    engaged: bool
+    def __init__(self, engaged: _Optional[bool] = ...) -> None: ...
+
+class StopException(_message.Message):
+    __slots__ = ("region", "epoch", "revision")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    epoch: int
+    revision: int
+    def __init__(self, region: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class Cursor(_message.Message):
+    __slots__ = ("peer", "reach", "epoch", "revision", "listing", "listed", "age_ms")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    LISTED_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    reach: Reach
+    epoch: int
+    revision: int
+    listing: bool
+    listed: bytes
+    age_ms: int
+    def __init__(self, peer: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ..., age_ms: _Optional[int] = ...) -> None: ...
+
+class Grant(_message.Message):
+    __slots__ = ("peer", "jurisdiction", "reach", "open")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    JURISDICTION_FIELD_NUMBER: _ClassVar[int]
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    jurisdiction: str
+    reach: Reach
+    open: bool
+    def __init__(self, peer: _Optional[str] = ..., jurisdiction: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., open: _Optional[bool] = ...) -> None: ...
+
+class Passage(_message.Message):
+    __slots__ = ("direction", "counterparty", "reach", "epoch", "after", "upto", "records", "digest", "sort")
+    class Direction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DIRECTION_UNSPECIFIED: _ClassVar[Passage.Direction]
+        EGRESS: _ClassVar[Passage.Direction]
+        INGRESS: _ClassVar[Passage.Direction]
+    DIRECTION_UNSPECIFIED: Passage.Direction
+    EGRESS: Passage.Direction
+    INGRESS: Passage.Direction
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    COUNTERPARTY_FIELD_NUMBER: _ClassVar[int]
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    UPTO_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SORT_FIELD_NUMBER: _ClassVar[int]
+    direction: Passage.Direction
+    counterparty: str
+    reach: Reach
+    epoch: int
+    after: int
+    upto: int
+    records: int
+    digest: bytes
+    sort: str
+    def __init__(self, direction: _Optional[_Union[Passage.Direction, str]] = ..., counterparty: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., after: _Optional[int] = ..., upto: _Optional[int] = ..., records: _Optional[int] = ..., digest: _Optional[bytes] = ..., sort: _Optional[str] = ...) -> None: ...

@@ -68,16 +68,18 @@ class Guard(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Write(_message.Message):
-    __slots__ = ("key", "value", "quiet", "history")
+    __slots__ = ("key", "value", "quiet", "history", "origin")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     QUIET_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     value: bytes
     quiet: bool
     history: bool
-    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., quiet: _Optional[bool] = ..., history: _Optional[bool] = ...) -> None: ...
+    origin: Origin
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., quiet: _Optional[bool] = ..., history: _Optional[bool] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ...) -> None: ...
 
 class Range(_message.Message):
     __slots__ = ("start", "end")
@@ -112,14 +114,20 @@ class Event(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., created: _Optional[int] = ..., version: _Optional[int] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., at_ms: _Optional[int] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ...) -> None: ...
 
 class Origin(_message.Message):
-    __slots__ = ("home", "epoch", "revision")
+    __slots__ = ("home", "epoch", "revision", "created", "version", "at_ms")
     HOME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
     home: str
     epoch: int
     revision: int
-    def __init__(self, home: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+    created: int
+    version: int
+    at_ms: int
+    def __init__(self, home: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., created: _Optional[int] = ..., version: _Optional[int] = ..., at_ms: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("error", "reason", "message", "hint", "details")

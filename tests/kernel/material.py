@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
+from controlplane import limits
 from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied
 from controlplane.kernel.store import Batch, MemoryStore, Row, Store, View
@@ -34,7 +35,7 @@ def fresh(span: int = SPAN) -> MemoryStore:
 
 
 def seeded(store: Store, span: int = SPAN) -> Store:
-    state = State(format=1, outcome_span=span, hash=bytes(32))
+    state = State(format=limits.STATE_FORMAT, outcome_span=span, hash=bytes(32))
     store.commit(Batch(puts={keys.STATE: state.SerializeToString(deterministic=True)}))
     return store
 

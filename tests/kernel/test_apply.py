@@ -174,7 +174,7 @@ def test_whatever_happens_every_row_can_be_read(history: list[Planned]) -> None:
             assert row == keys.RECORD + event.key
 
 
-@pytest.mark.parametrize("format_byte", [b"\0", b"\2", b"\xff"])
+@pytest.mark.parametrize("format_byte", [b"\0", b"\1", bytes([limits.ENTRY_FORMAT + 1]), b"\xff"])
 def test_an_entry_of_another_format_stops_the_node_and_changes_nothing(format_byte: bytes) -> None:
     store = fresh()
     before = rows(store)
@@ -186,7 +186,7 @@ def test_an_entry_of_another_format_stops_the_node_and_changes_nothing(format_by
 def test_a_store_of_another_format_stops_the_node() -> None:
     store = fresh()
     state = machine.state_of(store)
-    state.format = 2
+    state.format = limits.STATE_FORMAT + 1
     store.commit(material.Batch(puts={keys.STATE: state.SerializeToString()}))
     with pytest.raises(Fatal, match="run the release that wrote it"):
         apply(store, txn(put("a")))

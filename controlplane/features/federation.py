@@ -1,0 +1,233 @@
+"""What regions share: copies of each other's records, how far copying has come, and what passed between them.
+
+A region's leader follows another region's shared records with one cursor for each reach. What it hears becomes
+transactions of its own log that write the copies and move the cursor, so that nothing is copied twice, skipped or torn,
+whoever leads. Copies lie under their home's keys: no exporter, who is handed key ranges of its own home, can see them.
+
+1. A copy is never older than what it replaces: the home's revisions decide, not the order of arrival.
+2. A listing goes through the keys in order. What is not in it and lies between two of its keys is gone at home, and is
+   deleted in the same transaction.
+3. Who wrote a record, and why, stays at home.
+4. What may leave is written down before the first of it does (`Grant`), and what came in and went out after
+   (`Passage`), by both sides, each from what it saw itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from controlplane import limits
+from controlplane.errors import Refused
+from controlplane.features import partitions
+from controlplane.kernel import keys, machine
+from controlplane.kernel.store import View
+from controlplane.kernel.transaction import Kind, Tx, scope_of
+from controlplane.v1.api_pb2 import RequestHeader
+from controlplane.v1.federation_pb2 import Shared, SharedPage
+from controlplane.v1.records_pb2 import Cursor, Grant, Partition, Passage, Reach
+from controlplane.v1.state_pb2 import Event, Origin
+
+CURSOR = Kind(keys.CURSOR_KIND, Cursor, reserved=True)
+FOREIGN = Kind("foreign", Partition, reserved=True)
+GRANT = Kind("grant", Grant, history_kept=None, reserved=True)
+PASSAGE = Kind("passage", Passage, reserved=True)
+
+_WRITES = limits.WRITES_PER_TXN_MAX - 1
+"""Copies of one transaction: the cursor is written beside them."""
+
+
+def cursor_name(peer: str, reach: Reach) -> str:
+    """Names the cursor of what `peer` shares with this reach."""
+    return keys.cursor_name(peer, Reach.Name(reach))
+
+
+def carrier(peer: str, reach: Reach) -> Partition:
+    """The partition of a transaction that moves a cursor and copies nothing."""
+    return Partition(id=f"{peer}.shared", home=peer, epoch=1, reach=reach)
+
+
+def cursor_at(view: View, region: str, peer: str, reach: Reach) -> Cursor:
+    """How far `region` has copied; a new cursor lists everything."""
+    key = keys.within(scope_of(partitions.system(region)), CURSOR.name, cursor_name(peer, reach))
+    event = machine.event_at(view, key)
+    return Cursor.FromString(event.value) if event else Cursor(peer=peer, reach=reach, epoch=1)
+
+
+# -- the side that follows
+
+
+def begin_listing(tx: Tx, region: str, cursor: Cursor, revision: int) -> RequestHeader | None:
+    """Copy everything anew, as of at least the home's `revision`; what was copied stays until it is found gone."""
+    if _read_cursor(tx, region, cursor) != cursor:
+        return None
+    return _move(
+        tx, region, Cursor(peer=cursor.peer, reach=cursor.reach, epoch=cursor.epoch, revision=revision, listing=True)
+    )
+
+
+def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
+    """Copy a page of a listing, or as much of it as one transaction can hold: ask again until the cursor is past it.
+
+    None if it was taken already, or is not the next one. Raises `Refused` for what its sender may not share.
+    """
+    cursor = _cursor_of(tx, region)
+    if not cursor.listing or not page.after <= cursor.listed < page.upto:
+        return None
+    scope = scope_of(tx.partition)
+    first, end = max(cursor.listed + b"\0", scope), min(page.upto + b"\0", scope + b"\xff")
+    here = {event.key: event for event in tx.copies(first, end)} if first < end else {}
+    there = {each.key: each for each in page.records if each.key > cursor.listed}
+    writes, listed = 0, page.upto
+    for key in sorted({*here, *there}):
+        if writes == _WRITES:
+            break
+        listed = key
+        writes += _take(tx, there.get(key), here.get(key), page_revision=cursor.revision)
+    else:
+        listed = page.upto
+    done = page.last and listed == page.upto
+    moved = Cursor()
+    moved.CopyFrom(cursor)
+    moved.listing, moved.listed = not done, b"" if done else listed
+    return _move(tx, region, moved)
+
+
+def take_transaction(tx: Tx, region: str, revision: int, records: Iterable[Shared]) -> RequestHeader | None:
+    """Copy one transaction of the home; None if it was copied already. Raises `Refused` for what may not be shared."""
+    cursor = _cursor_of(tx, region)
+    if cursor.revision >= revision:
+        return None
+    if cursor.listing:
+        raise Refused("a listing comes before what follows it", reason="LISTING_UNFINISHED")
+    for each in records:
+        _take(tx, each, tx.newest(each.key), page_revision=0)
+    moved = Cursor()
+    moved.CopyFrom(cursor)
+    moved.revision = revision
+    return _move(tx, region, moved)
+
+
+def note_progress(tx: Tx, region: str, revision: int, age_ms: int) -> RequestHeader | None:
+    """Nothing changed at home up to `revision`, as of `age_ms` ago."""
+    cursor = _cursor_of(tx, region)
+    if cursor.listing or cursor.revision > revision:
+        return None
+    moved = Cursor()
+    moved.CopyFrom(cursor)
+    moved.revision, moved.age_ms = revision, age_ms
+    return _move(tx, region, moved)
+
+
+def learn(tx: Tx, peer: str, reach: Reach, found: Iterable[Partition]) -> RequestHeader | None:
+    """Remember the partitions that a peer shares. In the system partition. Raises `Refused` for others' partitions."""
+    news = False
+    for partition in found:
+        if partition.home != peer or partition.reach != reach or not partition.id.startswith(f"{peer}."):
+            raise Refused(f"{peer} may not share this partition", reason="PARTITION_FOREIGN")
+        row = tx.get(FOREIGN, partition.id)
+        if row is None or row.value != partition:
+            tx.put(FOREIGN, partition.id, partition)
+            news = True
+    return RequestHeader() if news else None
+
+
+# -- the side that is followed
+
+
+def shared(events: Iterable[Event]) -> list[Shared]:
+    """Events as they leave: without who and why."""
+    return [_stripped(event) for event in events]
+
+
+def grant(tx: Tx, wanted: Grant) -> RequestHeader | None:
+    """Write down that a peer may hold copies, or no longer. In the system partition."""
+    name = keys.cursor_name(wanted.peer, Reach.Name(wanted.reach))
+    row = tx.get(GRANT, name)
+    if (row is None and not wanted.open) or (row is not None and row.value == wanted):
+        return None
+    tx.put(GRANT, name, wanted)
+    return RequestHeader()
+
+
+def granted(view: View, region: str, peer: str, reach: Reach) -> bool:
+    """Whether it is written down that `peer` may hold copies of this reach."""
+    key = keys.within(scope_of(partitions.system(region)), GRANT.name, keys.cursor_name(peer, Reach.Name(reach)))
+    event = machine.event_at(view, key)
+    return event is not None and Grant.FromString(event.value).open
+
+
+# -- both
+
+
+def record_passage(tx: Tx, passage: Passage) -> RequestHeader | None:
+    """Write down what passed; once. In the system partition."""
+    way = Passage.Direction.Name(passage.direction).lower()
+    place = keys.cursor_name(passage.counterparty, Reach.Name(passage.reach))
+    name = f"{way}/{place}/{passage.epoch}/{passage.upto:020d}/{passage.sort}"
+    if tx.get(PASSAGE, name) is not None:
+        return None
+    tx.put(PASSAGE, name, passage)
+    return RequestHeader()
+
+
+def chained(digest: bytes, revision: int, records: Iterable[Shared]) -> bytes:
+    """The digest of what passed, with one more transaction: of keys, revisions and values' hashes, in order."""
+    sha = hashlib.sha256(digest + keys.number(revision))
+    for each in records:
+        value = hashlib.sha256(each.value).digest() if each.HasField("value") else b""
+        sha.update(keys.number(len(each.key)) + each.key + keys.number(each.origin.revision) + value)
+    return sha.digest()
+
+
+def _stripped(event: Event) -> Shared:
+    key = keys.decode(event.key)
+    out = Shared(
+        key=event.key,
+        origin=Origin(
+            home=key.home,
+            epoch=key.epoch,
+            revision=event.revision,
+            created=event.created,
+            version=event.version,
+            at_ms=event.at_ms,
+        ),
+    )
+    if event.HasField("value"):
+        out.value = event.value
+    return out
+
+
+def _take(tx: Tx, there: Shared | None, here: Event | None, *, page_revision: int) -> int:
+    """Bring one record up to date; how many writes that took."""
+    if there is None:
+        if here is None or here.origin.revision > page_revision:
+            return 0
+        gone = Origin()
+        gone.CopyFrom(here.origin)
+        tx.copy(here.key, None, gone)
+        return 1
+    if not there.key.startswith(scope_of(tx.partition)) or there.origin.home != tx.partition.home:
+        raise Refused("a record outside of what its sender may share", reason="RECORD_FOREIGN")
+    if here is not None and here.origin.revision >= there.origin.revision:
+        return 0
+    if here is None and not there.HasField("value"):
+        return 0
+    tx.copy(there.key, there.value if there.HasField("value") else None, there.origin)
+    return 1
+
+
+def _cursor_of(tx: Tx, region: str) -> Cursor:
+    peer, reach = tx.partition.home, tx.partition.reach
+    return _read_cursor(tx, region, Cursor(peer=peer, reach=reach, epoch=1))
+
+
+def _read_cursor(tx: Tx, region: str, usual: Cursor) -> Cursor:
+    row = tx.read_in(scope_of(partitions.system(region)), CURSOR, cursor_name(usual.peer, usual.reach))
+    return usual if row is None else row.value
+
+
+def _move(tx: Tx, region: str, cursor: Cursor) -> RequestHeader:
+    scope = scope_of(partitions.system(region))
+    tx.put_cursor(scope, CURSOR, cursor_name(cursor.peer, cursor.reach), cursor)
+    return RequestHeader()
