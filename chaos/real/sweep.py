@@ -30,6 +30,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from chaos.fuzz import scratch
 from chaos.real import Unsupported
 from chaos.real.commands import SKIPPED_CODE
 from chaos.real.disks import drop_unsynced
@@ -206,7 +207,8 @@ def _store_problem(store: RocksStore, held: Recovered, plan: Sequence[Step]) -> 
 def disks_command(*, count: int, every: int, seed: int) -> None:
     """Fail, tear and end at every single call that the journal and the store make to their disk."""
     console = Console()
-    folder = Path(tempfile.mkdtemp(prefix="chaos-disks-"))
+    # In memory: what a disk keeps is decided by the shim, and a real one takes most of the time with syncs.
+    folder = Path(tempfile.mkdtemp(prefix="chaos-disks-", dir=scratch()))
     try:
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task("cases")
