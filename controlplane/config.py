@@ -252,6 +252,10 @@ class _Table:
             for number, value in enumerate(values[:most], start=1)
         ]
 
+    def names(self) -> tuple[str, ...]:
+        """Its keys, where they are names that the file gives."""
+        return tuple(self._values)
+
     def finish(self, known: str) -> None:
         for key in self._values:
             self.problem(key, f"is not known; the keys here are {known}")
@@ -298,7 +302,7 @@ def _region(table: _Table, file: Path) -> RegionConfig:
     )
     table.finish(
         "format, fleet, region, jurisdiction, authority, administrators, quota_bytes, ballast_bytes, "
-        "[timing], [[node]], [[partition]], [[jurisdiction]] and [[peer]]"
+        "[timing], [[node]], [[partition]], [jurisdictions] and [[peer]]"
     )
     return region
 
@@ -307,23 +311,22 @@ def _jurisdictions(table: _Table, region: str, own: str) -> dict[str, frozenset[
     """All jurisdictions of the fleet. Whoever is in none, or in two, could be sent what must not reach it."""
     found: dict[str, frozenset[str]] = {}
     where: dict[str, str] = {}
-    for each in table.tables("jurisdiction", _REGIONS_MAX):
-        name = _word(each, "name")
-        regions = each.texts("regions", word_is_valid, "names of regions", _REGIONS_MAX, 1)
-        each.finish("name and regions")
-        if name and name in found:
-            each.problem("name", f"{name!r} has a table already; write all its regions there")
+    each = table.table("jurisdictions")
+    for name in each.names():
+        if not word_is_valid(name):
+            each.problem(name, 'names a jurisdiction; write a lower-case word of letters, digits and "-"')
+        regions = each.texts(name, word_is_valid, "names of regions", _REGIONS_MAX, 1)
         for listed in regions:
             if listed in where:
-                each.problem("regions", f"{listed!r} is in {where[listed]!r} already; a region has one jurisdiction")
+                each.problem(name, f"{listed!r} is in {where[listed]!r} already; a region has one jurisdiction")
             where.setdefault(listed, name)
-        found[name] = found.get(name, frozenset()) | frozenset(regions)
-    if not (found and all(found) and region and own):
+        found[name] = frozenset(regions)
+    if not found or not region or not own:
         return found
     if region not in where:
-        table.problem("jurisdiction", f"no [[jurisdiction]] names this region; add {region!r} to those of {own!r}")
+        table.problem("jurisdictions", f"does not name this region; add {region!r} to {own!r}")
     elif where[region] != own:
-        table.problem("jurisdiction", f"is {own!r}, but [[jurisdiction]] has {region!r} in {where[region]!r}")
+        table.problem("jurisdiction", f"is {own!r}, but [jurisdictions] has {region!r} in {where[region]!r}")
     return found
 
 
@@ -342,9 +345,7 @@ def _peers(
         if peer.region == region and region:
             each.problem("region", "is this region itself; a peer is another region")
         elif peer.region and theirs is None:
-            each.problem(
-                "region", f"no [[jurisdiction]] names {peer.region!r}; add it to the one whose law it is under"
-            )
+            each.problem("region", f"{peer.region!r} is in no jurisdiction; add it to one of [jurisdictions]")
         elif theirs is not None and not peer.may_leave <= frozenset(shareable(own, theirs)):
             each.problem("may_leave", f'holds "jurisdiction", but {peer.region!r} is in {theirs!r}, not in {own!r}')
         for endpoint in peer.endpoints:

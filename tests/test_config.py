@@ -1,5 +1,6 @@
 """Region files: what is accepted, and that every mistake is named with its remedy."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane import config
+from controlplane.geography import Atlas, agreement, terms
 from controlplane.v1 import records_pb2
 
 DEMO = Path(__file__).parent.parent / "regions" / "demo.toml"
@@ -110,6 +112,8 @@ def test_sizes_that_are_possible(count):
         ('fleet = "acme"', 'fleet = "acme"\nquota_bytes = 1', "quota_bytes", "whole number from"),
         ('fleet = "acme"', 'fleet = "acme"\nquota_bytes = 1e9', "quota_bytes", "whole number from"),
         ('fleet = "acme"', 'fleet = "acme"\nballast_bytes = -1', "ballast_bytes", "whole number from"),
+        ('fleet = "acme"', 'fleet = "acme"\njurisdictions = 3', "jurisdictions", "as a table"),
+        ('fleet = "acme"', 'fleet = "acme"\npeer = 3', "peer", "table of its own"),
         ('fleet = "acme"', 'fleet = "acme"\ntiming = 3', "timing", "as a table"),
         ('fleet = "acme"', 'fleet = "acme"\ntiming.beat_ms = 100', "timing.beat_ms", "a third"),
         ('fleet = "acme"', 'fleet = "acme"\ntiming.beat = 10', "timing.beat", "is not known"),
@@ -200,7 +204,184 @@ def test_ipv6_addresses():
         config.split_address("::1:7001")
 
 
-LINES = GOOD.splitlines()
+# -- other regions
+
+JURISDICTIONS = """
+[jurisdictions]
+eu = ["eu-west", "eu-central"]
+us = ["us-east"]
+"""
+PEERS = """
+[[peer]]
+region = "eu-central"
+endpoints = ["n1.eu-central.example:7443", "[2001:db8::1]:7443"]
+certificate_names = ["n1", "n2"]
+may_leave = ["jurisdiction", "global"]
+
+[[peer]]
+region = "us-east"
+endpoints = ["127.0.0.1:7901"]
+certificate_names = ["n1"]
+may_leave = ["global"]
+"""
+FEDERATED = GOOD + JURISDICTIONS + PEERS
+
+
+def test_a_region_that_knows_no_other():
+    region = config.parse(GOOD, FILE)
+    assert (region.peers, dict(region.jurisdictions)) == ((), {})
+    assert region.atlas == Atlas("acme", "eu-west", {"eu-west": "eu"}, {})
+
+
+def test_a_region_with_peers():
+    region = config.parse(FEDERATED, FILE)
+    assert region.jurisdictions == {"eu": {"eu-west", "eu-central"}, "us": {"us-east"}}
+    assert region.peers == (
+        config.PeerConfig(
+            "eu-central",
+            ("n1.eu-central.example:7443", "[2001:db8::1]:7443"),
+            frozenset({"n1", "n2"}),
+            frozenset({records_pb2.JURISDICTION, records_pb2.GLOBAL}),
+        ),
+        config.PeerConfig("us-east", ("127.0.0.1:7901",), frozenset({"n1"}), frozenset({records_pb2.GLOBAL})),
+    )
+    assert region.peer("us-east") is region.peers[1]
+    assert region.peer("eu-west") is None
+    assert region.atlas == Atlas(
+        "acme",
+        "eu-west",
+        {"eu-west": "eu", "eu-central": "eu", "us-east": "us"},
+        {
+            "eu-central": frozenset({records_pb2.JURISDICTION, records_pb2.GLOBAL}),
+            "us-east": frozenset({records_pb2.GLOBAL}),
+        },
+    )
+
+
+def test_jurisdictions_without_peers_and_peers_for_which_nothing_leaves():
+    assert config.parse(GOOD + JURISDICTIONS, FILE).peers == ()
+    silent = FEDERATED.replace('may_leave = ["global"]', "may_leave = []")
+    assert config.parse(silent, FILE).peers[1].may_leave == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "says"),
+    [
+        # Jurisdictions: unknown, overlapping, contradicting.
+        ('us = ["us-east"]', 'US = ["us-east"]', "jurisdictions.US", "lower-case"),
+        ('us = ["us-east"]', '"" = ["us-east"]', "jurisdictions.", "lower-case"),
+        ('us = ["us-east"]', "us = []", "jurisdictions.us", "from 1 to"),
+        ('us = ["us-east"]', 'us = "us-east"', "jurisdictions.us", "a list"),
+        ('us = ["us-east"]', 'us = ["us east"]', "jurisdictions.us", "holds 'us east'"),
+        ('us = ["us-east"]', 'us = ["us-east", "us-east"]', "jurisdictions.us", "'us' already"),
+        ('us = ["us-east"]', 'us = ["us-east", "eu-west"]', "jurisdictions.us", "'eu' already"),
+        ('us = ["us-east"]', 'us = ["us-west"]', "peer[2].region", "'us-east' is in no jurisdiction"),
+        ('eu = ["eu-west", "eu-central"]', 'eu = ["eu-central"]', "jurisdictions", "add 'eu-west' to 'eu'"),
+        ('\njurisdiction = "eu"', '\njurisdiction = "us"', "jurisdiction", "has 'eu-west' in 'eu'"),
+        ('\njurisdiction = "eu"', '\njurisdiction = "uk"', "jurisdiction", "has 'eu-west' in 'eu'"),
+        ('us = ["us-east"]', "", "peer[2].region", "'us-east' is in no jurisdiction"),
+        (JURISDICTIONS, "", "peer[1].region", "'eu-central' is in no jurisdiction"),
+        # Peers.
+        ('region = "us-east"', "", "peer[2].region", "is missing"),
+        ('region = "us-east"', 'region = "US"', "peer[2].region", "lower-case"),
+        ('region = "us-east"', 'region = "eu-west"', "peer[2].region", "this region itself"),
+        ('region = "us-east"', 'region = "eu-central"', "peer", "used twice"),
+        ('region = "us-east"', 'region = "us-east"\nport = 1', "peer[2].port", "is not known"),
+        ('endpoints = ["127.0.0.1:7901"]', "", "peer[2].endpoints", "is missing"),
+        ('endpoints = ["127.0.0.1:7901"]', "endpoints = []", "peer[2].endpoints", "from 1 to"),
+        ('"127.0.0.1:7901"', '"127.0.0.1"', "peer[2].endpoints", "holds '127.0.0.1'"),
+        ('"127.0.0.1:7901"', '"127.0.0.1:0"', "peer[2].endpoints", "holds '127.0.0.1:0'"),
+        ('"127.0.0.1:7901"', '"127.0.0.1:7101"', "peer[2].endpoints", "this region's own"),
+        ('"127.0.0.1:7901"', '"127.0.0.1:7203"', "peer[2].endpoints", "this region's own"),
+        ('"127.0.0.1:7901"', '"127.0.0.1:07101"', "peer[2].endpoints", "this region's own"),
+        ('"127.0.0.1:7901"', '"N1.EU-central.example:7443"', "peer[2].endpoints", "'eu-central' already"),
+        ('"127.0.0.1:7901"', '"127.0.0.1:7901", "127.0.0.1:7901"', "peer[2].endpoints", "'us-east' already"),
+        ('certificate_names = ["n1"]', "", "peer[2].certificate_names", "is missing"),
+        ('certificate_names = ["n1"]', "certificate_names = []", "peer[2].certificate_names", "from 1 to"),
+        ('certificate_names = ["n1"]', 'certificate_names = ["*"]', "peer[2].certificate_names", "holds '*'"),
+        ('may_leave = ["global"]', "", "peer[2].may_leave", "is missing"),
+        ('may_leave = ["global"]', 'may_leave = "global"', "peer[2].may_leave", "a list"),
+        ('may_leave = ["global"]', 'may_leave = ["home-only"]', "peer[2].may_leave", "never leaves"),
+        ('may_leave = ["global"]', 'may_leave = ["all"]', "peer[2].may_leave", "holds 'all'"),
+        ('may_leave = ["global"]', 'may_leave = ["jurisdiction"]', "peer[2].may_leave", "is in 'us', not in 'eu'"),
+    ],
+)
+def test_a_mistake_about_other_regions_is_named(old, new, key, says):
+    assert old in FEDERATED
+    found = problems(FEDERATED.replace(old, new, 1))
+    assert any(problem.startswith(f"{FILE}: {key}: ") and says in problem for problem in found), found
+
+
+def test_one_mistake_about_other_regions_is_one_problem():
+    for old, new in [
+        ('us = ["us-east"]', 'us = ["us-east", "eu-central"]'),
+        ('us = ["us-east"]', '"us us" = ["us-east"]'),
+        ('region = "us-east"', 'region = "eu-west"'),
+        ('may_leave = ["global"]', 'may_leave = ["home-only"]'),
+        ('"127.0.0.1:7901"', '"nowhere"'),
+    ]:
+        (_,) = problems(FEDERATED.replace(old, new, 1))
+
+
+def test_mistakes_about_other_regions_are_reported_with_all_others():
+    text = FEDERATED.replace("format = 1", "format = 9").replace("us = ", "US = ").replace(":7901", ":x")
+    assert len(problems(text)) == 3
+
+
+# -- the shipped files
+
+SHIPPED = [
+    [DEMO.parent / where / f"{name}.toml" for name in ("eu-west", "eu-central", "us-east")] for where in ("", "fleet")
+]
+
+
+@pytest.mark.parametrize("files", SHIPPED, ids=["example", "loopback"])
+def test_the_shipped_fleets_agree(files):
+    fleet = [config.load(file) for file in files]
+    assert [region.name for region in fleet] == [file.stem for file in files]
+    assert {(region.fleet, region.authority) for region in fleet} == {(fleet[0].fleet, fleet[0].authority)}
+    for ours, theirs in itertools.permutations(fleet, 2):
+        agreed = agreement(terms(ours.atlas, theirs.name), terms(theirs.atlas, ours.name))
+        assert not agreed.paused, agreed.pauses
+        assert agreed.same_map
+        one_law = ours.jurisdiction == theirs.jurisdiction
+        assert agreed.sends == ((records_pb2.JURISDICTION, records_pb2.GLOBAL) if one_law else (records_pb2.GLOBAL,))
+        told = theirs.peer(ours.name)
+        assert told is not None
+        assert told.endpoints == tuple(node.address for node in ours.nodes)
+        assert told.certificate_names == {node.name for node in ours.nodes}
+
+
+@pytest.mark.parametrize("files", SHIPPED, ids=["example", "loopback"])
+def test_the_shipped_fleets_have_a_place_for_everything(files):
+    reaches = {"flag": records_pb2.GLOBAL, "switch": records_pb2.HOME_ONLY, "stop": records_pb2.GLOBAL}
+    for region in map(config.load, files):
+        for environment in ("prod", "staging"):
+            here = [partition for partition in region.partitions if partition.environment == environment]
+            places = {kind: partition for partition in here for kind in partition.default_for}
+            assert set(places) == set(config.KINDS)
+            assert places["workflow"] == places["election"]
+            for kind, reach in reaches.items():
+                assert places[kind].reach == reach
+        pinned = [partition for partition in region.partitions if partition.id == f"{region.name}.prod.pinned"]
+        assert [partition.reach for partition in pinned] == [records_pb2.HOME_ONLY]
+        state = [partition.reach for partition in region.partitions if partition.id == f"{region.name}.prod.state"]
+        assert state == [records_pb2.JURISDICTION]
+
+
+@pytest.mark.parametrize("files", SHIPPED, ids=["example", "loopback"])
+def test_no_two_nodes_of_a_shipped_fleet_share_an_address_or_a_file(files):
+    nodes = [node for region in map(config.load, files) for node in region.nodes]
+    assert len({address for node in nodes for address in node.addresses}) == 3 * len(nodes)
+    if files[0].parent.name == "fleet":
+        assert len({path for node in nodes for path in (node.certificate, node.key)}) == 2 * len(nodes)
+
+
+def test_every_shipped_file_is_tried():
+    assert {DEMO, *itertools.chain(*SHIPPED)} == set(DEMO.parent.rglob("*.toml"))
+
+
+LINES = FEDERATED.splitlines()
 
 
 @given(st.integers(0, len(LINES) - 1), st.text(max_size=20), st.integers(0, 30))

@@ -137,6 +137,22 @@ def test_a_refusal_names_no_partition():
     assert "eu-west.prod.x" not in f"{denied.value} {denied.value.hint} {denied.value.details}"
 
 
+@pytest.mark.parametrize("home", [HOME, UNKNOWN])
+@pytest.mark.parametrize(
+    ("reach", "places"),
+    [
+        (HOME_ONLY, {HOME}),
+        (JURISDICTION, {HOME, SAME, "eu-south"}),
+        (GLOBAL, set(MAP)),
+        (REACH_UNSPECIFIED, set()),
+        (77, set()),
+    ],
+)
+def test_where_records_may_be(home, reach, places):
+    found = {region for region in (*MAP, UNKNOWN) if geography.lawful(atlas(SAME), home, reach, region)}
+    assert found == (places if home == HOME else set())
+
+
 @pytest.mark.parametrize(
     ("listed", "peer", "expected"),
     [
