@@ -32,6 +32,7 @@ except ModuleNotFoundError as missing:
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _region_file = click.argument("region_file", type=_FILE)
+_region_files = click.argument("region_files", type=_FILE, nargs=-1, required=True)
 _force = click.option("--force", is_flag=True, help="Replace what exists.")
 
 
@@ -158,22 +159,25 @@ def certificates() -> None:
 
 
 @certificates.command("init")
-@_region_file
+@_region_files
 @_force
-def certs_init(region_file: Path, force: bool) -> None:
-    """Make the fleet's authority where the region file expects it."""
+def certs_init(region_files: tuple[Path, ...], force: bool) -> None:
+    """Make the fleet's authority where the region files expect it."""
     with _reported():
-        _say([certs.authority_for(config.load(region_file), force=force).file])
+        _say([certs.authority_for(*map(config.load, region_files), force=force).file])
 
 
 @certificates.command("node")
-@_region_file
+@_region_files
 @click.option("--node", "names", multiple=True, help="Only this node; may be repeated.")
 @_force
-def certs_node(region_file: Path, names: tuple[str, ...], force: bool) -> None:
-    """Make the certificates of a region's nodes where the region file expects them."""
+def certs_node(region_files: tuple[Path, ...], names: tuple[str, ...], force: bool) -> None:
+    """Make the certificates of the regions' nodes where the region files expect them."""
     with _reported():
-        _say(certs.nodes_for(config.load(region_file), names, force=force))
+        regions = [config.load(file) for file in region_files]
+        certs.check_fleet(regions)
+        for region in regions:
+            _say(certs.nodes_for(region, names, force=force))
 
 
 @certificates.command("client")
@@ -181,7 +185,7 @@ def certs_node(region_file: Path, names: tuple[str, ...], force: bool) -> None:
 @click.option("--environment", required=True, help="dev, test, staging or prod.")
 @click.option("--role", required=True, help="agent, operator, approver or reviewer.")
 @click.option("--name", required=True, help="Who it is for.")
-@click.option("--out", type=_FOLDER, help="Where to put it; beside the authority unless said otherwise.")
+@click.option("--out", type=_FOLDER, help="Where to put it; beside the nodes' unless said otherwise.")
 @_force
 def certs_client(region_file: Path, environment: str, role: str, name: str, out: Path | None, force: bool) -> None:
     """Make a certificate for an agent or a person."""
@@ -192,15 +196,16 @@ def certs_client(region_file: Path, environment: str, role: str, name: str, out:
 
 
 @certificates.command("all")
-@_region_file
+@_region_files
 @_force
-def certs_all(region_file: Path, force: bool) -> None:
-    """Make everything a region file needs, with an operator and an agent for each environment."""
+def certs_all(region_files: tuple[Path, ...], force: bool) -> None:
+    """Make everything that the region files of one fleet need.
+
+    That is its authority, and for each region the nodes, an operator, an agent and a reviewer for each environment,
+    and the administrators.
+    """
     with _reported():
-        region = config.load(region_file)
-        _say([certs.authority_for(region, force=force).file])
-        _say(certs.nodes_for(region, force=force))
-        _say(certs.callers_for(region, certs.usual_callers(region), force=force))
+        _say(certs.all_for(*map(config.load, region_files), force=force))
 
 
 def _say(files: list[Path]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from controlplane.config import RegionConfig
+from controlplane.config import ConfigError, RegionConfig
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 
 AUTHORITY: Final = "authority"
@@ -55,9 +55,8 @@ class Signed:
 
     def save(self, certificate_file: Path, key_file: Path, *, force: bool = False) -> None:
         """Write both; raises `CertsError`, also if one exists and `force` was not said."""
-        for existing in (certificate_file, key_file):
-            if existing.exists() and not force:
-                raise CertsError(f"{existing} exists; pass --force to replace it")
+        for file in (certificate_file, key_file):
+            _check_new(file, force=force)
         encoded = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -148,9 +147,10 @@ def issue(
     return files
 
 
-def authority_for(region: RegionConfig, *, force: bool = False) -> Authority:
-    """Make the authority that a region file expects; raises `CertsError`."""
-    return create_authority(region.fleet, _authority_folder(region), force=force)
+def authority_for(*regions: RegionConfig, force: bool = False) -> Authority:
+    """Make the one authority that the files of a fleet's regions expect; raises `CertsError` and `ConfigError`."""
+    check_fleet(regions)
+    return create_authority(regions[0].fleet, _authority_folder(regions[0]), force=force)
 
 
 def nodes_for(region: RegionConfig, names: Collection[str] = (), *, force: bool = False) -> list[Path]:
@@ -166,21 +166,97 @@ def nodes_for(region: RegionConfig, names: Collection[str] = (), *, force: bool 
 def callers_for(
     region: RegionConfig, callers: Iterable[Identity], out: Path | None = None, *, force: bool = False
 ) -> list[Path]:
-    """Make certificates for agents and people in `out`, or beside the authority; raises `CertsError`."""
+    """Make certificates for agents and people in `out`, or beside those of the region's nodes; raises `CertsError`."""
     authority = load_authority(_authority_folder(region))
-    folder = out or _authority_folder(region)
+    folder = out or _callers_folder(region)
     return [issue(authority, caller, folder, force=force).certificate for caller in callers]
 
 
 def usual_callers(region: RegionConfig) -> list[Identity]:
-    """Return an operator and an agent for each environment of a region, and its administrators."""
+    """Return an operator, an agent and a reviewer for each environment of a region, and its administrators."""
     environments = dict.fromkeys(partition.environment for partition in region.partitions)
     usual = [
         Identity(region.fleet, environment, region.name, role, f"{role}-{environment}")
         for environment in environments
-        for role in ("operator", "agent")
+        for role in ("operator", "agent", "reviewer")
     ]
-    return [*usual, *region.administrators]
+    return list(dict.fromkeys([*usual, *region.administrators]))
+
+
+def all_for(*regions: RegionConfig, force: bool = False) -> list[Path]:
+    """Make everything that the regions of a fleet need: authority, nodes, usual callers. Return the certificates.
+
+    Nothing is made if not all of it can be: raises `ConfigError` if the region files do not go together, `CertsError`
+    if something exists and `force` was not said.
+    """
+    check_fleet(regions)
+    for file in _check_files(regions):
+        _check_new(file, force=force)
+    made = [authority_for(*regions, force=force).file]
+    for region in regions:
+        made += nodes_for(region, force=force)
+        made += callers_for(region, usual_callers(region), force=force)
+    return made
+
+
+def check_fleet(regions: Sequence[RegionConfig]) -> None:
+    """Return if these are different regions of one fleet that trust one authority; raises `ConfigError`."""
+    first, *others = regions
+    problems = []
+    for other in others:
+        if other.fleet != first.fleet:
+            problems.append(
+                f"{other.file}: fleet: is {other.fleet!r}, but {first.file} is of {first.fleet!r};"
+                " make certificates for one fleet at a time"
+            )
+        elif other.authority.resolve() != first.authority.resolve():
+            problems.append(
+                f"{other.file}: authority: is {other.authority}, in {first.file} it is {first.authority};"
+                " regions of one fleet trust one authority: write the same in both"
+            )
+    files: dict[str, Path] = {}
+    for region in regions:
+        if region.name in files:
+            problems.append(
+                f"{region.file}: region: is {region.name!r} as in {files[region.name]}; give each region once"
+            )
+        files.setdefault(region.name, region.file)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_files(regions: Iterable[RegionConfig]) -> Iterable[Path]:
+    """Return every file that `all_for` makes; raises `ConfigError` if two certificates would have one file."""
+    taken: dict[Path, str] = {}
+    problems = []
+    for region, whose, file in _files(regions):
+        path = file.resolve()
+        if path in taken:
+            problems.append(
+                f"{region.file}: {file} is for {whose}, but also for {taken[path]}; give each node paths of its own in"
+                " one folder for each region, where those of agents and people are made too"
+            )
+        taken.setdefault(path, whose)
+    if problems:
+        raise ConfigError(problems)
+    return taken
+
+
+def _files(regions: Iterable[RegionConfig]) -> Iterator[tuple[RegionConfig, str, Path]]:
+    for number, region in enumerate(regions):
+        if number == 0:
+            for file in (region.authority, region.authority.with_suffix(".key")):
+                yield region, "the authority", file
+        for node in region.nodes:
+            for file in (node.certificate, node.key):
+                yield region, f"node {node.name} of {region.name}", file
+        for caller in usual_callers(region):
+            for ending in ("crt", "key"):
+                yield region, caller.uri, _callers_folder(region) / f"{caller.name}.{ending}"
+
+
+def _callers_folder(region: RegionConfig) -> Path:
+    return region.nodes[0].certificate.parent
 
 
 def _authority_folder(region: RegionConfig) -> Path:
@@ -243,6 +319,11 @@ def _host(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def _check_new(file: Path, *, force: bool) -> None:
+    if file.exists() and not force:
+        raise CertsError(f"{file} exists; pass --force to replace it")
 
 
 def _create(file: Path, content: bytes, mode: int) -> None:

@@ -1,12 +1,16 @@
 """The development authority: what its certificates say, and that keys stay private."""
 
 import datetime
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from controlplane import certs
+from controlplane import certs, config
 from controlplane.identity import Identity
 
 NODE = Identity("acme", "all", "eu-west", "peer", "n1")
@@ -90,3 +94,166 @@ def test_an_authority_that_cannot_be_read(authority, damage):
         key.write_bytes(authority.file.read_bytes())
     with pytest.raises(certs.CertsError, match="authority"):
         certs.load_authority(folder)
+
+
+# -- a fleet
+
+SHIPPED = Path(__file__).parent.parent / "regions" / "fleet"
+REGIONS = ("eu-west", "eu-central", "us-east")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The shipped fleet, with its certificates somewhere else than in the project's own folder."""
+    folder = shutil.copytree(SHIPPED, tmp_path / "regions" / "fleet")
+    return [folder / f"{name}.toml" for name in REGIONS]
+
+
+def changed(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def controlplane(*arguments):
+    command = [sys.executable, "-m", "controlplane", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+
+def everything_below(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_for_a_fleet(files, tmp_path):
+    fleet = [config.load(file) for file in files]
+    made = certs.all_for(*fleet)
+    (authority,) = tmp_path.rglob("authority.crt")
+    trusted = x509.load_pem_x509_certificate(authority.read_bytes())
+    found = {}
+    for path in made:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate.verify_directly_issued_by(trusted)
+        if path.resolve() != authority:
+            (uri,) = names(certificate, x509.UniformResourceIdentifier)
+            found[path.resolve().relative_to(authority.parent)] = uri
+    usual = [
+        f"{role}-{environment}" for role in ("operator", "agent", "reviewer") for environment in ("prod", "staging")
+    ]
+    assert found == {
+        **{Path(f"{name}/n{n}.crt"): f"controlplane://loopback/all/{name}/peer/n{n}" for name in REGIONS for n in (1, 2, 3)},
+        **{
+            Path(f"{name}/{who}.crt"): f"controlplane://loopback/{{1}}/{name}/{{0}}/{who}".format(*who.split("-"))
+            for name in REGIONS
+            for who in usual
+        },
+        **{Path(f"{name}/admin.crt"): f"controlplane://loopback/prod/{name}/operator/admin" for name in REGIONS},
+    }  # fmt: skip
+    assert {path.resolve() for region in fleet for node in region.nodes for path in (node.certificate, node.key)} <= (
+        everything_below(authority.parent)
+    )
+
+
+def test_a_fleet_by_steps_on_the_command_line(files, tmp_path):
+    assert controlplane("certs", "init", *files).returncode == 0
+    assert [path.name for path in tmp_path.rglob("*.crt")] == ["authority.crt"]
+    done = controlplane("certs", "node", *files)
+    assert len(done.stdout.split()) == 9
+    arguments = ("--environment", "prod", "--role", "approver", "--name", "a")
+    done = controlplane("certs", "client", files[1], *arguments)
+    assert Path(done.stdout.strip()).resolve().relative_to(tmp_path) == Path(
+        "build/fleet/certificates/eu-central/a.crt"
+    )
+
+
+def test_all_on_the_command_line(files, tmp_path):
+    done = controlplane("certs", "all", *files)
+    assert (done.returncode, done.stderr) == (0, "")
+    # The authority, and for each region three nodes, three roles in two environments, one administrator.
+    listed = [Path(line) for line in done.stdout.splitlines()]
+    assert len(listed) == 1 + 3 * (3 + 6 + 1)
+    assert {path.resolve() for path in listed} == set(tmp_path.rglob("*.crt"))
+
+
+def refused(files, tmp_path):
+    before = everything_below(tmp_path)
+    fleet = [config.load(file) for file in files]
+    with pytest.raises(config.ConfigError) as refusal:
+        certs.all_for(*fleet)
+    assert everything_below(tmp_path) == before
+    return refusal.value.problems
+
+
+def test_files_of_different_fleets_are_refused(files, tmp_path):
+    for file in files[1:]:
+        changed(file, "loopback", "other")
+    problems = refused(files, tmp_path)
+    assert len(problems) == 2
+    for file, problem in zip(files[1:], problems, strict=True):
+        assert problem.startswith(f"{file}: fleet: is 'other', but {files[0]} is of 'loopback'")
+    for command in ("init", "node", "all"):
+        done = controlplane("certs", command, *files)
+        assert done.returncode == 2
+        assert "fleet: is 'other'" in done.stderr
+    assert not list(tmp_path.rglob("*.crt"))
+
+
+def test_files_with_different_authorities_are_refused(files, tmp_path):
+    changed(files[2], "certificates/authority.crt", "elsewhere/authority.crt")
+    (problem,) = refused(files, tmp_path)
+    assert problem.startswith(f"{files[2]}: authority: ")
+
+
+def test_one_authority_may_be_written_in_two_ways(files):
+    changed(
+        files[2],
+        "../../build/fleet/certificates/authority.crt",
+        "../fleet/../../build/fleet/certificates/authority.crt",
+    )
+    certs.check_fleet([config.load(file) for file in files])
+
+
+def test_the_same_region_twice_is_refused(files, tmp_path):
+    (problem, *_) = refused([*files, files[0]], tmp_path)
+    assert "give each region once" in problem
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new", "says"),
+    [
+        (1, "certificates/eu-central/", "certificates/eu-west/", "node n1 of eu-central, but also for node n1 of eu-west"),
+        (0, "certificates/eu-west/n2.crt", "certificates/authority.key", "n2 of eu-west, but also for the authority"),
+        (0, "certificates/eu-west/n2.key", "certificates/eu-west/n1.crt", "also for node n1 of eu-west"),
+        (0, "certificates/eu-west/n2.crt", "certificates/eu-west/agent-prod.crt", "agent-prod, but also for node n2"),
+    ],
+)  # fmt: skip
+def test_no_file_is_for_two(files, tmp_path, number, old, new, says):
+    changed(files[number], old, new)
+    assert any(says in problem for problem in refused(files, tmp_path))
+
+
+def test_administrators_of_two_environments_with_one_name(files, tmp_path):
+    one = "controlplane://loopback/prod/eu-west/operator/admin"
+    changed(files[0], f'"{one}"', f'"{one}", "{one.replace("prod", "staging")}"')
+    assert "admin, but also for" in refused(files, tmp_path)[0]
+
+
+def test_an_administrator_who_is_an_operator_anyway(files):
+    changed(files[0], "operator/admin", "operator/operator-prod")
+    region = config.load(files[0])
+    assert len(certs.all_for(region)) == 1 + 3 + 6
+
+
+def test_nothing_is_made_if_something_is_there(files, tmp_path):
+    fleet = [config.load(file) for file in files]
+    certs.authority_for(*fleet)
+    certs.nodes_for(fleet[2], ["n3"])
+    for path in tmp_path.rglob("authority.*"):
+        path.unlink()
+    before = everything_below(tmp_path)
+    with pytest.raises(certs.CertsError, match="--force"):
+        certs.all_for(*fleet)
+    assert everything_below(tmp_path) == before
+    certs.all_for(*fleet, force=True)
+    certs.load_authority(fleet[0].authority.parent)
+    read_back = x509.load_pem_x509_certificate(fleet[2].node("n3").certificate.read_bytes())
+    read_back.verify_directly_issued_by(x509.load_pem_x509_certificate(fleet[0].authority.read_bytes()))
