@@ -136,18 +136,14 @@ def test_everything_for_a_fleet(files, tmp_path):
         if path.resolve() != authority:
             (uri,) = names(certificate, x509.UniformResourceIdentifier)
             found[path.resolve().relative_to(authority.parent)] = uri
-    usual = [
-        f"{role}-{environment}" for role in ("operator", "agent", "reviewer") for environment in ("prod", "staging")
-    ]
-    assert found == {
-        **{Path(f"{name}/n{n}.crt"): f"controlplane://loopback/all/{name}/peer/n{n}" for name in REGIONS for n in (1, 2, 3)},
-        **{
-            Path(f"{name}/{who}.crt"): f"controlplane://loopback/{{1}}/{name}/{{0}}/{who}".format(*who.split("-"))
-            for name in REGIONS
-            for who in usual
-        },
-        **{Path(f"{name}/admin.crt"): f"controlplane://loopback/prod/{name}/operator/admin" for name in REGIONS},
-    }  # fmt: skip
+    expected = {}
+    for name in REGIONS:
+        nodes = [("all", "peer", f"n{n}") for n in (1, 2, 3)]
+        roles = ("operator", "agent", "reviewer")
+        usual = [(environment, role, f"{role}-{environment}") for environment in ("prod", "staging") for role in roles]
+        for environment, role, who in [*nodes, *usual, ("prod", "operator", "admin")]:
+            expected[Path(f"{name}/{who}.crt")] = f"controlplane://loopback/{environment}/{name}/{role}/{who}"
+    assert found == expected
     assert {path.resolve() for region in fleet for node in region.nodes for path in (node.certificate, node.key)} <= (
         everything_below(authority.parent)
     )
@@ -220,12 +216,12 @@ def test_the_same_region_twice_is_refused(files, tmp_path):
 @pytest.mark.parametrize(
     ("number", "old", "new", "says"),
     [
-        (1, "certificates/eu-central/", "certificates/eu-west/", "node n1 of eu-central, but also for node n1 of eu-west"),
+        (1, "certificates/eu-central/", "certificates/eu-west/", "n1 of eu-central, but also for node n1 of eu-west"),
         (0, "certificates/eu-west/n2.crt", "certificates/authority.key", "n2 of eu-west, but also for the authority"),
         (0, "certificates/eu-west/n2.key", "certificates/eu-west/n1.crt", "also for node n1 of eu-west"),
         (0, "certificates/eu-west/n2.crt", "certificates/eu-west/agent-prod.crt", "agent-prod, but also for node n2"),
     ],
-)  # fmt: skip
+)
 def test_no_file_is_for_two(files, tmp_path, number, old, new, says):
     changed(files[number], old, new)
     assert any(says in problem for problem in refused(files, tmp_path))
