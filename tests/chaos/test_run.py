@@ -28,7 +28,7 @@ from chaos.real.report import Finding, Load, Report, Strike, keep, said, weigh
 from chaos.real.running import Plan, Run, _while_all_run
 from chaos.real.workloads import WORKLOADS, Workload
 from chaos.real.workloads.cas import Cas
-from chaos.real.workloads.election import Elections, cut_short
+from chaos.real.workloads.election import Elections, Office, cut_short
 from chaos.real.workloads.flags import Flags, Known, Looked, late
 from chaos.real.workloads.kill import Kills, confirmed
 from chaos.real.workloads.watch import Watches
@@ -37,11 +37,13 @@ from controlplane.checking.histories import NEVER, History, Operation
 from controlplane.checking.invariants import Act, Tenure, kills
 from controlplane.checking.watches import Kind, Message, Session
 from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refused, Unavailable
+from controlplane.sdk import Fence
 from controlplane.sdk import clock as clocks
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Workflow
 
 NOWHERE: Any = SimpleNamespace(names=(), addresses=())
+NOBODY: Any = SimpleNamespace()
 
 
 def run(plan: Plan, folder: Path, **choices: Any) -> Run:
@@ -135,6 +137,29 @@ def test_the_judge_of_elections() -> None:
     assert kinds(Elections(NOWHERE, 1), elected, accepted._replace(result=False)) == set()
     # That the resource stood elsewhere says nothing about the fence.
     assert kinds(Elections(NOWHERE, 1), elected, accepted._replace(result=None)) == set()
+
+
+def committed(*fences: int) -> Elections:
+    """A workload in whose event log writes of one resource stand that were asked for under these fences."""
+    workload = Elections(NOWHERE, 1)
+    workload._changes = []
+    for number, revision in enumerate(fences, 1):
+        worker = Worker(7, Random(number))
+        fence = Fence(election="e", revision=revision)
+        workload._asked[f"7/{number}"] = Office(worker, NOBODY, "e", b"holder", fence)
+        meta = api.Meta(revision=100 + number)
+        workflow = Workflow(state=b"7/%d" % number)
+        workload._changes.append(api.Change(kind="workflow", name="guarded/e", meta=meta, workflow=workflow))
+    return workload
+
+
+def test_writes_in_the_event_log_never_go_with_decreasing_fences() -> None:
+    assert kinds(committed(5, 5, 9)) == set()
+    # Nobody was told of the last one, so nothing but the event log knows of it.
+    assert kinds(committed(5, 9, 5)) == {"FENCE_ORDER"}
+    unasked = committed(5, 9)
+    del unasked._asked["7/1"]
+    assert kinds(unasked) == {"PHANTOM"}
 
 
 def test_the_judge_of_flags() -> None:

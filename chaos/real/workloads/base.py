@@ -158,16 +158,6 @@ class Workload(ABC):
         for each in promises:
             self.found(each.promise, each.text)
 
-    async def events(self, *kinds: str) -> list[api.Change]:
-        """Every change of records of these kinds that was ever committed, as the event log tells it."""
-        changes: list[api.Change] = []
-        more, after = True, 0
-        while more:
-            page = await self.callers.sdk.list_events(kinds=kinds, after_revision=after, limit=PAGE_MAX)
-            changes += page.changes
-            more, after = page.more, page.seen
-        return changes
-
     def somebody(self, worker: Worker) -> Calls:
         """The SDK, or one node asked directly."""
         return worker.random.choice(self.callers.everyone())
@@ -204,3 +194,14 @@ class Workload(ABC):
 def nothing(_: ControlPlaneError) -> Value:
     """A refusal, or absence; which of them, the kind of question says."""
     return None
+
+
+async def events(caller: Calls, *kinds: str) -> list[api.Change]:
+    """Every change of records of these kinds that was ever committed, as the event log tells an operator."""
+    changes: list[api.Change] = []
+    more, after = True, 0
+    while more:
+        page = await caller.list_events(kinds=kinds, after_revision=after, limit=PAGE_MAX)
+        changes += page.changes
+        more, after = page.more, page.seen
+    return changes

@@ -7,7 +7,7 @@ from typing import ClassVar
 from chaos.real.callers import Region
 from chaos.real.recording import Worker
 from chaos.real.workloads import workflows
-from chaos.real.workloads.base import OBSERVER, Keys, Workload
+from chaos.real.workloads.base import OBSERVER, Keys, Workload, events
 from chaos.real.workloads.workflows import Written, value_of
 from controlplane.checking.histories import History
 from controlplane.checking.invariants import stale_reads, writes
@@ -54,7 +54,7 @@ class Cas(Workload):
         for caller in self.callers.everyone():
             for key in self._keys.all:
                 await self._read(reader, caller, key)
-        for change in await self.events("workflow"):
+        for change in await events(self.callers.sdk, "workflow"):
             if change.name in self._keys.all:
                 self._present.setdefault(change.name, []).append(change.workflow.state.decode())
 

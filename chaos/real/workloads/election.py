@@ -1,8 +1,12 @@
 """Orchestrators that campaign, renew, write under their fence, resign, vanish, or sleep through their own expiry.
 
 Two kinds. The first makes the plain calls and knows no mercy: some stop renewing, wait until somebody else is elected,
-and write then, which has to be refused. The second campaigns through the SDK, and whenever its lease says "valid" that
-is written down: no two of them may ever be sure at the same time.
+and write then, which has to be refused. The second campaigns through the SDK and writes under the fence of its lease,
+also when its office is over; and whenever its lease says "valid" that is written down: no two of them may ever be sure
+at the same time.
+
+What was accepted is judged by the event log, whether or not anybody was told: under which fence each write was asked
+for is noted before it is sent.
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from chaos.real.callers import Callers, Region
+from chaos.real.callers import Callers, Region, calling
 from chaos.real.recording import Question, Worker, now_ns
-from chaos.real.workloads.base import OBSERVER, OPERATIONS_PER_KEY, Workload
+from chaos.real.workloads.base import OBSERVER, OPERATIONS_PER_KEY, Workload, events
 from controlplane import sdk
 from controlplane.checking.histories import History, Operation, Value
 from controlplane.checking.invariants import Act, Tenure, fences, tenures
@@ -34,6 +38,11 @@ _PLAIN, _SDK = 6, 3
 _PLAIN_ELECTIONS = 2
 _CREWS = 3
 _CAMPAIGN_S = 3.0
+_GUARDED = "guarded/"
+_LOOK_S = 0.02
+_LATE_SHARE = 0.3
+_FENCED = "write under a fence"
+"""A kind of its own: the SDK names its campaigns itself, so the model of a lease could not know who that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +78,17 @@ class Elections(Workload):
         super().__init__(region, seed)
         self._crews: list[Callers] = []
         self._versions: dict[str, int] = {}
+        self._auditor: Callers
+        self._asked: dict[str, Office] = {}
+        self._changes: list[api.Change] | None = None
         self._acts: list[Act] = []
         self._tenures: list[Tenure] = []
         self._uses: dict[str, int] = {}
         self._names: dict[str, str] = {}
 
     async def prepare(self) -> None:
-        """Connect every orchestrator's identity."""
+        """Connect every orchestrator's identity, and one that may read the event log."""
+        self._auditor = await self._stack.enter_async_context(calling(self.region, "operator", "auditor", self.random))
         self._crews = [await self.enter(f"orchestrator-{number}") for number in range(_CREWS)]
 
     def work(self, over: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
@@ -95,11 +108,13 @@ class Elections(Workload):
             await worker.random.choice(ways)(office)
 
     async def ask_for_everything(self) -> None:
-        """Who holds what."""
+        """Who holds what, and what was ever written under a fence."""
         reader = self.worker(OBSERVER)
         for caller in self.callers.everyone():
             for election in self._uses:
                 await self._observe(reader, caller, election)
+        changes = await events(self._auditor.sdk, "workflow")
+        self._changes = [change for change in changes if change.name.startswith(_GUARDED)]
 
     def judge(self, history: History) -> None:
         """Leases follow the model, fences of accepted acts never go back, and nobody's time is cut short."""
@@ -113,10 +128,27 @@ class Elections(Workload):
 
     def _judge_acts(self) -> None:
         self.broken(fences(self._acts))
-        refused = self.book.counts.get("fences refused", 0)
-        self.checked["fences"] = f"{len(self._acts)} acts accepted, {refused} refused"
+        counts = self.book.counts
+        self.checked["fences"] = f"{len(self._acts)} acts accepted, {counts.get('fences refused', 0)} refused"
+        if self._changes is not None:
+            committed = list(self._committed(self._changes))
+            self.broken(fences(committed))
+            self.checked["fences"] += f", {len(committed)} in the event log"
+        if counts.get("elected through the SDK") and not counts.get("written through the SDK"):
+            self.found("load", "nobody who was elected through the SDK wrote anything under its fence")
         if not self.book.counts.get("slept through an expiry"):
             self.found("load", "no holder slept until another one was elected: nothing was shown about its fence")
+
+    def _committed(self, changes: Iterable[api.Change]) -> Iterator[Act]:
+        """What the event log says was accepted, with the fence under which it was asked for."""
+        for change in changes:
+            state = change.workflow.state.decode()
+            office = self._asked.get(state)
+            if office is None:
+                self.found("PHANTOM", f"{change.name} had {state!r}, which nobody wrote")
+            else:
+                at = change.meta.revision
+                yield Act(change.name, office.process.hex(), at, at, office.fence.revision)
 
     # The plain kind
 
@@ -195,11 +227,12 @@ class Elections(Workload):
             _false,
         )
 
-    async def _act(self, office: Office) -> bool:
+    async def _act(self, office: Office, kind: str = "act") -> bool:
         """Swap what the lease guards, under its fence; whether that was accepted."""
-        resource = f"guarded/{office.election}"
+        resource = _GUARDED + office.election
         version = self._versions.get(resource, 0)
-        state = office.worker.unique().encode()
+        self._asked[value := office.worker.unique()] = office
+        state = value.encode()
 
         async def write() -> int:
             if version:
@@ -208,7 +241,7 @@ class Elections(Workload):
             created = await office.caller.create_workflow(resource, state, fence=office.fence)
             return self._wrote(resource, created.version, created.header.revision, office)
 
-        question = Question(office.election, "act", office.named, writes=True)
+        question = Question(office.election, kind, office.named, writes=True)
         accepted = await self.book.ask(
             office.worker, question, write, lambda _: True, lambda error: self._refused(resource, error)
         )
@@ -241,23 +274,39 @@ class Elections(Workload):
             try:
                 async with election.campaign(timeout_s=_CAMPAIGN_S) as lease:
                     self.book.count("elected through the SDK")
-                    await self._rule(worker, lease, over)
+                    office = Office(worker, crew, lease.election, b"sdk %d" % worker.process, lease.fence)
+                    await self._rule(office, lease, over)
             except LeaseLost:
                 self.book.count("leases lost")
             except NotElected:
                 continue
+            # Whoever has not noticed yet that it is over writes once more: somebody else may be elected by now.
+            if worker.random.random() < _LATE_SHARE:
+                await asyncio.sleep(worker.random.uniform(0, TTL_MS / 2000))
+                await self._act(office, _FENCED)
 
-    async def _rule(self, worker: Worker, lease: sdk.Lease, over: asyncio.Event) -> None:
+    async def _rule(self, office: Office, lease: sdk.Lease, over: asyncio.Event) -> None:
         """Hold the office for a while; note from when until when the lease said that it could be relied on."""
         since_ns = now_ns()
         place = len(self._tenures)
-        self._tenures.append(Tenure(lease.election, str(worker.process), lease.fence.revision, since_ns, since_ns))
-        until = time.monotonic() + worker.random.uniform(0.3, 2.5)
+        holder = str(office.worker.process)
+        self._tenures.append(Tenure(lease.election, holder, lease.fence.revision, since_ns, since_ns))
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(self._write_for_a_while(office, over))
+            while not writing.done():
+                at_ns = now_ns()
+                if lease.valid:
+                    self._tenures[place] = self._tenures[place]._replace(until=at_ns)
+                await asyncio.sleep(_LOOK_S)
+
+    async def _write_for_a_while(self, office: Office, over: asyncio.Event) -> None:
+        """Write under the fence, without asking whether the lease is still valid: the fence has to suffice."""
+        random = office.worker.random
+        until = time.monotonic() + random.uniform(0.3, 2.5)
         while time.monotonic() < until and not over.is_set():
-            at_ns = now_ns()
-            if lease.valid:
-                self._tenures[place] = self._tenures[place]._replace(until=at_ns)
-            await asyncio.sleep(worker.random.uniform(0.005, 0.05))
+            if await self._act(office, _FENCED):
+                self.book.count("written through the SDK")
+            await asyncio.sleep(random.uniform(0.02, 0.2))
 
     def _election(self, slot: str) -> str:
         """The election that is in use in this place; its history stays short enough to be checked."""
@@ -303,6 +352,8 @@ def _fence(tenure: Value) -> int:
 def _as_lease(operations: Iterable[Operation]) -> Iterator[Operation]:
     """What the model of a lease knows: whether a fence was accepted is what a renewal would have been told."""
     for each in operations:
+        if each.kind == _FENCED:
+            continue
         if each.kind != "act":
             yield each
         elif not each.unknown and each.result is not None:

@@ -17,7 +17,7 @@ import grpc
 from chaos.real.callers import Region
 from chaos.real.recording import Worker
 from chaos.real.workloads import workflows
-from chaos.real.workloads.base import OBSERVER, Keys, Workload
+from chaos.real.workloads.base import OBSERVER, Keys, Workload, events
 from chaos.real.workloads.workflows import Written
 from controlplane.checking import watches
 from controlplane.checking.histories import History, Value
@@ -81,7 +81,8 @@ class Watches(Workload):
 
     async def ask_for_everything(self) -> None:
         """Read the event log, and each key once more."""
-        self._events = [change for change in await self.events("workflow") if change.name.startswith(PREFIX)]
+        changes = await events(self.callers.sdk, "workflow")
+        self._events = [change for change in changes if change.name.startswith(PREFIX)]
         reader = self.worker(OBSERVER)
         for key in (*self._keys.all, *self._others.all):
             await self._read(reader, key)
