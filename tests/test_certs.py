@@ -186,6 +186,8 @@ def test_files_of_different_fleets_are_refused(files, tmp_path):
     assert len(problems) == 2
     for file, problem in zip(files[1:], problems, strict=True):
         assert problem.startswith(f"{file}: fleet: is 'other', but {files[0]} is of 'loopback'")
+    with pytest.raises(config.ConfigError):
+        certs.authority_for(*map(config.load, files))
     for command in ("init", "node", "all"):
         done = controlplane("certs", command, *files)
         assert done.returncode == 2
@@ -219,6 +221,7 @@ def test_the_same_region_twice_is_refused(files, tmp_path):
         (1, "certificates/eu-central/", "certificates/eu-west/", "n1 of eu-central, but also for node n1 of eu-west"),
         (0, "certificates/eu-west/n2.crt", "certificates/authority.key", "n2 of eu-west, but also for the authority"),
         (0, "certificates/eu-west/n2.key", "certificates/eu-west/n1.crt", "also for node n1 of eu-west"),
+        (0, "certificates/eu-west/n2.key", "certificates/eu-central/../eu-west/n1.crt", "also for node n1 of eu-west"),
         (0, "certificates/eu-west/n2.crt", "certificates/eu-west/agent-prod.crt", "agent-prod, but also for node n2"),
     ],
 )
