@@ -41,7 +41,7 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
-from controlplane.features import checks, federation, leases, switches
+from controlplane.features import audit, checks, federation, leases, switches
 from controlplane.features import partitions as systems
 from controlplane.geography import Atlas, check_read
 from controlplane.kernel import keys, machine
@@ -149,6 +149,7 @@ class Node:
         self._elections_at = {p.environment: p for p in partitions if leases.ELECTION.name in p.default_for}
         self._quota_bytes, self._free_bytes = quota_bytes, free_bytes
         self._state = machine.state_of(store)
+        self.ledger = audit.Ledger(store)
         self._marks: OrderedDict[int, bytes] = OrderedDict()
         self._queue = Queue()
         self._reads: list[_Read] = []
@@ -170,6 +171,8 @@ class Node:
         self._cursor_keys = system + keys.text(federation.CURSOR.name)
         self.foreign: dict[str, Partition] = {}
         """Partitions of other regions that share them, by id, as their homes described them."""
+        self._foreign_since = 0
+        """The revision at which what is known of them changed last."""
         self._views_seen: dict[str, tuple[float, Cursor]] = {}
         self._look_abroad()
         self.failed: asyncio.Future[None] = asyncio.get_event_loop().create_future()
@@ -217,9 +220,9 @@ class Node:
         planned = self._planned
         mine = planned is not None and planned.entry == entry
         if planned and mine and planned.working.base == self._state.revision:
-            applied = planned.working.finish(self.store, index, term, entry)
+            applied = planned.working.finish(self.store, index, term, entry, self.ledger)
         else:
-            applied = machine.apply(self.store, index, term, entry, self._recent)
+            applied = machine.apply(self.store, index, term, entry, self._recent, self.ledger)
         if planned and mine:
             self._planned, self._answers = None, applied.outcomes
             self._asked.add(planned.requests, applied.state.revision)
@@ -245,6 +248,7 @@ class Node:
         """The store was replaced by a snapshot: forget everything derived from the old one."""
         self._state = machine.state_of(self.store)
         self._recent.clear()
+        self.ledger.reload(self.store)
         self._asked.forget(self._state.revision)
         self._marks.clear()
         self._watches.reset(self._state.revision)
@@ -317,19 +321,24 @@ class Node:
     async def watch(self, call: Call) -> Following:
         """Follow changes of one partition: encoded `WatchReply` messages, one whole transaction each, in order.
 
+        Of kind "stop" alone, and without a partition in the header: those of all regions, in this environment.
         Raises `Invalid`, `Denied`, `NotFound`, `Compacted` or `Unavailable`; what it returns raises `Compacted` if the
         caller reads so slowly that its place is no longer kept, and `Unavailable` when the node stops. Close it.
         """
         request = _parse(api.WatchRequest, call.request)
         _check_consistency(request.header)
-        if not request.header.partition and [*request.kinds] == [switches.STOP.name]:
-            among, chosen = self._stop_partitions(call.environment), self._foreign_keys
-        else:
-            among, chosen = [self._partition_of_kinds(request.header, request.kinds, call)], b""
+        everywhere = not request.header.partition and [*request.kinds] == [switches.STOP.name]
+        if everywhere and call.region in ("", self.region):
+            await self._consistent(request.header, call.deadline)
+            # Only now: what was learned while this waited is to be seen too.
+            wanted = filter_of(
+                self._stop_partitions(call.environment), request.kinds, request.prefix, self._foreign_keys
+            )
+            return self._watches.follow(self.store, wanted, 0, request, self.fresh_ms, since=self._foreign_since)
+        partition = self._partition_of_kinds(request.header, request.kinds, call)
         await self._consistent(request.header, call.deadline)
-        wanted = filter_of(among, request.kinds, request.prefix, chosen)
-        epoch = among[0].epoch if len(among) == 1 else 0
-        return self._watches.follow(self.store, wanted, epoch, request, self.fresh_ms)
+        wanted = filter_of([partition], request.kinds, request.prefix)
+        return self._watches.follow(self.store, wanted, partition.epoch, request, self.fresh_ms)
 
     def views(self) -> list[tuple[Cursor, int]]:
         """How far, and how freshly, this region has copied what each other one shares; ages in milliseconds."""
@@ -395,6 +404,7 @@ class Node:
         """Learn from the store what was learned of other regions before."""
         now = self.clock()
         self.foreign.clear()
+        self._foreign_since = 0
         self._views_seen.clear()
         for key, packed in self.store.scan(*keys.children(keys.RECORD + self._foreign_keys)):
             self._saw_abroad(key[len(keys.RECORD) :], Event.FromString(packed), now)
@@ -408,6 +418,7 @@ class Node:
         if key.startswith(self._foreign_keys):
             partition = Partition.FromString(event.value)
             self.foreign[partition.id] = partition
+            self._foreign_since = max(self._foreign_since, event.revision)
         elif key.startswith(self._cursor_keys):
             self._views_seen[keys.decode(key).name] = (now, Cursor.FromString(event.value))
 
@@ -418,7 +429,9 @@ class Node:
             if kind not in features.KINDS:
                 raise Invalid(f"unknown kind {kind[:64]!r}", reason="KIND_UNKNOWN", field="kinds")
         wanted = named or [kind for of, kind in self._defaults if of == call.environment] or ["workflow"]
-        found = {p.id: p for p in (self.partition(header, kind, call) for kind in wanted)}
+        # Exceptions lie where the switches do.
+        places = {switches.SWITCH.name if kind == switches.EXCEPTION.name else kind for kind in wanted}
+        found = {p.id: p for p in (self.partition(header, kind, call) for kind in sorted(places))}
         if len(found) > 1:
             raise Invalid(
                 f"these kinds lie in several partitions: {', '.join(sorted(found))}",
@@ -545,6 +558,7 @@ class Node:
         working = Working(self.store, self._recent)
         working.at_ms = max(working.at_ms, self._wall_ms())
         entry = Entry(base=working.base, at_ms=working.at_ms, salt=self._entropy(16))
+        working.salt = entry.salt
         entry.base_hash = working.base_hash
         batch: list[Waiting] = []
         txns: list[Txn] = []
@@ -689,6 +703,8 @@ class Node:
             reply = method.run(reader, request)
             if partition.home != self.region:
                 age_ms = self._view_age_ms(partition)
+            elif call.region not in ("", self.region):
+                pass  # What third regions stop is not this one's to show to others.
             elif isinstance(reply, api.CheckSwitchesReply):
                 reply.stopped_by.extend(self._stopped_elsewhere(reader, call.environment).stopping(request.subject))
             elif isinstance(reply, api.ListSwitchesReply) and not request.after:

@@ -20,6 +20,8 @@ HISTORY = b"h"
 """+ key + revision → `Event`."""
 OUTCOME = b"o"
 """+ generation + digest of nonce and identity (16 bytes) → `Outcome`."""
+LEDGER = b"l"
+"""+ what `features.audit` puts there: rows beside the state, equal on every replica and not part of its hash."""
 STATE = b"m/state"
 """→ `State`."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -42,6 +42,11 @@ class Applied:
     state: State
     outcomes: list[Outcome]
     changed: list[Changed]
+
+
+Annex = Callable[["Records", State, bytes, bytes, Sequence[Changed]], None]
+"""Puts rows of its own beside what an entry changed, in the same batch: given the view, the state after the entry, the
+entry's salt and bytes, and what it changed. The rows are neither hashed nor read by apply, and it must not raise."""
 
 
 def state_of(view: View) -> State:
@@ -157,7 +162,14 @@ def pack(entry: Entry) -> bytes:
     return _FORMAT + entry.SerializeToString(deterministic=True)
 
 
-def apply(store: Store, index: int, term: int, entry: bytes, recent: RecentEvents | None = None) -> Applied:
+def apply(
+    store: Store,
+    index: int,
+    term: int,
+    entry: bytes,
+    recent: RecentEvents | None = None,
+    annex: Annex | None = None,
+) -> Applied:
     """Apply the entry at `index`; once, however often it is handed in. `recent` spares lookups, and decides nothing.
 
     Total: bad content is an outcome. Raises `Fatal` only for an entry of a format this program does not know.
@@ -167,7 +179,7 @@ def apply(store: Store, index: int, term: int, entry: bytes, recent: RecentEvent
         return Applied(state_of(store), [], [])
     if entry:
         working.replay(entry)
-    return working.finish(store, index, term, entry)
+    return working.finish(store, index, term, entry, annex)
 
 
 class Working:
@@ -179,6 +191,7 @@ class Working:
         self.index, self.revision, self.span = state.index, state.revision, state.outcome_span
         self.base = state.revision
         self.at_ms = state.at_ms
+        self.salt = b""
         self.live_bytes, self.records = state.live_bytes, state.records
         self._hash = state.hash
         self._outcomes: list[Outcome] = []
@@ -196,6 +209,7 @@ class Working:
             self.revision += 1  # The hash moves on, so the revision has to.
         stale = message.base != self.base
         self.at_ms = max(self.at_ms, message.at_ms)
+        self.salt = message.salt
         proven = not stale and bool(message.base_hash)
         if proven and message.base_hash != self._hash:
             raise Fatal(
@@ -224,7 +238,7 @@ class Working:
         """The running hash of what this was begun over."""
         return self._hash
 
-    def finish(self, store: Store, index: int, term: int, entry: bytes) -> Applied:
+    def finish(self, store: Store, index: int, term: int, entry: bytes, annex: Annex | None = None) -> Applied:
         """Write everything to `store` as one batch. `store` must be what this was begun over, unchanged since."""
         if entry:
             self._hash = self._digest(entry)
@@ -240,6 +254,8 @@ class Working:
             format=limits.STATE_FORMAT,
         )
         self.view.put(keys.STATE, state.SerializeToString(deterministic=True))
+        if annex is not None and self._changed:
+            annex(self.view, state, self.salt, entry, self._changed)
         store.commit(self.view.take())
         return Applied(state, self._outcomes, self._changed)
 

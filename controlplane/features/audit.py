@@ -1,0 +1,215 @@
+"""What of the log goes into the region's ledger: one leaf for each entry that wrote an audited record.
+
+Every replica grows the same tree in the same batches that apply entries, so no node has to be asked for what another
+one has. The rows lie beside the replicated state: apply neither reads nor hashes them. What a leaf does not name is
+covered by the running hash in it, and by the one in the next checkpoint.
+
+Audited are what passed between regions and what was refused to them (`Passage`), the right to hold copies (`Grant`),
+kill switches, and exceptions from them. A content names regions, reaches, revisions and digests, never a person, a
+tenant, a key or a value: what a switch stops is told as a digest of its key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from google.protobuf.message import DecodeError
+
+from controlplane.kernel import keys
+from controlplane.kernel.machine import Changed
+from controlplane.kernel.store import Overlay, View
+from controlplane.ledger import leaves
+from controlplane.ledger.leaves import Content, Leaf, Transfer
+from controlplane.ledger.merkle import Frontier, leaf_hash
+from controlplane.v1.records_pb2 import Grant, Passage, Reach, StopException, Switch
+from controlplane.v1.state_pb2 import Event, State
+
+_FRONTIER = keys.LEDGER + b"f"
+_LEAF = keys.LEDGER + b"l"
+_SALT = keys.LEDGER + b"s"
+_NODE = keys.LEDGER + b"n"
+_CONTENT = keys.LEDGER + b"c"
+
+REACH_WORDS = {Reach.HOME_ONLY: "home-only", Reach.JURISDICTION: "jurisdiction", Reach.GLOBAL: "global"}
+"""Reaches as region files write them."""
+_DOORS = {"copy": "federation", "listing": "federation", "answer": "agent", "denial": "agent"}
+_DIGEST_BYTES = 32
+
+_AT_MS_MAX = 10**18
+
+Audited = tuple[str, Content]
+"""Class and content."""
+
+
+class Ledger:
+    """The tree as one replica has it, and the annex of `machine.apply` that grows it."""
+
+    def __init__(self, view: View) -> None:
+        self.reload(view)
+
+    def reload(self, view: View) -> None:
+        """Take up the tree that a store holds: at start, and when the store was replaced."""
+        self._frontier = frontier_at(view)
+
+    @property
+    def size(self) -> int:
+        """Leaves so far."""
+        return self._frontier.size
+
+    def root(self) -> bytes:
+        """The root over all leaves."""
+        return self._frontier.root()
+
+    def __call__(self, view: Overlay, state: State, salt: bytes, entry: bytes, changed: Sequence[Changed]) -> None:
+        """Add a leaf for an entry, if it wrote anything that is audited. See `machine.Annex`."""
+        found = [audited for each in changed if (audited := audited_in(each.event)) is not None]
+        if not found:
+            return
+        index = self._frontier.size
+        opened = []
+        # No planner fills an entry beyond this; one that did would not stop the region.
+        for n, (name, packed) in enumerate(found[: leaves.RECORDS_MAX]):
+            opened.append((name, leaves.commitment(salt, n, packed)))
+            view.put(_CONTENT + keys.number(index) + n.to_bytes(4, "big"), packed)
+        at_ms = min(state.at_ms, _AT_MS_MAX)
+        leaf = Leaf(index, state.revision, at_ms, state.hash, leaves.entry_commitment(salt, entry), tuple(opened))
+        encoded = leaves.encode(leaf)
+        view.put(_LEAF + keys.number(index), encoded)
+        view.put(_SALT + keys.number(index), salt)
+        for node in self._frontier.append(leaf_hash(encoded)):
+            view.put(_node_key(node.level, node.at), node.hash)
+        view.put(_FRONTIER, self._frontier.pack())
+
+
+def frontier_at(view: View) -> Frontier:
+    """The frontier of the tree that a store holds."""
+    packed = view.get(_FRONTIER)
+    return Frontier() if packed is None else Frontier.unpack(packed)
+
+
+def node_reader(view: View) -> Callable[[int, int], bytes]:
+    """What proofs are made from; see `ledger.merkle`. Raises KeyError for a node that is not complete."""
+
+    def read(level: int, at: int) -> bytes:
+        found = view.get(_node_key(level, at))
+        if found is None:
+            raise KeyError((level, at))
+        return found
+
+    return read
+
+
+def leaf_at(view: View, index: int) -> bytes | None:
+    """The encoded leaf, or None if there is none."""
+    return view.get(_LEAF + keys.number(index))
+
+
+def opened(view: View, index: int) -> Iterator[tuple[int, str, bytes | None, bytes]]:
+    """The audited records of a leaf: number, class, key and canonical content; no key once they were erased."""
+    packed = leaf_at(view, index)
+    if packed is None:
+        return
+    salt = view.get(_SALT + keys.number(index))
+    for n, (name, _) in enumerate(leaves.decode(packed).open):
+        content = view.get(_CONTENT + keys.number(index) + n.to_bytes(4, "big"))
+        if salt is None or content is None:
+            yield n, name, None, b""
+        else:
+            yield n, name, leaves.record_key(salt, n), content
+
+
+def first_leaf_from(view: View, at_ms: int, size: int) -> int:
+    """The first leaf whose entry was planned at `at_ms` (Unix milliseconds) or later; `size` if there is none."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        packed = leaf_at(view, middle)
+        if packed is not None and leaves.decode(packed).at_ms < at_ms:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def audited_in(event: Event) -> tuple[str, bytes] | None:
+    """Class and canonical content of what an event tells the ledger, or None if nothing.
+
+    Total: it runs while entries are applied. What no feature wrote is told as what it is, by its digest.
+    """
+    if not event.HasField("value") or event.HasField("origin"):
+        return None
+    if not any(mark in event.key for mark in _MARKS):
+        return None
+    kind = keys.decode(event.key).kind
+    if kind not in _KINDS:
+        return None
+    try:
+        audited = _KINDS[kind](event)
+        return None if audited is None else (audited[0], leaves.canonical(audited[1]))
+    except (DecodeError, ValueError):
+        unreadable = {"kind": kind, "unreadable": hashlib.sha256(event.value).hexdigest()}
+        return "unreadable", leaves.canonical(unreadable)
+
+
+def _passage(event: Event) -> Audited | None:
+    passage = Passage.FromString(event.value)
+    if passage.sort == "denial":
+        content: Content = {"peer": passage.counterparty, "count": passage.records, "door": "agent"}
+        return "denial", content
+    name = {Passage.EGRESS: "egress", Passage.INGRESS: "ingress"}.get(passage.direction)
+    if name is None:
+        return None
+    transfer = Transfer(
+        peer=passage.counterparty,
+        door=_DOORS.get(passage.sort, "federation"),
+        reach=REACH_WORDS.get(passage.reach, ""),
+        epoch=passage.epoch,
+        first=passage.after + 1,
+        last=passage.upto,
+        count=passage.records,
+        digest=passage.digest.ljust(_DIGEST_BYTES, b"\0")[:_DIGEST_BYTES],
+    )
+    return name, transfer.content()
+
+
+def _grant(event: Event) -> Audited:
+    grant = Grant.FromString(event.value)
+    return "grant", {
+        "peer": grant.peer,
+        "jurisdiction": grant.jurisdiction,
+        "reach": REACH_WORDS.get(grant.reach, ""),
+        "open": grant.open,
+    }
+
+
+def _switch(event: Event) -> Audited:
+    switch = Switch.FromString(event.value)
+    return "switch", {"switch": _hidden(event.key), "engaged": switch.engaged, "revision": event.revision}
+
+
+def _exception(event: Event) -> Audited:
+    exception = StopException.FromString(event.value)
+    return "exception", {
+        "exception": _hidden(event.key),
+        "region": exception.region,
+        "epoch": exception.epoch,
+        "revision": exception.revision,
+    }
+
+
+def _hidden(key: bytes) -> str:
+    return hashlib.sha256(b"controlplane ledger key v1\0" + key).hexdigest()
+
+
+def _node_key(level: int, at: int) -> bytes:
+    return _NODE + bytes([level]) + keys.number(at)
+
+
+_KINDS: Mapping[str, Callable[[Event], Audited | None]] = {
+    "passage": _passage,
+    "grant": _grant,
+    "switch": _switch,
+    "exception": _exception,
+}
+_MARKS = tuple(map(keys.text, _KINDS))
