@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane import config
-from controlplane.geography import Atlas, agreement, terms
+from controlplane.geography import Atlas, agreement, exported, terms
 from controlplane.v1 import records_pb2
 
 DEMO = Path(__file__).parent.parent / "regions" / "demo.toml"
@@ -393,3 +393,6 @@ def test_any_damage_is_a_config_error_or_harmless(line, inserted, column):
     except config.ConfigError:
         return
     assert len(region.nodes) == 3
+    for peer in region.peers:
+        # What may leave is what the file says, and the law never has to take away from it.
+        assert set(exported(region.atlas, peer.region)) == peer.may_leave

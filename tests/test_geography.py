@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from controlplane import geography
 from controlplane.errors import Denied, Invalid
 from controlplane.geography import Atlas, Terms, agreement, exported, terms
+from controlplane.v1 import federation_pb2
 from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION, REACH_UNSPECIFIED, Partition
 
 HOME, SAME, OTHER, UNKNOWN = "eu-west", "eu-central", "us-east", "mars"
@@ -256,8 +257,12 @@ def test_terms_that_cannot_be(wrong):
     assert invalid.value.reason == "TERMS_MALFORMED"
 
 
-def test_terms_are_plain():
+def test_terms_are_those_of_the_wire():
     assert Terms("acme", HOME, "eu", SAME, "eu", (JURISDICTION, GLOBAL), atlas().digest()) == GOOD
+    message = federation_pb2.Terms(**asdict(GOOD))
+    sent = federation_pb2.Terms.FromString(message.SerializeToString())
+    received = {field.name: getattr(sent, field.name) for field in sent.DESCRIPTOR.fields}
+    assert Terms(**{**received, "may_leave": tuple(sent.may_leave)}) == GOOD
 
 
 REGIONS = ("a", "b", "c")
