@@ -1,4 +1,4 @@
-"""What the leader does on its own account: declare the region's partitions, expire leases, drop what is past keeping.
+"""What the leader does on its own account: partitions of the region file, leases, what is past keeping, news of kills.
 
 All of it goes through the log as ordinary transactions, guarded by what was seen, so it is harmless if two nodes
 believe that they lead, or if one does it twice.
@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from controlplane import limits
 from controlplane.errors import ControlPlaneError
-from controlplane.features import leases, partitions
+from controlplane.features import leases, partitions, switches
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Applied
-from controlplane.kernel.transaction import Tx, scope_of
+from controlplane.kernel.transaction import Reader, Tx, scope_of
 from controlplane.node import Node
 from controlplane.v1.api_pb2 import RequestHeader
 from controlplane.v1.records_pb2 import Election, Partition, Retention
@@ -27,6 +27,8 @@ TICK_S = 0.05
 STALL_S = 0.5
 """A pause of the loop longer than this says nothing about holders: every lease starts again at full length."""
 _TIMEOUT_S = 5.0
+_NAMES_MAX = 64
+"""Switches that one transaction announces."""
 
 
 class Reaper:
@@ -67,26 +69,32 @@ class Controllers:
         self._term: int | None = None
         self._partitions_of = {scope_of(p): p for p in node.partitions.values()}
         self._elections = tuple(scope + keys.text(leases.ELECTION.name) for scope in self._partitions_of)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._retention = Retention()
+        self._heralds = _heralds(node)
+        self._news = asyncio.Event()
 
     def start(self) -> None:
         """Begin; idle unless this node leads."""
         self._node.on_applied(self._took)
-        self._task = asyncio.create_task(self._run())
-        self._task.add_done_callback(self._ended)
+        self._tasks = (asyncio.create_task(self._run()), asyncio.create_task(self._announce_forever()))
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Stop at once."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
             status = self._node.log.status()
             if not status.ready:
                 self._term = None
+                for herald in self._heralds:
+                    # Whoever leads next compares all of them.
+                    herald.names.clear()
             elif self._term != status.term:
                 await self._begin(status.term)
             else:
@@ -94,7 +102,8 @@ class Controllers:
             await asyncio.sleep(TICK_S)
 
     async def _begin(self, term: int) -> None:
-        """Take over: every lease starts again at full length."""
+        """Take over: every lease starts again at full length, and every switch is compared with what was told."""
+        self._look_for_news()
         self._reaper.clear()
         node, now = self._node, self._node.clock()
         for scope in self._partitions_of:
@@ -116,6 +125,35 @@ class Controllers:
         # Together: one after the other would take so long that the rest look like a stall of this loop.
         await asyncio.gather(*(self._expire(*due) for due in self._reaper.expired(self._node.clock())))
         await self._drop_old()
+
+    def _look_for_news(self) -> None:
+        node = self._node
+        for herald in self._heralds:
+            thrown, told = (Reader(node.store, p, node.revision) for p in (herald.thrown, herald.told))
+            herald.names.update(switches.unannounced(node.fleet, thrown, told))
+        self._news.set()
+
+    async def _announce_forever(self) -> None:
+        """Tell of switches as soon as they are thrown: a kill does not wait for a tick."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while any(herald.names for herald in self._heralds) and self._node.log.status().ready:
+                done = await asyncio.gather(*(self._announce(herald) for herald in self._heralds if herald.names))
+                if not all(done):
+                    await asyncio.sleep(TICK_S)
+
+    async def _announce(self, herald: _Herald) -> bool:
+        # What is thrown again meanwhile is added again.
+        names = {herald.names.pop() for _ in range(min(_NAMES_MAX, len(herald.names)))}
+
+        def announce(tx: Tx) -> RequestHeader | None:
+            return switches.announce(tx, self._node.fleet, herald.thrown, sorted(names))
+
+        if await self._attempt("AnnounceStops", herald.told, announce):
+            return True
+        herald.names |= names
+        return False
 
     async def _drop_old(self) -> None:
         """Drop what is past keeping, step by step, until nothing is or the round is over."""
@@ -177,6 +215,10 @@ class Controllers:
         # On every node: between a new leader's listing and its first tick nothing may be missed.
         now = self._node.clock()
         for changed in applied.changed:
+            for herald in self._heralds:
+                if changed.key.startswith(herald.keys):
+                    herald.names.add(keys.decode(changed.key).name)
+                    self._news.set()
             if not changed.key.startswith(self._elections):
                 continue
             if changed.event.HasField("value"):
@@ -187,6 +229,25 @@ class Controllers:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None and not self._node.failed.done():
             self._node.failed.set_exception(task.exception() or RuntimeError("controllers ended"))
+
+
+class _Herald:
+    """What there is to tell of the switches of one environment: thrown here, told there."""
+
+    def __init__(self, thrown: Partition, told: Partition) -> None:
+        self.thrown, self.told = thrown, told
+        self.keys = scope_of(thrown) + keys.text(switches.SWITCH.name)
+        self.names: set[str] = set()
+
+
+def _heralds(node: Node) -> tuple[_Herald, ...]:
+    """One for each environment whose switches may be told of."""
+    of = {(p.environment, kind): p for p in node.partitions.values() if p.home == node.region for kind in p.default_for}
+    return tuple(
+        _Herald(thrown, of[environment, switches.STOP.name])
+        for (environment, kind), thrown in of.items()
+        if kind == switches.SWITCH.name and (environment, switches.STOP.name) in of
+    )
 
 
 def _past_keeping(kept: Retention, revision: int, span: int) -> Retention:

@@ -8,7 +8,8 @@ its place is no longer kept it is told `Compacted`.
 1. One message holds one whole transaction. Revisions only grow, and each is sent once.
 2. The first message says where the watch stands. While nothing changes, progress messages say how far it has seen.
 3. Quiet changes (lease renewals) are no events.
-4. A listing and its revision are one moment: what comes after the listing was not in it.
+4. A listing and its revision are one moment: what comes after the listing was not in it. A message of copies says
+   the epoch that their partition has at home.
 5. A watcher holds one page at most; messages that are encoded for many count as part of the tail.
 """
 
@@ -193,10 +194,14 @@ class Watches:
     def reset(self, revision: int) -> None:
         """The store was replaced: start the tail anew and let everyone look again."""
         self._tail = Tail(revision)
-        for group in self._groups.values():
-            group.touched = revision
         self._reach(revision)
         self._wake_all()
+        for wanted, group in tuple(self._groups.items()):
+            group.touched = revision
+            if wanted.chosen:
+                # Which partitions it would look at now is not known here.
+                del self._groups[wanted]
+                group.outdated = True
 
     def tick(self, now: float) -> None:
         """Let idle watchers report progress when it is time."""
@@ -244,12 +249,19 @@ class Watches:
             scanned, seen = scanned + len(transaction), revision
         return reply
 
-    def follow(self, store: Store, wanted: Filter, epoch: int, request: api.WatchRequest, age: Age) -> Following:
-        """The messages of one watch; see `Node.watch`. Raises what that raises before its first message."""
+    def follow(
+        self, store: Store, wanted: Filter, epoch: int, request: api.WatchRequest, age: Age, *, since: int = 0
+    ) -> Following:
+        """The messages of one watch; see `Node.watch`. Raises what that raises before its first message.
+
+        Before `since` other partitions were looked at than those of `wanted`: nobody can go on from there.
+        """
         if self.count >= limits.WATCHES_PER_NODE_MAX:
             raise Unavailable("too many watchers", reason="WATCHES_FULL", hint="watch at another node")
         cursor = request.after_revision if request.HasField("after_revision") else self._revision
         if not request.snapshot:
+            if cursor < since:
+                raise _partitions_changed(self._revision)
             _check_floor(store, self._region, cursor)
         stamp = Stamp(self._region, epoch, age)
         return Following(self, store, wanted, cursor, snapshot=request.snapshot, stamp=stamp)
@@ -276,12 +288,7 @@ class Watches:
         if self._closed:
             raise Unavailable("the node is stopping", reason="STOPPING", hint="watch at another node")
         if group.outdated:
-            raise Compacted(
-                "there are other partitions to watch now",
-                reason="PARTITIONS_CHANGED",
-                hint="list the present records (snapshot), then watch from there",
-                oldest=self._revision + 1,
-            )
+            raise _partitions_changed(self._revision)
         if cursor >= group.touched:
             return [], self._revision, True
         if cursor >= self._tail.floor:
@@ -354,6 +361,9 @@ class Following:
         if not snapshot:
             yield stamp(reply(kind=reply.STARTED, revision=self._cursor))
             return
+        if self._group.outdated:
+            # A listing of the partitions of before must not pass for one of now.
+            raise _partitions_changed(self._watches.revision)
         cursor = self._cursor = self._watches.revision
         with closing(self._store.snapshot()) as view:
             yield stamp(reply(kind=reply.STARTED, revision=cursor))
@@ -386,7 +396,7 @@ class Stamp:
     def __call__(self, reply: api.WatchReply) -> bytes:
         """The encoded message."""
         reply.age_ms = self._age()
-        reply.region, reply.epoch = self._region, self._epoch
+        reply.region, reply.epoch = self._region, reply.epoch or self._epoch
         return reply.SerializeToString()
 
 
@@ -397,6 +407,15 @@ def filter_of(among: Sequence[Partition], kinds: Sequence[str], prefix: str, cho
     start = checks.prefix(prefix).encode()
     prefixes = tuple(scope + keys.text(kind) + start for scope in scopes for kind in names)
     return Filter(tuple(dict.fromkeys(map(keys.domain_of, scopes))), prefixes, chosen)
+
+
+def _partitions_changed(revision: int) -> Compacted:
+    return Compacted(
+        "there are other partitions to watch now",
+        reason="PARTITIONS_CHANGED",
+        hint="list the present records (snapshot), then watch from there",
+        oldest=revision + 1,
+    )
 
 
 def _check_floor(view: View, region: str, cursor: int) -> None:
@@ -416,9 +435,10 @@ def _listing(view: View, wanted: Filter, revision: int) -> Iterator[api.WatchRep
     """All records that match, in messages of bounded size."""
     for prefix in wanted.prefixes:
         rows = view.scan(*keys.children(keys.RECORD + prefix))
-        while page := [_change(Event.FromString(packed)) for _, packed in islice(rows, _PAGE)]:
-            for part in _bounded(page):
-                yield api.WatchReply(kind=api.WatchReply.SNAPSHOT, revision=revision, changes=part)
+        while page := [Event.FromString(packed) for _, packed in islice(rows, _PAGE)]:
+            epoch = page[0].origin.epoch
+            for part in _bounded(list(map(_change, page))):
+                yield api.WatchReply(kind=api.WatchReply.SNAPSHOT, revision=revision, changes=part, epoch=epoch)
 
 
 def _bounded(changes: list[api.Change]) -> Iterator[list[api.Change]]:
@@ -469,7 +489,11 @@ def _encode(revision: int, events: list[Event]) -> bytes | None:
     if not events:
         return None
     changes = [_change(event) for event in events]
-    return api.WatchReply(kind=api.WatchReply.CHANGES, revision=revision, changes=changes).SerializeToString()
+    # A transaction touches one partition, so copies that come together are of one epoch of their home's.
+    epoch = events[0].origin.epoch
+    return api.WatchReply(
+        kind=api.WatchReply.CHANGES, revision=revision, changes=changes, epoch=epoch
+    ).SerializeToString()
 
 
 def _change(event: Event) -> api.Change:

@@ -6,19 +6,20 @@ any region's switch covers it: each region releases its own, and one that cannot
 exception that names exactly one stop of it.
 
 Engaging needs one person and is idempotent. Nothing about a switch depends on a clock, and a switch that was never
-thrown has no record. `covering` is the same function on server, in the SDK and in checkers.
+thrown has no record. `covering` and `heeded` are the same functions on server, in the SDK and in checkers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import NamedTuple
 
 from controlplane import limits
 from controlplane.errors import Invalid
 from controlplane.features import checks
-from controlplane.kernel.transaction import Kind, Reader, Row, Tx
+from controlplane.kernel.transaction import Kind, Reader, Row, Tx, scope_of
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition, Scope, ScopeKind, Stop, StopException, Switch
 
@@ -108,13 +109,40 @@ def opaque(fleet: str, environment: str, name: str) -> str:
     return hashlib.sha256(f"controlplane stop v1\0{fleet}\0{environment}\0{name}".encode()).hexdigest()[:32]
 
 
-def announce(tx: Tx, identifier: str, *, engaged: bool) -> bool:
-    """Say to other regions that something is stopped, or no longer; true if that is news. In a stop partition."""
-    row = tx.get(STOP, identifier)
-    if (row is None and not engaged) or (row is not None and row.value.engaged == engaged):
+def is_news(switch: Row[Switch] | None, stop: Row[Stop] | None) -> bool:
+    """Whether other regions have yet to be told of a switch, `stop` being what they were told last.
+
+    A switch that was released and engaged again is news although they were told of neither: an exception for the stop
+    that they know must not cover this one.
+    """
+    if stop is None:
+        return switch is not None and switch.value.engaged
+    if switch is None:
+        # A switch is never deleted. If it is gone all the same, nobody has released it.
         return False
-    tx.put(STOP, identifier, Stop(engaged=engaged))
-    return True
+    return switch.value.engaged != stop.value.engaged or (switch.value.engaged and switch.revision > stop.revision)
+
+
+def unannounced(fleet: str, thrown: Reader, told: Reader) -> Iterator[str]:
+    """Names of the switches in `thrown` of which other regions have yet to be told by way of `told`."""
+    for row in thrown.list(SWITCH):
+        if travels(row.name) and is_news(row, told.get(STOP, opaque(fleet, told.partition.environment, row.name))):
+            yield row.name
+
+
+def announce(tx: Tx, fleet: str, thrown: Partition, names: Iterable[str]) -> api.RequestHeader | None:
+    """In a stop partition: tell other regions how the switches of these names, which lie in `thrown`, stand now.
+
+    None if there is nothing to tell. At most `limits.WRITES_PER_TXN_MAX` names.
+    """
+    told = False
+    for name in filter(travels, names):
+        switch = tx.read_in(scope_of(thrown), SWITCH, name)
+        identifier = opaque(fleet, tx.partition.environment, name)
+        if is_news(switch, tx.get(STOP, identifier)):
+            tx.put(STOP, identifier, Stop(engaged=switch is not None and switch.value.engaged))
+            told = True
+    return api.RequestHeader() if told else None
 
 
 def make_exception(tx: Tx, request: api.ExceptSwitchRequest) -> api.ExceptSwitchReply:
@@ -123,11 +151,18 @@ def make_exception(tx: Tx, request: api.ExceptSwitchRequest) -> api.ExceptSwitch
     _check_reason(tx)
     checks.name(request.region, "region")
     wanted = StopException(region=request.region, epoch=request.epoch, revision=request.revision)
-    if not travels(name) or not request.epoch or not request.revision:
+    if not travels(name) or not request.epoch or not request.revision or "/" in request.region:
         raise Invalid(
             "an exception names a scope, and region, epoch and revision of the stop that is not heeded",
             reason="EXCEPTION_MALFORMED",
             hint="cpctl kill list shows them",
+        )
+    if request.region == tx.partition.home:
+        raise Invalid(
+            "this region can release its own switches",
+            reason="EXCEPTION_OF_OWN",
+            field="region",
+            hint="cpctl kill release",
         )
     of = exception_name(request.region, name)
     row = tx.get(EXCEPTION, of)
@@ -135,6 +170,30 @@ def make_exception(tx: Tx, request: api.ExceptSwitchRequest) -> api.ExceptSwitch
         return api.ExceptSwitchReply(changed=False)
     tx.put(EXCEPTION, of, wanted)
     return api.ExceptSwitchReply(changed=True)
+
+
+class Heard(NamedTuple):
+    """An engaged stop of another region, as its copy says. `meta` is that region's, without who and why."""
+
+    region: str
+    epoch: int
+    meta: api.Meta
+
+
+def heeded(
+    subject: api.Subject,
+    heard: Callable[[str], Iterable[Heard]],
+    exception: Callable[[str], StopException | None],
+) -> Iterator[api.SwitchView]:
+    """The stops of other regions that cover `subject`, but for those that an exception names exactly.
+
+    `heard` finds the engaged stops for a switch of a name, `exception` the exception of a name (`exception_name`).
+    """
+    for name in filter(travels, covering(subject)):
+        for stop in heard(name):
+            if not excepts(exception(exception_name(stop.region, name)), stop):
+                switch = Switch(scope=scope_of_name(name), engaged=True)
+                yield api.SwitchView(switch=switch, meta=stop.meta, region=stop.region)
 
 
 class Abroad:
@@ -148,39 +207,63 @@ class Abroad:
 
     def stopping(self, subject: api.Subject) -> Iterator[api.SwitchView]:
         """The stops of other regions that cover `subject` and are heeded."""
-        for reader in self._readers:
-            for name in filter(travels, covering(subject)):
-                row = reader.get(STOP, opaque(self._fleet, self._environment, name))
-                if row is not None and row.value.engaged and not self._excepted(reader.partition, name, row):
-                    switch = Switch(scope=scope_of_name(name), engaged=True)
-                    yield api.SwitchView(switch=switch, meta=checks.meta(row), region=reader.partition.home)
+        return heeded(subject, self._heard, self._exception) if self._readers else iter(())
 
     def stops(self, engaged_only: bool) -> Iterator[api.StopView]:
-        """All stops of other regions; those that this region has a switch for say what they stop."""
-        known = {opaque(self._fleet, self._environment, row.name): row.name for row in self._own.list(SWITCH)}
+        """Stops of other regions, the engaged ones first, at most `limits.PAGE_MAX` of each partition.
+
+        Those for whose scope this region has a switch or an exception say what they stop.
+        """
+        own = [row.name for row in self._own.list(SWITCH)]
+        own += [scope_of_exception(row.name) for row in self._own.list(EXCEPTION)]
+        known = {opaque(self._fleet, self._environment, name): name for name in own}
         for reader in self._readers:
-            for row in islice(reader.list(STOP), limits.PAGE_MAX):
-                if engaged_only and not row.value.engaged:
-                    continue
+            engaged = (row for row in reader.list(STOP) if row.value.engaged)
+            released = (row for row in reader.list(STOP) if not row.value.engaged and not engaged_only)
+            for row in islice(chain(engaged, released), limits.PAGE_MAX):
                 name = known.get(row.name)
-                yield api.StopView(
-                    region=reader.partition.home,
-                    id=row.name,
-                    engaged=row.value.engaged,
-                    epoch=reader.partition.epoch,
-                    revision=row.revision,
-                    excepted=name is not None and self._excepted(reader.partition, name, row),
-                    scope=None if name is None else scope_of_name(name),
-                )
+                stop = _heard(reader.partition, row)
+                yield stop_view(row.name, stop, self._exception, engaged=row.value.engaged, name=name)
 
-    def _excepted(self, partition: Partition, name: str, row: Row[Stop]) -> bool:
-        found = self._own.get(EXCEPTION, exception_name(partition.home, name))
-        return found is not None and excepts(found.value, partition.home, partition.epoch, row.revision)
+    def _heard(self, name: str) -> Iterator[Heard]:
+        identifier = opaque(self._fleet, self._environment, name)
+        for reader in self._readers:
+            row = reader.get(STOP, identifier)
+            if row is not None and row.value.engaged:
+                yield _heard(reader.partition, row)
+
+    def _exception(self, name: str) -> StopException | None:
+        row = self._own.get(EXCEPTION, name)
+        return None if row is None else row.value
 
 
-def excepts(exception: StopException, region: str, epoch: int, revision: int) -> bool:
+def stop_view(
+    identifier: str,
+    stop: Heard,
+    exception: Callable[[str], StopException | None],
+    *,
+    engaged: bool,
+    name: str | None,
+) -> api.StopView:
+    """What is known here of a stop of another region; `name` is that of the switch's record, if it is known."""
+    return api.StopView(
+        region=stop.region,
+        id=identifier,
+        engaged=engaged,
+        epoch=stop.epoch,
+        revision=stop.meta.revision,
+        excepted=name is not None and excepts(exception(exception_name(stop.region, name)), stop),
+        scope=None if name is None else scope_of_name(name),
+    )
+
+
+def excepts(exception: StopException | None, stop: Heard) -> bool:
     """Whether an exception is for exactly this stop."""
-    return (exception.region, exception.epoch, exception.revision) == (region, epoch, revision)
+    return exception is not None and (exception.region, exception.epoch, exception.revision) == (
+        stop.region,
+        stop.epoch,
+        stop.meta.revision,
+    )
 
 
 def scope_of_name(name: str) -> Scope:
@@ -192,6 +275,11 @@ def scope_of_name(name: str) -> Scope:
 def exception_name(region: str, name: str) -> str:
     """The record's name of an exception for a region's switch of this record name."""
     return f"{region}/{name}"
+
+
+def scope_of_exception(name: str) -> str:
+    """The record name of the switch that an exception of this record name is for."""
+    return name.partition("/")[2]
 
 
 def stopping(subject: api.Subject, engaged: Callable[[str], bool]) -> list[str]:
@@ -225,3 +313,9 @@ def _throw(tx: Tx, scope: Scope, *, engaged: bool) -> tuple[Row[Switch], bool]:
 
 def _view(row: Row[Switch]) -> api.SwitchView:
     return api.SwitchView(switch=row.value, meta=checks.meta(row))
+
+
+def _heard(partition: Partition, row: Row[Stop]) -> Heard:
+    # Who and why in a copy's row are this region's own copying.
+    meta = api.Meta(revision=row.revision, created=row.created, version=row.version, at_ms=row.at_ms)
+    return Heard(partition.home, partition.epoch, meta)
