@@ -55,7 +55,7 @@ from controlplane.v1.state_pb2 import Entry, Event, Outcome, Refusal, RequestId,
 from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Following, Tail, Watches, filter_of
 
-AGE_UNKNOWN_MS = (1 << 32) - 1
+AGE_UNKNOWN_MS = federation.AGE_UNKNOWN_MS
 """Age of a state that was never proven current."""
 
 _DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew"})
@@ -420,7 +420,12 @@ class Node:
             self.foreign[partition.id] = partition
             self._foreign_since = max(self._foreign_since, event.revision)
         elif key.startswith(self._cursor_keys):
-            self._views_seen[keys.decode(key).name] = (now, Cursor.FromString(event.value))
+            name, cursor, seen = keys.decode(key).name, Cursor.FromString(event.value), now
+            if cursor.age_ms == AGE_UNKNOWN_MS and name in self._views_seen:
+                # It only came nearer to what home was like then.
+                seen, known = self._views_seen[name]
+                cursor.age_ms = known.age_ms
+            self._views_seen[name] = (seen, cursor)
 
     def _partition_of_kinds(self, header: api.RequestHeader, kinds: Sequence[str], call: Call) -> Partition:
         """The one partition that holds all `kinds`: a watcher must not believe that it sees what lies in another."""
@@ -470,7 +475,7 @@ class Node:
                 len(call.request),
                 reserved=method.kind.reserved or call.method in _DUE_WITH_FULL_STORE,
                 done=done,
-                dated=header.HasField("since"),
+                dated=header.HasField("since") and not call.region,
             )
         )
 
@@ -481,7 +486,9 @@ class Node:
                 reason="REQUEST_ID_BAD",
                 field="header.request_id",
             )
-        since = header.since if header.HasField("since") else self._state.revision
+        # Callers of other regions count in the revisions of their own.
+        dated = header.HasField("since") and not call.region
+        since = header.since if dated else self._state.revision
         if header.epoch not in (0, partition.epoch):
             raise OutcomeUnknown(
                 "the partition has begun a new epoch since this request was first made",

@@ -33,6 +33,9 @@ FOREIGN = Kind("foreign", Partition, reserved=True)
 GRANT = Kind("grant", Grant, history_kept=None, reserved=True)
 PASSAGE = Kind("passage", Passage, reserved=True)
 
+AGE_UNKNOWN_MS = (1 << 32) - 1
+"""Age of a state that was never proven current, or that is not as new as the last one that was."""
+
 _WRITES = limits.WRITES_PER_TXN_MAX - 1
 """Copies of one transaction: the cursor is written beside them."""
 
@@ -61,9 +64,9 @@ def begin_listing(tx: Tx, region: str, cursor: Cursor, revision: int) -> Request
     """Copy everything anew, as of at least the home's `revision`; what was copied stays until it is found gone."""
     if _read_cursor(tx, region, cursor) != cursor:
         return None
-    return _move(
-        tx, region, Cursor(peer=cursor.peer, reach=cursor.reach, epoch=cursor.epoch, revision=revision, listing=True)
-    )
+    anew = Cursor(peer=cursor.peer, reach=cursor.reach, epoch=cursor.epoch, revision=revision, listing=True)
+    anew.age_ms = AGE_UNKNOWN_MS
+    return _move(tx, region, anew)
 
 
 def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
@@ -93,10 +96,16 @@ def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
     return _move(tx, region, moved)
 
 
-def take_transaction(tx: Tx, region: str, revision: int, records: Iterable[Shared]) -> RequestHeader | None:
-    """Copy one transaction of the home; None if it was copied already. Raises `Refused` for what may not be shared."""
+def take_transaction(
+    tx: Tx, region: str, revision: int, records: Iterable[Shared], *, after: int | None = None
+) -> RequestHeader | None:
+    """Copy one transaction of the home; None if it was copied already. Raises `Refused` for what may not be shared.
+
+    With `after`, None also unless everything up to there was copied and nothing beyond: where several are under way at
+    once, one that fails lets none behind it pass.
+    """
     cursor = _cursor_of(tx, region)
-    if cursor.revision >= revision:
+    if cursor.revision >= revision or after not in (None, cursor.revision):
         return None
     if cursor.listing:
         raise Refused("a listing comes before what follows it", reason="LISTING_UNFINISHED")
@@ -104,14 +113,15 @@ def take_transaction(tx: Tx, region: str, revision: int, records: Iterable[Share
         _take(tx, each, tx.newest(each.key), page_revision=0)
     moved = Cursor()
     moved.CopyFrom(cursor)
-    moved.revision = revision
+    # There may be more at home by now.
+    moved.revision, moved.age_ms = revision, AGE_UNKNOWN_MS
     return _move(tx, region, moved)
 
 
-def note_progress(tx: Tx, region: str, revision: int, age_ms: int) -> RequestHeader | None:
-    """Nothing changed at home up to `revision`, as of `age_ms` ago."""
+def note_progress(tx: Tx, region: str, revision: int, age_ms: int, *, after: int | None = None) -> RequestHeader | None:
+    """Nothing changed at home up to `revision`, as of `age_ms` ago. `after`: see `take_transaction`."""
     cursor = _cursor_of(tx, region)
-    if cursor.listing or cursor.revision > revision:
+    if cursor.listing or cursor.revision > revision or after not in (None, cursor.revision):
         return None
     moved = Cursor()
     moved.CopyFrom(cursor)
@@ -164,7 +174,7 @@ def record_passage(tx: Tx, passage: Passage) -> RequestHeader | None:
     """Write down what passed; once. In the system partition."""
     way = Passage.Direction.Name(passage.direction).lower()
     place = keys.cursor_name(passage.counterparty, Reach.Name(passage.reach))
-    name = f"{way}/{place}/{passage.epoch}/{passage.upto:020d}/{passage.sort}"
+    name = f"{way}/{place}/{passage.epoch}/{passage.upto:020d}/{passage.sort}/{passage.digest[:8].hex()}"
     if tx.get(PASSAGE, name) is not None:
         return None
     tx.put(PASSAGE, name, passage)
@@ -173,7 +183,17 @@ def record_passage(tx: Tx, passage: Passage) -> RequestHeader | None:
 
 def chained(digest: bytes, revision: int, records: Iterable[Shared]) -> bytes:
     """The digest of what passed, with one more transaction: of keys, revisions and values' hashes, in order."""
-    sha = hashlib.sha256(digest + keys.number(revision))
+    return extended(digest, fingerprint(revision, records))
+
+
+def extended(digest: bytes, print_of_next: bytes) -> bytes:
+    """`chained`, for what is known by its fingerprint only."""
+    return hashlib.sha256(digest + print_of_next).digest()
+
+
+def fingerprint(revision: int, records: Iterable[Shared]) -> bytes:
+    """What stands for one transaction in a digest."""
+    sha = hashlib.sha256(keys.number(revision))
     for each in records:
         value = hashlib.sha256(each.value).digest() if each.HasField("value") else b""
         sha.update(keys.number(len(each.key)) + each.key + keys.number(each.origin.revision) + value)

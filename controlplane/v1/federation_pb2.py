@@ -26,7 +26,7 @@ from controlplane.v1 import records_pb2 as controlplane_dot_v1_dot_records__pb2
 from controlplane.v1 import state_pb2 as controlplane_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n controlplane/v1/federation.proto\x12\x0f\x63ontrolplane.v1\x1a\x1d\x63ontrolplane/v1/records.proto\x1a\x1b\x63ontrolplane/v1/state.proto\"\xa4\x01\n\x05Terms\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cjurisdiction\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x19\n\x11peer_jurisdiction\x18\x05 \x01(\t\x12)\n\tmay_leave\x18\x06 \x03(\x0e\x32\x16.controlplane.v1.Reach\x12\x12\n\nmap_digest\x18\x07 \x01(\x0c\"\x9d\x01\n\x0b\x46ollowHello\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12%\n\x05reach\x18\x02 \x01(\x0e\x32\x16.controlplane.v1.Reach\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0f\n\x07listing\x18\x05 \x01(\x08\x12\x0e\n\x06listed\x18\x06 \x01(\x0c\"6\n\tFollowAck\x12)\n\x07passage\x18\x01 \x01(\x0b\x32\x18.controlplane.v1.Passage\"t\n\rFollowRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.controlplane.v1.FollowHelloH\x00\x12)\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.FollowAckH\x00\x42\t\n\x07request\"v\n\rFollowWelcome\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12\x0e\n\x06oldest\x18\x02 \x01(\x04\x12.\n\npartitions\x18\x03 \x03(\x0b\x32\x1a.controlplane.v1.Partition\"\\\n\x06Shared\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\'\n\x06origin\x18\x03 \x01(\x0b\x32\x17.controlplane.v1.OriginB\x08\n\x06_value\"=\n\x11SharedTransaction\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.controlplane.v1.Shared\"t\n\nSharedPage\x12\x11\n\tpartition\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\x0c\n\x04upto\x18\x03 \x01(\x0c\x12(\n\x07records\x18\x04 \x03(\x0b\x32\x17.controlplane.v1.Shared\x12\x0c\n\x04last\x18\x05 \x01(\x08\"\xe7\x01\n\x0b\x46ollowReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x02 \x01(\x04\x12\x31\n\x07welcome\x18\x03 \x01(\x0b\x32\x1e.controlplane.v1.FollowWelcomeH\x00\x12\x39\n\x0btransaction\x18\x04 \x01(\x0b\x32\".controlplane.v1.SharedTransactionH\x00\x12+\n\x04page\x18\x05 \x01(\x0b\x32\x1b.controlplane.v1.SharedPageH\x00\x12\x12\n\x08progress\x18\x06 \x01(\x08H\x00\x42\x07\n\x05reply\"[\n\x0e\x46orwardRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x14\n\x0con_behalf_of\x18\x03 \x01(\t\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\"\x1d\n\x0c\x46orwardReply\x12\r\n\x05reply\x18\x01 \x01(\x0c\x32\xa3\x01\n\nFederation\x12J\n\x06\x46ollow\x12\x1e.controlplane.v1.FollowRequest\x1a\x1c.controlplane.v1.FollowReply(\x01\x30\x01\x12I\n\x07\x46orward\x12\x1f.controlplane.v1.ForwardRequest\x1a\x1d.controlplane.v1.ForwardReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n controlplane/v1/federation.proto\x12\x0f\x63ontrolplane.v1\x1a\x1d\x63ontrolplane/v1/records.proto\x1a\x1b\x63ontrolplane/v1/state.proto\"\xa4\x01\n\x05Terms\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cjurisdiction\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x19\n\x11peer_jurisdiction\x18\x05 \x01(\t\x12)\n\tmay_leave\x18\x06 \x03(\x0e\x32\x16.controlplane.v1.Reach\x12\x12\n\nmap_digest\x18\x07 \x01(\x0c\"\x9d\x01\n\x0b\x46ollowHello\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12%\n\x05reach\x18\x02 \x01(\x0e\x32\x16.controlplane.v1.Reach\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0f\n\x07listing\x18\x05 \x01(\x08\x12\x0e\n\x06listed\x18\x06 \x01(\x0c\"H\n\tFollowAck\x12)\n\x07passage\x18\x01 \x01(\x0b\x32\x18.controlplane.v1.Passage\x12\x10\n\x08messages\x18\x02 \x01(\r\"\x85\x01\n\rFollowRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.controlplane.v1.FollowHelloH\x00\x12)\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.FollowAckH\x00\x12\x0f\n\x05\x61sked\x18\x03 \x01(\x04H\x00\x42\t\n\x07request\"v\n\rFollowWelcome\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12\x0e\n\x06oldest\x18\x02 \x01(\x04\x12.\n\npartitions\x18\x03 \x03(\x0b\x32\x1a.controlplane.v1.Partition\"\\\n\x06Shared\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\'\n\x06origin\x18\x03 \x01(\x0b\x32\x17.controlplane.v1.OriginB\x08\n\x06_value\"=\n\x11SharedTransaction\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.controlplane.v1.Shared\"t\n\nSharedPage\x12\x11\n\tpartition\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\x0c\n\x04upto\x18\x03 \x01(\x0c\x12(\n\x07records\x18\x04 \x03(\x0b\x32\x17.controlplane.v1.Shared\x12\x0c\n\x04last\x18\x05 \x01(\x08\"\xf6\x01\n\x0b\x46ollowReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x02 \x01(\x04\x12\x31\n\x07welcome\x18\x03 \x01(\x0b\x32\x1e.controlplane.v1.FollowWelcomeH\x00\x12\x39\n\x0btransaction\x18\x04 \x01(\x0b\x32\".controlplane.v1.SharedTransactionH\x00\x12+\n\x04page\x18\x05 \x01(\x0b\x32\x1b.controlplane.v1.SharedPageH\x00\x12\x12\n\x08progress\x18\x06 \x01(\x08H\x00\x12\r\n\x05\x61sked\x18\x07 \x01(\x04\x42\x07\n\x05reply\"\x82\x01\n\x0e\x46orwardRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x14\n\x0con_behalf_of\x18\x03 \x01(\t\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12%\n\x05terms\x18\x05 \x01(\x0b\x32\x16.controlplane.v1.Terms\"\x1d\n\x0c\x46orwardReply\x12\r\n\x05reply\x18\x01 \x01(\x0c\x32\xa3\x01\n\nFederation\x12J\n\x06\x46ollow\x12\x1e.controlplane.v1.FollowRequest\x1a\x1c.controlplane.v1.FollowReply(\x01\x30\x01\x12I\n\x07\x46orward\x12\x1f.controlplane.v1.ForwardRequest\x1a\x1d.controlplane.v1.ForwardReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOLLOWHELLO']._serialized_start=281
   _globals['_FOLLOWHELLO']._serialized_end=438
   _globals['_FOLLOWACK']._serialized_start=440
-  _globals['_FOLLOWACK']._serialized_end=494
-  _globals['_FOLLOWREQUEST']._serialized_start=496
-  _globals['_FOLLOWREQUEST']._serialized_end=612
-  _globals['_FOLLOWWELCOME']._serialized_start=614
-  _globals['_FOLLOWWELCOME']._serialized_end=732
-  _globals['_SHARED']._serialized_start=734
-  _globals['_SHARED']._serialized_end=826
-  _globals['_SHAREDTRANSACTION']._serialized_start=828
-  _globals['_SHAREDTRANSACTION']._serialized_end=889
-  _globals['_SHAREDPAGE']._serialized_start=891
-  _globals['_SHAREDPAGE']._serialized_end=1007
-  _globals['_FOLLOWREPLY']._serialized_start=1010
-  _globals['_FOLLOWREPLY']._serialized_end=1241
-  _globals['_FORWARDREQUEST']._serialized_start=1243
-  _globals['_FORWARDREQUEST']._serialized_end=1334
-  _globals['_FORWARDREPLY']._serialized_start=1336
-  _globals['_FORWARDREPLY']._serialized_end=1365
-  _globals['_FEDERATION']._serialized_start=1368
-  _globals['_FEDERATION']._serialized_end=1531
+  _globals['_FOLLOWACK']._serialized_end=512
+  _globals['_FOLLOWREQUEST']._serialized_start=515
+  _globals['_FOLLOWREQUEST']._serialized_end=648
+  _globals['_FOLLOWWELCOME']._serialized_start=650
+  _globals['_FOLLOWWELCOME']._serialized_end=768
+  _globals['_SHARED']._serialized_start=770
+  _globals['_SHARED']._serialized_end=862
+  _globals['_SHAREDTRANSACTION']._serialized_start=864
+  _globals['_SHAREDTRANSACTION']._serialized_end=925
+  _globals['_SHAREDPAGE']._serialized_start=927
+  _globals['_SHAREDPAGE']._serialized_end=1043
+  _globals['_FOLLOWREPLY']._serialized_start=1046
+  _globals['_FOLLOWREPLY']._serialized_end=1292
+  _globals['_FORWARDREQUEST']._serialized_start=1295
+  _globals['_FORWARDREQUEST']._serialized_end=1425
+  _globals['_FORWARDREPLY']._serialized_start=1427
+  _globals['_FORWARDREPLY']._serialized_end=1456
+  _globals['_FEDERATION']._serialized_start=1459
+  _globals['_FEDERATION']._serialized_end=1622
 # @@protoc_insertion_point(module_scope)

@@ -43,18 +43,22 @@ class FollowHello(_message.Message):
     def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., reach: _Optional[_Union[_records_pb2.Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ...) -> None: ...
 
 class FollowAck(_message.Message):
-    __slots__ = ("passage",)
+    __slots__ = ("passage", "messages")
     PASSAGE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
     passage: _records_pb2.Passage
-    def __init__(self, passage: _Optional[_Union[_records_pb2.Passage, _Mapping]] = ...) -> None: ...
+    messages: int
+    def __init__(self, passage: _Optional[_Union[_records_pb2.Passage, _Mapping]] = ..., messages: _Optional[int] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
-    __slots__ = ("hello", "ack")
+    __slots__ = ("hello", "ack", "asked")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
     hello: FollowHello
     ack: FollowAck
-    def __init__(self, hello: _Optional[_Union[FollowHello, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ...) -> None: ...
+    asked: int
+    def __init__(self, hello: _Optional[_Union[FollowHello, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., asked: _Optional[int] = ...) -> None: ...
 
 class FollowWelcome(_message.Message):
     __slots__ = ("terms", "oldest", "partitions")
@@ -97,32 +101,36 @@ class SharedPage(_message.Message):
     def __init__(self, partition: _Optional[str] = ..., after: _Optional[bytes] = ..., upto: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[Shared, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class FollowReply(_message.Message):
-    __slots__ = ("revision", "age_ms", "welcome", "transaction", "page", "progress")
+    __slots__ = ("revision", "age_ms", "welcome", "transaction", "page", "progress", "asked")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     TRANSACTION_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
     revision: int
     age_ms: int
     welcome: FollowWelcome
     transaction: SharedTransaction
     page: SharedPage
     progress: bool
-    def __init__(self, revision: _Optional[int] = ..., age_ms: _Optional[int] = ..., welcome: _Optional[_Union[FollowWelcome, _Mapping]] = ..., transaction: _Optional[_Union[SharedTransaction, _Mapping]] = ..., page: _Optional[_Union[SharedPage, _Mapping]] = ..., progress: _Optional[bool] = ...) -> None: ...
+    asked: int
+    def __init__(self, revision: _Optional[int] = ..., age_ms: _Optional[int] = ..., welcome: _Optional[_Union[FollowWelcome, _Mapping]] = ..., transaction: _Optional[_Union[SharedTransaction, _Mapping]] = ..., page: _Optional[_Union[SharedPage, _Mapping]] = ..., progress: _Optional[bool] = ..., asked: _Optional[int] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
-    __slots__ = ("method", "request", "on_behalf_of", "timeout_ms")
+    __slots__ = ("method", "request", "on_behalf_of", "timeout_ms", "terms")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ON_BEHALF_OF_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
     method: str
     request: bytes
     on_behalf_of: str
     timeout_ms: int
-    def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ..., on_behalf_of: _Optional[str] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    terms: Terms
+    def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ..., on_behalf_of: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., terms: _Optional[_Union[Terms, _Mapping]] = ...) -> None: ...
 
 class ForwardReply(_message.Message):
     __slots__ = ("reply",)

@@ -162,6 +162,25 @@ def test_a_new_listing_deletes_what_is_gone_at_home_however_much_that_is() -> No
     assert len(records(here)) == 1
 
 
+def test_what_comes_behind_one_that_failed_is_not_taken() -> None:
+    home, here = MemoryStore(), MemoryStore()
+    for n in range(3):
+        write(home, ONE, {f"t{n}": b"x"})
+    (first, one), (second, two), (third, three) = transactions(home, 0)
+
+    def take_after(after: int, revision: int, found: list[Shared]) -> Outcome | None:
+        return transact(here, ONE, lambda tx: federation.take_transaction(tx, HERE, revision, found, after=after))
+
+    assert take_after(first, second, two) is None
+    assert take_after(0, first, one) is not None
+    assert take_after(second, third, three) is None
+    assert transact(here, CARRIER, lambda tx: federation.note_progress(tx, HERE, third, 5, after=second)) is None
+    assert cursor(here).revision == first
+    assert take_after(first, second, two) is not None
+    assert take_after(second, third, three) is not None
+    assert records(here) == records(home)
+
+
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
 STEPS = st.lists(
     st.one_of(
