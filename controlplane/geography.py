@@ -24,9 +24,10 @@ The rules:
     a region whose callers may read the partition.
 7.  A link carries only what both sides hold to be true. It is paused as long as the two differ about who they are, in
     which jurisdiction either lies, or whether they are peers; no other link is. The reasons are one text on both sides.
-8.  While a map is changed file by file, a link carries nothing that either the old or the new map would not let it
-    carry: the first file that differs about either end pauses it. If only other regions moved, `same_map` is
-    false and the link goes on: by rule 5 nothing that passes over it depends on them.
+8.  While the jurisdictions are changed file by file, a link carries nothing that the old or the new ones would not let
+    it carry: the first file that differs about either end pauses it. If only other regions moved, `same_map` is false
+    and the link goes on: by rule 5 nothing that passes over it depends on them. What may leave is said by the sender
+    alone, and holds from when its nodes have read it.
 9.  What one side says less, the other side cannot add: with fewer regions, peers or reaches in either map, an agreement
     is the same or less.
 """
@@ -105,7 +106,10 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What a link between `region` (this side) and `peer` carries. While it is `paused` that is nothing."""
+    """What a link between `region` (this side) and `peer` carries. While it is `paused` that is nothing.
+
+    The doors of this side go by `atlas.narrowed(peer, agreement.sends)` then.
+    """
 
     region: str
     peer: str
