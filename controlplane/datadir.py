@@ -10,7 +10,8 @@ protocol than a node that is down: such a node forgets votes and acknowledgement
    `--bootstrap` (a new region: every member is empty) or `--replace` (this disk was lost, the others have the
    data).
 3. **Standing.** `BOOTSTRAPPING` and `REPLACING` last until the node has met its peers, or caught up; they
-   survive a crash, so a node that stops half-way goes on where it was, with or without the flag.
+   survive a crash, so a node that stops half-way goes on where it was, with or without the flag. A journal or a store
+   whose creation a crash cut off is made anew: no peer has data to restore a bootstrap from that never finished.
 4. **One process.** `LOCK` is held with flock for as long as the folder is open; the kernel drops it with the
    process.
 5. **Ballast.** A file of real bytes, given up when the disk runs short, so that stopping things and recording
@@ -176,9 +177,7 @@ def open_folder(path: Path, *, fleet: str, region: str, node: str, start: Start)
     lock = _lock(path)
     try:
         identity = _admit(path, (fleet, region, node), start)
-        for folder in (path / "journal", path / "store", path / "snapshots"):
-            folder.mkdir(exist_ok=True)
-        sync_folder(path)
+        _furnish(path, identity)
         opened = DataFolder(path, lock, identity)
         opened.relieve()
         return opened
@@ -194,6 +193,26 @@ def _admit(path: Path, owner: tuple[str, str, str], start: Start) -> Identity:
     _check_owner(path, identity, owner)
     _check_start(path, identity, start)
     return identity
+
+
+def _furnish(path: Path, identity: Identity) -> None:
+    """Make the folders there are in every data folder. Raises `Fatal` if the disk refuses."""
+    try:
+        for folder in (path / "journal", path / "store", path / "snapshots"):
+            if identity.standing is Standing.BOOTSTRAPPING and folder.exists() and _unwritten(folder):
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+        sync_folder(path)
+    except OSError as error:
+        raise Fatal(f"{path}: cannot write: {error.strerror}. Check the disk, then start again.") from error
+
+
+def _unwritten(database: Path) -> bool:
+    """Whether RocksDB was never given a row for it: no table, and nothing in any log.
+
+    Only then is nothing lost with it, whatever became of the record of this node's standing.
+    """
+    return not any(path.stat().st_size for path in database.rglob("*") if path.suffix in (".log", ".sst"))
 
 
 def _create(path: Path, owner: tuple[str, str, str], start: Start) -> Identity:

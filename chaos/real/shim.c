@@ -96,6 +96,11 @@ static void note(ino_t inode, int what, int64_t value) {
     if (found) __atomic_store_n(&found[what], value, __ATOMIC_RELEASE);
 }
 
+static int named(ino_t inode) {
+    volatile int64_t *found = row(inode);
+    return found && __atomic_load_n(&found[NAMED], __ATOMIC_ACQUIRE);
+}
+
 static void note_names(int folder) {
     int again = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *names = again < 0 ? NULL : fdopendir(again);
@@ -154,8 +159,13 @@ int unlinkat(int folder, const char *path, int flags) {
 }
 int rename(const char *from, const char *to) {
     REAL(int, rename, const char *, const char *);
+    struct stat old, fresh;
+    /* A name that is durable stays so: it is the old file's or the new one's, and never nobody's. */
+    int stays = cells && lstat(to, &old) == 0 && named(old.st_ino) && lstat(from, &fresh) == 0;
     forget(AT_FDCWD, to);
-    return real(from, to);
+    int result = real(from, to);
+    if (result == 0 && stays) note(fresh.st_ino, NAMED, 1);
+    return result;
 }
 
 /* Writes. */

@@ -1,14 +1,13 @@
 """One fault at every call that a disk sees: tear each write, end at each sync, fail each once; then look what is there.
 
-A run of the real journal and store (`sweep_victim`) is made again and again, each time with one fault at the next call.
-Afterwards, and after a loss of power where that belongs to the fault:
+A run of a real data folder, journal and store (`sweep_victim`), from the first moment of a new node on, is made again
+and again, each time with one fault at the next call. Afterwards, and after a loss of power where that belongs to it:
 
-1. The journal opens, and holds what it held after the last step reported durable, or after the one that was under way.
+1. The folder opens as if nothing had happened: without a flag, or with `--bootstrap` if it was not made yet.
+2. The journal opens, and holds what it held after the last step reported durable, or after the one that was under way.
    Batches of nothing but commit indexes are not synced, and may be missing.
-2. The store opens, holds the results of entries 1 to some index without a gap, and the journal holds what comes next.
-3. A disk that refuses ends the run with `Fatal`, if it is noticed at all, and with nothing else.
-
-The only refusal to open that counts as right is one before anything was reported durable.
+3. The store opens, holds the results of entries 1 to some index without a gap, and the journal holds what comes next.
+4. A disk that refuses ends the run with `Fatal`, if it is noticed at all, and with nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -35,7 +35,8 @@ from chaos.real import Unsupported
 from chaos.real.commands import SKIPPED_CODE
 from chaos.real.disks import drop_unsynced
 from chaos.real.shim import Orders, Shim, build
-from chaos.real.sweep_victim import APPLIED, REFUSED, TUNING, Step, key, steps
+from chaos.real.sweep_victim import APPLIED, REFUSED, TUNING, Step, begun, key, steps
+from controlplane.datadir import DataFolder, Standing
 from controlplane.errors import Fatal
 from controlplane.replication.journal import Journal
 from controlplane.replication.tail import Recovered
@@ -70,10 +71,9 @@ KINDS: Final = (
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep found: cases by kind and by how the run ended, refusals that were right, and what was wrong."""
+    """What a sweep found: cases by kind and by how the run ended, and what was wrong."""
 
     cases: Counter[tuple[str, str]] = field(default_factory=Counter)
-    refusals: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -140,8 +140,7 @@ class Sweep:
         try:
             problem = wrong_with(folder, self._plan, done) if code in _ENDS else "that is not how a node may end"
         except Fatal as refusal:
-            self.found.refusals += not done
-            problem = str(refusal) if done else ""
+            problem = str(refusal)
         if problem:
             self.found.problems.append(f"{kind.name} at call {call}, {ended} after {done} steps: {problem} [{folder}]")
         else:
@@ -164,14 +163,21 @@ def _calls(victim: Victim, folder: Path) -> dict[Call, int]:
 
 def wrong_with(folder: Path, plan: Sequence[Step], done: int) -> str:
     """What is wrong with what a run left, if anything is. Raises `Fatal` if it cannot be opened."""
-    journal = Journal(folder / "journal")
+    with closing(begun(folder)) as data:
+        return _problem(data, plan, done)
+
+
+def _problem(data: DataFolder, plan: Sequence[Step], done: int) -> str:
+    journal = Journal(data.journal)
     try:
         held = journal.recover()
+        if data.identity.standing is Standing.MEMBER and journal.empty:
+            return "a member's journal was never written"
     finally:
         journal.close()
     if held not in _possible(plan, done):
         return f"the journal holds {held.boundary_index}..{held.boundary_index + len(held.entries)} of another state"
-    store = RocksStore(folder / "store", TUNING)
+    store = RocksStore(data.store, TUNING)
     try:
         return _store_problem(store, held, plan)
     finally:
@@ -220,7 +226,7 @@ def disks_command(*, count: int, every: int, seed: int) -> None:
         sys.exit(SKIPPED_CODE)
     for (kind, ended), cases in sorted(swept.cases.items()):
         console.print(f"{kind}: {ended} {cases}")
-    console.print(f"cases {swept.cases.total()}, never begun {swept.refusals}, wrong {len(swept.problems)}")
+    console.print(f"cases {swept.cases.total()}, wrong {len(swept.problems)}")
     for problem in swept.problems:
         console.print(problem, markup=False)
     if swept.problems:

@@ -1,4 +1,4 @@
-"""A node's disk without its node: the real journal and store, doing what a log does with them. Runs under a shim.
+"""A node's disk without its node: a new data folder with journal and store, and what a log does with them.
 
 `python -m chaos.real.sweep_victim SEED STEPS` makes one run for each folder it is sent, in a process of its own, and
 says how that ended: its exit code (`REFUSED` after a `Fatal`), and how many steps were finished. A step is one batch of
@@ -17,10 +17,11 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple, NoReturn
 
+from controlplane.datadir import DataFolder, Standing, Start, open_folder
 from controlplane.errors import Fatal
 from controlplane.kernel.store import Batch
 from controlplane.replication.journal import Journal
-from controlplane.replication.tail import Commit, Entry, Op, Recovered, Tail
+from controlplane.replication.tail import Commit, Entry, Meta, Op, Recovered, Tail
 from controlplane.storage import RocksStore, Tuning
 
 REFUSED = 3
@@ -76,9 +77,18 @@ def key(index: int) -> bytes:
     return b"k%08d" % index
 
 
+def begun(folder: Path) -> DataFolder:
+    """The data folder, opened as an operator does who wants a new node: made by `--bootstrap`, then without a flag."""
+    start = Start.NORMAL if (folder / "IDENTITY").exists() else Start.BOOTSTRAP
+    return open_folder(folder, fleet="fleet", region="region", node="n1", start=start)
+
+
 def run(folder: Path, plan: list[Step], done: mmap.mmap) -> None:
-    """Do all steps; `done` counts them. Raises `Fatal` when the disk refuses."""
-    journal, store = Journal(folder / "journal"), RocksStore(folder / "store", TUNING)
+    """Make a node, have it join, do all steps; `done` counts them. Raises `Fatal` when the disk refuses."""
+    data = begun(folder)
+    journal, store = Journal(data.journal), RocksStore(data.store, TUNING)
+    journal.write([Meta(0, None)])
+    data.stand(Standing.MEMBER)
     applied = 0
     for step in plan:
         if step.trimmed:

@@ -380,6 +380,12 @@ def test_a_sync_fails_is_late_or_lies_and_what_it_did_not_cover_goes_with_the_po
     assert under.does("sync_folder") == ""
     assert shim.durable()[inode] == Durable(4, named=True)
 
+    # A durable name is the old file's or the new one's, but never nobody's.
+    under.does("replace")
+    replaced, new = ((under.folder / name).stat().st_ino for name in ("fsync", "new"))
+    assert (shim.durable()[replaced], shim.durable()[new]) == (Durable(6, named=True), Durable(6, named=False))
+    (under.folder / "new").unlink()
+
     shim.order(FAILING)
     assert under.does("sync") == ["EIO", "EIO"]
     assert shim.counts().syncs_failed == 2

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from chaos.real import Unsupported
+from chaos.fuzz import scratch
+from chaos.real import Unsupported, sweep
 from chaos.real.disks import drop_unsynced
 from chaos.real.shim import Orders
 from chaos.real.sweep import KINDS, Sweep, Victim, wrong_with
@@ -18,6 +20,13 @@ from controlplane.kernel.store import Batch
 from controlplane.storage import RocksStore
 
 SEED, STEPS = 3, 16
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory: the shim decides what a disk keeps, and a real one only takes its time."""
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -39,6 +48,18 @@ def test_a_fault_at_any_call_leaves_what_was_reported(tmp_path: Path, victim: Vi
     assert {kind for kind, _ in found.cases} == {kind.name for kind in KINDS}
     assert {ended for _, ended in found.cases} >= {"killed", "Fatal"}
     assert told[-1] == (found.cases.total(), found.cases.total())
+
+
+def test_a_new_node_can_lose_its_power_at_every_step(
+    tmp_path: Path, victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del victim  # As above.
+    monkeypatch.setattr(sweep, "KINDS", [kind for kind in KINDS if kind.name == "end at sync, power gone"])
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    found = Sweep(folder, seed=SEED, count=1).run(1, lambda _, __: None)
+    assert not found.problems
+    assert found.cases.total() > 20
 
 
 def test_a_run_without_a_fault_leaves_everything(tmp_path: Path, victim: Victim) -> None:

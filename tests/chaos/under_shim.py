@@ -39,6 +39,17 @@ def sync_folder(folder: Path) -> Any:
     return _error(lambda: datadir.sync_folder(folder))
 
 
+def replace(folder: Path) -> Any:
+    """Put a synced file over one that is there, and another one where none is."""
+    for name in ("fsync", "new"):
+        fresh = folder / f"{name}.fresh"
+        with fresh.open("wb") as file:
+            file.write(b"123456")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(folder / name)
+
+
 def write(folder: Path) -> Any:
     """Write below the folder and beside it; say which error each gave."""
     return [_error(lambda path=path: path.write_bytes(b"1234")) for path in (folder / "in", folder.with_suffix(".out"))]
@@ -107,7 +118,7 @@ def _error(work: Callable[[], object]) -> str:
 
 
 STORE = Store()
-ACTS = {act.__name__: act for act in (sync, sync_folder, write, STORE.open, STORE.commit, clock, room, tear)}
+ACTS = {act.__name__: act for act in (sync, sync_folder, replace, write, STORE.open, STORE.commit, clock, room, tear)}
 
 if __name__ == "__main__":
     for line in sys.stdin:

@@ -11,6 +11,10 @@ import pytest
 from controlplane import datadir
 from controlplane.datadir import DataFolder, Standing, Start, open_folder, write_durably
 from controlplane.errors import Fatal
+from controlplane.kernel.store import Batch
+from controlplane.replication.journal import Journal
+from controlplane.replication.tail import Meta
+from controlplane.storage import RocksStore
 
 
 def opened(path: Path, start: Start = Start.NORMAL, **owner: str) -> DataFolder:
@@ -97,6 +101,62 @@ def test_a_lost_identity_is_not_taken_for_an_empty_folder(tmp_path: Path) -> Non
     for start in Start:
         with pytest.raises(Fatal, match="IDENTITY is missing but data is there"):
             opened(tmp_path, start)
+
+
+@pytest.mark.parametrize("again", [Start.BOOTSTRAP, Start.NORMAL])
+def test_databases_that_a_crash_left_half_made_are_made_anew(tmp_path: Path, again: Start) -> None:
+    folder = opened(tmp_path, Start.BOOTSTRAP)
+    folder.close()
+    # What RocksDB has written, and the store before it, when the name of the one file that counts is still missing.
+    for name in ("journal/MANIFEST-000001", "store/000001/MANIFEST-000001"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "store/000001/000004.log").touch()
+    second = opened(tmp_path, again)
+    assert second.identity == folder.identity
+    Journal(second.journal).close()
+    RocksStore(second.store).close()
+    second.close()
+
+
+def test_what_was_written_is_never_taken_for_half_made(tmp_path: Path) -> None:
+    folder = opened(tmp_path, Start.BOOTSTRAP)
+    journal, store = Journal(folder.journal), RocksStore(folder.store)
+    journal.write([Meta(7, "n2")])
+    store.commit(Batch(puts={b"key": b"value"}))
+    for database in (journal, store, folder):
+        database.close()
+    again = opened(tmp_path, Start.BOOTSTRAP)
+    assert again.identity.standing is Standing.BOOTSTRAPPING
+    assert Journal(again.journal).recover().term == 7
+    assert RocksStore(again.store).get(b"key") == b"value"
+    again.close()
+
+
+@pytest.mark.parametrize("standing", [Standing.MEMBER, Standing.REPLACING])
+def test_others_have_peers_with_data_and_are_sent_to_them(tmp_path: Path, standing: Standing) -> None:
+    folder = opened(tmp_path, Start.BOOTSTRAP)
+    folder.stand(standing)
+    (folder.journal / "MANIFEST-000001").write_bytes(b"half")
+    folder.close()
+    again = opened(tmp_path)
+    with pytest.raises(Fatal, match="start with --replace"):
+        Journal(again.journal)
+    again.close()
+
+
+def test_a_disk_that_refuses_a_new_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datadir.os, "fsync", refuses)
+    with pytest.raises(Fatal, match=r"No space left on device\. Check the disk"):
+        opened(tmp_path, Start.BOOTSTRAP)
+    monkeypatch.undo()
+    opened(tmp_path, Start.BOOTSTRAP).close()
+    monkeypatch.setattr(datadir.os, "fsync", refuses)
+    with pytest.raises(Fatal, match=r"No space left on device\. Check the disk"):
+        opened(tmp_path)
 
 
 def test_an_unknown_format_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
