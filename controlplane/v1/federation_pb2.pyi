@@ -137,3 +137,21 @@ class ForwardReply(_message.Message):
     REPLY_FIELD_NUMBER: _ClassVar[int]
     reply: bytes
     def __init__(self, reply: _Optional[bytes] = ...) -> None: ...
+
+class CosignRequest(_message.Message):
+    __slots__ = ("note", "old", "proof")
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    OLD_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    note: bytes
+    old: int
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, note: _Optional[bytes] = ..., old: _Optional[int] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class CosignReply(_message.Message):
+    __slots__ = ("line", "seen")
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    line: str
+    seen: int
+    def __init__(self, line: _Optional[str] = ..., seen: _Optional[int] = ...) -> None: ...

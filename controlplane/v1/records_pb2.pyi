@@ -239,3 +239,21 @@ class Passage(_message.Message):
     digest: bytes
     sort: str
     def __init__(self, direction: _Optional[_Union[Passage.Direction, str]] = ..., counterparty: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., after: _Optional[int] = ..., upto: _Optional[int] = ..., records: _Optional[int] = ..., digest: _Optional[bytes] = ..., sort: _Optional[str] = ...) -> None: ...
+
+class Witnessed(_message.Message):
+    __slots__ = ("region", "note")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    note: bytes
+    def __init__(self, region: _Optional[str] = ..., note: _Optional[bytes] = ...) -> None: ...
+
+class Cosigned(_message.Message):
+    __slots__ = ("region", "size", "note")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    size: int
+    note: bytes
+    def __init__(self, region: _Optional[str] = ..., size: _Optional[int] = ..., note: _Optional[bytes] = ...) -> None: ...
