@@ -202,10 +202,18 @@ def certs_all(region_files: tuple[Path, ...], force: bool) -> None:
     """Make everything that the region files of one fleet need.
 
     That is its authority, and for each region the nodes, an operator, an agent and a reviewer for each environment,
-    and the administrators.
+    the administrators, and the key that signs its ledger if its file names one.
     """
     with _reported():
         _say(certs.all_for(*map(config.load, region_files), force=force))
+
+
+@certificates.command("trust")
+@_region_files
+def certs_trust(region_files: tuple[Path, ...]) -> None:
+    """Print the trust file of a fleet: what reviewers hand to verify.py, and get by another way than the evidence."""
+    with _reported():
+        click.echo(certs.trust_for(*map(config.load, region_files)), nl=False)
 
 
 def _say(files: list[Path]) -> None:

@@ -23,8 +23,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from controlplane import signing
 from controlplane.config import ConfigError, RegionConfig
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
+from controlplane.ledger.checkpoint import origin_of
+from controlplane.ledger.notes import COSIGNATURE, NOTE, VerifierKey
 
 AUTHORITY: Final = "authority"
 AUTHORITY_DAYS: Final = 3650
@@ -184,7 +187,7 @@ def usual_callers(region: RegionConfig) -> list[Identity]:
 
 
 def all_for(*regions: RegionConfig, force: bool = False) -> list[Path]:
-    """Make everything that the regions of a fleet need: authority, nodes, usual callers. Return the certificates.
+    """Make all that the regions of a fleet need: authority, nodes, usual callers, keys of ledgers. Return the files.
 
     Nothing is made if not all of it can be: raises `ConfigError` if the region files do not go together, `CertsError`
     if something exists and `force` was not said.
@@ -196,7 +199,51 @@ def all_for(*regions: RegionConfig, force: bool = False) -> list[Path]:
     for region in regions:
         made += nodes_for(region, force=force)
         made += callers_for(region, usual_callers(region), force=force)
+    return made + ledger_keys_for(*regions, force=force)
+
+
+def ledger_keys_for(*regions: RegionConfig, force: bool = False) -> list[Path]:
+    """Make the key that signs each region's ledger, where its file names one; return the public halves."""
+    made = []
+    for region in regions:
+        if region.ledger_key is None:
+            continue
+        public = public_half(region.ledger_key)
+        for file in (region.ledger_key, public):
+            _check_new(file, force=force)
+            file.unlink(missing_ok=True)
+        made.append(signing.new(region.ledger_key))
     return made
+
+
+def public_half(key: Path) -> Path:
+    """Where the public half of a ledger's key lies."""
+    return key.with_name(key.name + ".pub")
+
+
+def trust_for(*regions: RegionConfig) -> str:
+    """What a reviewer's `verify.py` is to trust of a fleet: regions, jurisdictions, and keys of ledgers and nodes.
+
+    Hand it to reviewers by another way than the bundles. Raises `CertsError` if a key cannot be read.
+    """
+    check_fleet(regions)
+    lines = ["format = 1", f'fleet = "{regions[0].fleet}"']
+    for region in regions:
+        lines += ["", f"[regions.{region.name}]", f'jurisdiction = "{region.jurisdiction}"']
+        if region.ledger_key is None:
+            continue
+        try:
+            public = bytes.fromhex(signing.public_key(public_half(region.ledger_key)))
+        except (OSError, signing.KeyInvalid) as error:
+            raise CertsError(f"{region.file}: ledger_key: its public half cannot be read: {error}") from error
+        origin = origin_of(region.fleet, region.name)
+        lines += [
+            f'checkpoint_key = "{VerifierKey(origin, NOTE, public)}"',
+            f'cosign_key = "{VerifierKey(origin, COSIGNATURE, public)}"',
+            f"[regions.{region.name}.nodes]",
+            *(f'{node.name} = "{VerifierKey(f"{origin}/{node.name}", NOTE, public)}"' for node in region.nodes),
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def check_fleet(regions: Sequence[RegionConfig]) -> None:
@@ -247,6 +294,9 @@ def _files(regions: Iterable[RegionConfig]) -> Iterator[tuple[RegionConfig, str,
         if number == 0:
             for file in (region.authority, region.authority.with_suffix(".key")):
                 yield region, "the authority", file
+        if region.ledger_key is not None:
+            for file in (region.ledger_key, public_half(region.ledger_key)):
+                yield region, f"the ledger of {region.name}", file
         for node in region.nodes:
             for file in (node.certificate, node.key):
                 yield region, f"node {node.name} of {region.name}", file

@@ -92,6 +92,8 @@ class PeerConfig:
     """Of the nodes of that region whose certificates are accepted."""
     may_leave: frozenset[records_pb2.Reach]
     """Reaches of this region's partitions that may be sent there. Never wider than the law."""
+    ledger_key: Path | None = None
+    """The public key that signs that region's ledger (PEM). Without it, its checkpoints are not cosigned here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class RegionConfig:
     peers: tuple[PeerConfig, ...] = ()
     jurisdictions: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Jurisdiction → its regions, of the whole fleet. Empty for a region that knows no other."""
+    ledger_key: Path | None = None
+    """The key that signs this region's ledger (Ed25519, PEM), the same on all nodes. Without it nothing is signed."""
 
     @property
     def atlas(self) -> Atlas:
@@ -189,11 +193,11 @@ class _Table:
     def __init__(self, values: dict[str, Any], where: str, file: Path, problems: list[str]) -> None:
         self._values = values
         self._where = where
-        self._file = file
+        self.file = file
         self._problems = problems
 
     def problem(self, key: str, text: str) -> None:
-        self._problems.append(f"{self._file}: {self._where}{key}: {text}")
+        self._problems.append(f"{self.file}: {self._where}{key}: {text}")
 
     def text(self, key: str, valid: Callable[[str], bool], wanted: str, default: str | None = None) -> str:
         value = self._values.pop(key, default)
@@ -204,6 +208,9 @@ class _Table:
         else:
             return value
         return ""
+
+    def has(self, key: str) -> bool:
+        return key in self._values
 
     def integer(self, key: str, lowest: int, highest: int, default: int | None = None) -> int:
         value = self._values.pop(key, default)
@@ -238,7 +245,7 @@ class _Table:
         if not isinstance(value, dict):
             self.problem(key, f"is {_shown(value)}; write it as a table: [{key}]")
             value = {}
-        return _Table(value, f"{self._where}{key}.", self._file, self._problems)
+        return _Table(value, f"{self._where}{key}.", self.file, self._problems)
 
     def tables(self, key: str, most: int) -> list[_Table]:
         values = self._values.pop(key, [])
@@ -248,7 +255,7 @@ class _Table:
         if len(values) > most:
             self.problem(key, f"occurs {len(values)} times; at most {most} are possible")
         return [
-            _Table(value, f"{key}[{number}].", self._file, self._problems)
+            _Table(value, f"{key}[{number}].", self.file, self._problems)
             for number, value in enumerate(values[:most], start=1)
         ]
 
@@ -299,9 +306,10 @@ def _region(table: _Table, file: Path) -> RegionConfig:
         ballast_bytes=table.integer("ballast_bytes", 0, 1 << 40, 64 * _MIB),
         peers=_peers(table, name, jurisdiction, jurisdictions, nodes),
         jurisdictions=jurisdictions,
+        ledger_key=_optional_file(table, "ledger_key", "the path of the key that signs the ledger", file),
     )
     table.finish(
-        "format, fleet, region, jurisdiction, authority, administrators, quota_bytes, ballast_bytes, "
+        "format, fleet, region, jurisdiction, authority, ledger_key, administrators, quota_bytes, ballast_bytes, "
         "[timing], [[node]], [[partition]], [jurisdictions] and [[peer]]"
     )
     return region
@@ -379,8 +387,9 @@ def _peer(table: _Table) -> PeerConfig:
                 0,
             )
         ),
+        ledger_key=_optional_file(table, "ledger_key", "the path of the public key that signs its ledger", table.file),
     )
-    table.finish("region, endpoints, certificate_names and may_leave")
+    table.finish("region, endpoints, certificate_names, may_leave and ledger_key")
     return peer
 
 
@@ -395,6 +404,10 @@ def _dialled(address: str) -> tuple[str, int] | None:
 
 def _file(table: _Table, key: str, wanted: str, file: Path) -> Path:
     return file.parent / table.text(key, lambda text: 0 < len(text) < 4096 and "\0" not in text, wanted)
+
+
+def _optional_file(table: _Table, key: str, wanted: str, file: Path) -> Path | None:
+    return _file(table, key, wanted, file) if table.has(key) else None
 
 
 def _nodes(table: _Table, file: Path) -> tuple[NodeConfig, ...]:

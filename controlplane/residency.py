@@ -25,7 +25,7 @@ FINDINGS_MAX = 20
 """Findings that are described; all are counted."""
 
 _KEYED = {keys.RECORD: "records", keys.EVENT: "events", keys.HISTORY: "history"}
-_REACHES = frozenset(Reach.keys())
+_REACHES = {Reach.Name(reach): reach for reach in (Reach.HOME_ONLY, Reach.JURISDICTION, Reach.GLOBAL)}
 _CHUNK_BYTES = 1 << 20
 _ROWS_BETWEEN_PAUSES = 1000
 
@@ -88,7 +88,7 @@ def _belongs(key: bytes, atlas: Atlas, allowed: dict[tuple[str, str], bool]) -> 
         return False
     if place not in allowed:
         home, reach = place
-        allowed[place] = reach in _REACHES and lawful(atlas, home, Reach.Value(reach), atlas.region)
+        allowed[place] = reach in _REACHES and lawful(atlas, home, _REACHES[reach], atlas.region)
     return allowed[place]
 
 

@@ -4,14 +4,17 @@ import datetime
 import shutil
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from controlplane import certs, config
+from controlplane import certs, config, signing
 from controlplane.identity import Identity
+from controlplane.ledger.notes import Signer, VerifierKey
 
 NODE = Identity("acme", "all", "eu-west", "peer", "n1")
 AGENT = Identity("acme", "prod", "eu-west", "agent", "planner")
@@ -130,7 +133,7 @@ def test_everything_for_a_fleet(files, tmp_path):
     (authority,) = tmp_path.rglob("authority.crt")
     trusted = x509.load_pem_x509_certificate(authority.read_bytes())
     found = {}
-    for path in made:
+    for path in (file for file in made if file.suffix == ".crt"):
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
         certificate.verify_directly_issued_by(trusted)
         if path.resolve() != authority:
@@ -166,7 +169,7 @@ def test_all_on_the_command_line(files, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     # The authority, and for each region three nodes, three roles in two environments, one administrator.
     listed = [Path(line) for line in done.stdout.splitlines()]
-    assert len(listed) == 1 + 3 * (3 + 6 + 1)
+    assert len(listed) == 1 + 3 * (3 + 6 + 1) + 3
     assert {path.resolve() for path in listed} == set(tmp_path.rglob("*.crt"))
 
 
@@ -239,7 +242,7 @@ def test_administrators_of_two_environments_with_one_name(files, tmp_path):
 def test_an_administrator_who_is_an_operator_anyway(files):
     changed(files[0], "operator/admin", "operator/operator-prod")
     region = config.load(files[0])
-    assert len(certs.all_for(region)) == 1 + 3 + 6
+    assert len(certs.all_for(region)) == 1 + 3 + 6 + 1
 
 
 def test_nothing_is_made_if_something_is_there(files, tmp_path):
@@ -256,3 +259,26 @@ def test_nothing_is_made_if_something_is_there(files, tmp_path):
     certs.load_authority(fleet[0].authority.parent)
     read_back = x509.load_pem_x509_certificate(fleet[2].node("n3").certificate.read_bytes())
     read_back.verify_directly_issued_by(x509.load_pem_x509_certificate(fleet[0].authority.read_bytes()))
+
+
+def test_the_ledgers_of_a_fleet_get_keys_and_reviewers_a_trust_file(tmp_path):
+    regions = [config.load(file) for file in sorted(Path("regions/fleet").glob("*.toml"))]
+    moved = [replace(region, ledger_key=tmp_path / f"{region.name}.key") for region in regions]
+    made = certs.ledger_keys_for(*moved)
+    assert [file.name for file in made] == [f"{region.name}.key.pub" for region in regions]
+    assert (tmp_path / "eu-west.key").stat().st_mode & 0o077 == 0
+    with pytest.raises(certs.CertsError, match="exists"):
+        certs.ledger_keys_for(*moved)
+    trust = tomllib.loads(certs.trust_for(*moved))
+    assert {name: each["jurisdiction"] for name, each in trust["regions"].items()} == {
+        "eu-central": "eu",
+        "eu-west": "eu",
+        "us-east": "us",
+    }
+    west = trust["regions"]["eu-west"]
+    key = VerifierKey.parse(west["checkpoint_key"])
+    signer = Signer("loopback/eu-west", signing.Signer(tmp_path / "eu-west.key").key)
+    assert key == signer.verifier
+    assert set(west["nodes"]) == {"n1", "n2", "n3"}
+    with pytest.raises(certs.CertsError, match="cannot be read"):
+        certs.trust_for(replace(regions[0], ledger_key=tmp_path / "none"))

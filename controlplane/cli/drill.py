@@ -567,7 +567,7 @@ def _signer(file: Path) -> Any:
 def _signing() -> Any:
     """The module that needs `cryptography`: only those who sign or verify have to have it."""
     try:
-        from controlplane.drills import signing  # noqa: PLC0415
+        from controlplane import signing  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         raise click.UsageError(f"{missing.name} is not installed: pip install 'controlplane[drills]'") from None
     return signing

@@ -2,7 +2,8 @@
 
 import pytest
 
-from controlplane.drills import record, scenarios, signing
+from controlplane import signing
+from controlplane.drills import record, scenarios
 from controlplane.drills.evidence import Seen
 from controlplane.drills.nodes import Look
 from controlplane.drills.record import Chosen

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from controlplane.drills import evidence, picture, record, signing
+from controlplane import signing
+from controlplane.drills import evidence, picture, record
 from controlplane.drills.record import Chosen
 from tests.drills.conftest import MS
 

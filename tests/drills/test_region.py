@@ -12,8 +12,7 @@ import urllib.request
 import grpc
 import pytest
 
-from controlplane import status
-from controlplane.drills import signing
+from controlplane import signing, status
 from controlplane.errors import ControlPlaneError, Denied
 from controlplane.loopback import LoopbackRegion, ending
 from controlplane.v1 import api_pb2 as api

@@ -1,4 +1,4 @@
-"""Ed25519 keys of operators, and what they sign. Needs `cryptography`, which only those need who sign or verify."""
+"""Ed25519 keys of operators and regions, and what they sign. Needs `cryptography`, unlike what agents run."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ class Signer:
             raise KeyInvalid(f"{file} holds another kind of key than Ed25519")
         self._key = key
         self.public_key = key.public_key().public_bytes_raw().hex()
+
+    @property
+    def key(self) -> Ed25519PrivateKey:
+        """The key itself, for formats of signatures that are made elsewhere."""
+        return self._key
 
     def sign(self, content: bytes) -> str:
         """The signature of `content`, in hexadecimal."""
