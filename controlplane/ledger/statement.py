@@ -1,0 +1,169 @@
+"""What a bundle says in words, as Markdown and as a page that needs no network: the statement first, then tables.
+
+Neither is evidence. Both are written by the region, and say so; what the evidence shows is what `verify.py` prints.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+RECORDS_SHOWN_MAX = 1000
+"""Records on the page; all of them are in records.jsonl."""
+
+Row = Sequence[Any]
+
+
+class Section(NamedTuple):
+    """A heading, paragraphs, and points below them."""
+
+    heading: str
+    paragraphs: Sequence[str]
+    points: Sequence[str] = ()
+
+
+class Table(NamedTuple):
+    """Shown on the page alone."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Iterable[Row]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What the records add up to, counted while they are written."""
+
+    by_class: dict[str, int] = field(default_factory=dict)
+    transfers: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
+    """(class, peer, reach) → records of the ledger, and what was carried in all of them."""
+    erased: int = 0
+    shown: list[tuple[int, int, str, str]] = field(default_factory=list)
+
+
+def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
+    """The statement."""
+    asked, leaves = manifest["asked"], manifest["leaves"]
+    entries = leaves["to"] - leaves["from"]
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(summary.by_class.items())) or "none"
+    erased = f" Of them {summary.erased} were erased and can no longer be opened." if summary.erased else ""
+    return [
+        Section(
+            f"Residency report of {manifest['region']}, jurisdiction {manifest['jurisdiction']}",
+            (
+                f"Fleet {manifest['fleet']}, from {_time(asked['from_ms'])} to {_time(asked['to_ms'])}. The region's"
+                f" ledger holds {entries} entries of that time and around it (leaves {leaves['from']} to"
+                f" {leaves['to'] - 1}), with these audited records: {counts}.{erased}",
+                "This text was written by the region it is about. Do not believe it: run verify.py, with keys that you"
+                " were given by somebody else, and believe what that prints.",
+            ),
+        ),
+        Section(
+            "What the evidence can prove",
+            (),
+            (
+                "Which audited records the region's ledger holds for this time, that none of them was left out, added"
+                " or changed since, and what each of them says: what left the region, by which door, to whom.",
+                "That the ledger only ever grew, and that the regions that cosigned it were shown the same ledger.",
+                "That nothing which the ledger records as having left was pinned to the region or to its jurisdiction.",
+                "With the bundle of a peer: that what one says it sent is what the other says it received.",
+                "That each node which signed a scan says that it found no foreign pinned records on its disk.",
+            ),
+        ),
+        Section(
+            "What it cannot prove",
+            (),
+            (
+                "Where the machines physically are. Jurisdictions are what the reviewer's trust file says they are.",
+                "Copies made by hand: backups, disk images, screenshots, database files that somebody carried away.",
+                "Calls outside of this system: what an agent, a tool or a model provider sent by itself.",
+                "That the nodes run the program they should. A node that was made to lie signs lies; what helps is that"
+                " other regions, and the reviewer's copies of earlier checkpoints, hold it to what it said before.",
+                "What erased records said. That they existed, and of which class they were, stays visible.",
+                "Who is meant by a scope that crosses borders. Such ids are opaque, but whoever knows all the names"
+                " there are can guess which one an id stands for by trying them.",
+                "What came after the last checkpoint; and of what came before the first leaf, more than that it was"
+                " continued.",
+            ),
+        ),
+    ]
+
+
+def markdown(told: Iterable[Section]) -> str:
+    """The statement as Markdown."""
+    lines: list[str] = []
+    for number, section in enumerate(told):
+        lines += [f"{'##' if number else '#'} {_one_line(section.heading)}", ""]
+        for paragraph in section.paragraphs:
+            lines += [_one_line(paragraph), ""]
+        lines += [f"- {_one_line(point)}" for point in section.points]
+        lines += [""] if section.points else []
+    return "\n".join(lines)
+
+
+def page(told: Iterable[Section], tables: Iterable[Table]) -> str:
+    """The statement and tables as one HTML page without scripts, links or anything that is fetched."""
+    parts = [_HEAD]
+    for number, section in enumerate(told):
+        level = 2 if number else 1
+        parts.append(f"<h{level}>{html.escape(section.heading)}</h{level}>")
+        parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.paragraphs]
+        if section.points:
+            parts.append("<ul>" + "".join(f"<li>{html.escape(point)}</li>" for point in section.points) + "</ul>")
+    parts += [_table(table) for table in tables]
+    return "\n".join([*parts, "</body>", "</html>", ""])
+
+
+def tables(manifest: Mapping[str, Any], summary: Summary, notes: Mapping[str, bytes]) -> list[Table]:
+    """What stands on the page below the statement; `notes` are the checkpoints and scans, by their file's name."""
+    shown = len(summary.shown)
+    total = sum(summary.by_class.values())
+    partitions = [tuple(each[column] for column in _PARTITION) for each in manifest["partitions"]]
+    transfers = [(*key, *totals) for key, totals in sorted(summary.transfers.items())]
+    return [
+        Table("Partitions", _PARTITION, partitions),
+        Table("Audited records", ("class", "records"), sorted(summary.by_class.items())),
+        Table("What left and what came in", ("class", "peer", "reach", "records", "items carried"), transfers),
+        Table("Checkpoints and scans", ("file", "signed text"), [(name, _text(note)) for name, note in notes.items()]),
+        Table(f"Records ({shown} of {total})", ("leaf", "record", "class", "content"), summary.shown),
+    ]
+
+
+_PARTITION = ("id", "home", "reach", "environment", "epoch")
+_HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>Residency report</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th, td { border: 1px solid #bbb; padding: .3rem .5rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+td { white-space: pre-wrap; }
+</style>
+</head>
+<body>"""
+
+
+def _table(table: Table) -> str:
+    heads = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
+    rows = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>" for row in table.rows
+    )
+    return f"<h2>{html.escape(table.heading)}</h2>\n<table>\n<tr>{heads}</tr>\n{rows}\n</table>"
+
+
+def _text(note: bytes) -> str:
+    return note.decode(errors="replace").rpartition("\n\n")[0]
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
