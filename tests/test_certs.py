@@ -167,10 +167,10 @@ def test_a_fleet_by_steps_on_the_command_line(files, tmp_path):
 def test_all_on_the_command_line(files, tmp_path):
     done = controlplane("certs", "all", *files)
     assert (done.returncode, done.stderr) == (0, "")
-    # The authority, and for each region three nodes, three roles in two environments, one administrator.
+    # The authority, and for each region three nodes, three roles in two environments, an administrator, the ledger.
     listed = [Path(line) for line in done.stdout.splitlines()]
     assert len(listed) == 1 + 3 * (3 + 6 + 1) + 3
-    assert {path.resolve() for path in listed} == set(tmp_path.rglob("*.crt"))
+    assert {path.resolve() for path in listed} == {*tmp_path.rglob("*.crt"), *tmp_path.rglob("*.pub")}
 
 
 def refused(files, tmp_path):
