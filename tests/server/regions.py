@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -257,6 +258,8 @@ def operation(identifier: int, method: str, request: Any = None, **fields: Any) 
 async def running(folder: Path, size: int = 1) -> AsyncIterator[Region]:
     """A region of `size` nodes, up and with a leader: one node over the local log, more over Raft and disks."""
     region = Region(folder, size)
+    # A test that hangs is ended from outside, and then nothing would be known but that it hung.
+    looking = asyncio.get_running_loop().call_later(_LOOK_S, lambda: sys.stderr.write(picture(region)))
     try:
         async with asyncio.TaskGroup() as starting:
             for node in region.config.nodes:
@@ -265,3 +268,31 @@ async def running(folder: Path, size: int = 1) -> AsyncIterator[Region]:
         yield region
     finally:
         await asyncio.gather(*(member.stop() for member in region.members.values()))
+        looking.cancel()
+
+
+_LOOK_S = 45.0
+
+
+def picture(region: Region) -> str:
+    """How every member stands, and where every task waits."""
+    lines = [f"{name}: {_standing(member)}" for name, member in region.members.items()]
+    lines += [f"{task.get_name()} waits in {_place(task.get_coro())}" for task in asyncio.all_tasks()]
+    return "\n".join([*lines, ""])
+
+
+def _standing(member: Member) -> str:
+    try:
+        status = str(member.log.status())
+    except ControlPlaneError as error:
+        status = str(error)
+    return f"revision {member.node.revision}, {member.server.router.waiting} waiting, {status}"
+
+
+def _place(coroutine: Any) -> str:
+    """The places of a suspended coroutine, from the outermost in."""
+    found = []
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        found.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+        coroutine = coroutine.cr_await
+    return " > ".join(found)
