@@ -241,6 +241,18 @@ class Calls:
         request = api.ReleaseSwitchRequest(header=self._write_header("switch", options), scope=scope)
         return await self._write("ReleaseSwitch", "switch", request, api.ReleaseSwitchReply, options)
 
+    async def except_switch(
+        self, scope: records.Scope, region: str, epoch: int, revision: int, **options: Unpack[WriteOptions]
+    ) -> api.ExceptSwitchReply:
+        """Do not heed, here, exactly one stop of a region that cannot release it; idempotent. A `reason` is required.
+
+        `list_switches` shows the stops of other regions with their epoch and revision.
+        """
+        request = api.ExceptSwitchRequest(
+            header=self._write_header("switch", options), scope=scope, region=region, epoch=epoch, revision=revision
+        )
+        return await self._write("ExceptSwitch", "switch", request, api.ExceptSwitchReply, options)
+
     async def list_switches(
         self,
         *,
@@ -249,7 +261,7 @@ class Calls:
         limit: int = 0,
         **options: Unpack[ReadOptions],
     ) -> api.ListSwitchesReply:
-        """Read one page of kill switches; continue with `after=reply.next`."""
+        """Read one page of kill switches; continue with `after=reply.next`. The first page has other regions' stops."""
         header = self._read_header("switch", options)
         request = api.ListSwitchesRequest(header=header, engaged_only=engaged_only, after=after, limit=limit)
         return await self._read("ListSwitches", "switch", request, api.ListSwitchesReply, options)

@@ -128,9 +128,11 @@ class ControlPlane(Calls):
     def stopped(
         self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
     ) -> tuple[api.SwitchView, ...]:
-        """Return the engaged kill switches that cover the subject; empty: it may act.
+        """Return the engaged kill switches that cover the subject, of this and of other regions; empty: it may act.
 
-        Raises MirrorStale when the mirror is older than `mirror_age_max_ms`: permission fails closed.
+        Those of other regions have `region` set, and neither who nor why. Raises MirrorStale when the mirror is older
+        than `mirror_age_max_ms`: permission fails closed. The age is that of the own region's state: a region that is
+        cut off from the others goes on with what it has heard of them.
         """
         return self._mirror.stopped(self.clock(), tenant, agent_type, workflow, tools)
 
@@ -164,6 +166,10 @@ class ControlPlane(Calls):
 
     def on_kill_change(self, listener: Callable[[api.SwitchView], None]) -> Callable[[], None]:
         """Call `listener` in the event loop for every switch that was engaged or released; returns how to stop it.
+
+        Stops of other regions are told too: `view.region` says whose it is, `view.switch.engaged` whether it is heeded
+        here. What it stops is known only where this region has a switch or an exception for the same; else its scope
+        has no kind, and its name is the id that the stop travels under.
 
         The listener must not block; what it raises goes to the loop's exception handler.
         """
@@ -246,7 +252,11 @@ class ControlPlane(Calls):
         snapshot: bool = False,
         partition: str = "",
     ) -> AsyncIterator[api.Change]:
-        """Yield every change of records of these kinds ("flag", "switch", "workflow", "election"), in order.
+        """Yield every change of records of these kinds, in order.
+
+        Kinds: "flag", "switch", "exception", "workflow", "election", those of one partition; or "stop" alone, for the
+        stops of all regions, this one's included (its `home` is empty).
+
 
         Begins after `after_revision`, or now, or with `snapshot` at all present records. A change without a value is
         a deletion. Raises Compacted if what comes next is no longer kept: list again and watch from there.

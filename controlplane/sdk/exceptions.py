@@ -54,7 +54,8 @@ class LeaseLost(SdkError):
 
 
 def describe(view: api.SwitchView) -> str:
-    """Return what a switch stops, as "tool:search" or "region"."""
+    """Return what a switch stops, as "tool:search" or "region", and which region's it is, if not the own one's."""
     scope = view.switch.scope
-    word = ScopeKind.Name(scope.kind).removeprefix("SCOPE_").lower()
-    return f"{word}:{scope.name}" if scope.name else word
+    word = ScopeKind.Name(scope.kind).removeprefix("SCOPE_").lower() if scope.kind else "stop"
+    what = f"{word}:{scope.name}" if scope.name else word
+    return f"{what} of {view.region}" if view.region else what

@@ -1,18 +1,24 @@
-"""PURE. A local copy of an environment's flags and kill switches that knows how old it may be.
+"""PURE. A local copy of an environment's flags, kill switches and other regions' stops that knows how old it may be.
 
 An agent asks it before every act, so a question costs a dictionary look-up and no call. It is fed with what a watch
 delivers and with *marks*, and is told the time; it neither reads clocks nor does I/O.
 
 1. Content changes only as a whole: a transaction at a time, or from one complete listing to another. Readers, in any
    thread, see one immutable `_View`.
-2. It has everything up to `revision`. Revisions never go back; what comes twice is ignored. A watch sees one partition,
-   so where flags and switches lie in two, the mirror has two parts, and `revision` is that of the one behind.
+2. It has everything up to `revision`. Revisions never go back; what comes twice is ignored. It has a part for each of
+   the watches that feed it, and `revision` is that of the part behind: what other regions stop is one part, and where
+   flags and switches lie in two partitions, they are two more.
 3. **Age.** A mark says: a question sent at `sent_s` on the local clock was answered by a node that stood at revision R
    and whose state lacked nothing older than `age_ms`. The answer left after the question did, so that state lacks
    nothing that was committed before `sent_s - age_ms`. Once the mirror holds everything up to R, neither does the
    mirror. No clocks are compared, and neither delay nor a silent server can make it look fresher than it is.
+   The age is that of the own region's state. What that region has heard of the others may be older: a region that is
+   cut off goes on, with what it knew.
 4. Configuration wants the last known good and says when it is stale; *permission fails closed*: asking a mirror older
    than its bound, or one that never was complete, raises `MirrorStale`.
+5. **Other regions.** Their stops are known by ids. An asked subject is looked up under the ids that it would have; so
+   the fleet has to be known, and as long as it is not, every stop of another region stops everybody. The environment
+   need not be: a watch shows the stops of one environment only, there are four, and no id is that of another's.
 """
 
 from __future__ import annotations
@@ -20,17 +26,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
 from math import inf
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from controlplane.features import flags, switches
+from controlplane.features.switches import Heard
+from controlplane.identity import ENVIRONMENTS
 from controlplane.kernel.transaction import Row
 from controlplane.sdk.exceptions import MirrorStale
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2 as records
 
-KINDS = ("flag", "switch")
-"""What a mirror holds."""
+KINDS = ("flag", "switch", "exception")
+"""What a mirror holds of its own region,"""
+STOPS = ("stop",)
+"""and of the others."""
+_APART = (("flag",), ("switch", "exception"))
 MARKS_MAX = 64
 """Marks that wait for the watch to catch up."""
 MARK_EVERY_S = 0.05
@@ -60,33 +73,99 @@ class AgentConfig:
 K = TypeVar("K")
 V = TypeVar("V")
 _Asked = tuple[str, str, str, tuple[str, ...]]
+_StopKey = tuple[str, int, int, str]
+"""Region, epoch, revision of creation and id: one record, also where a region told of stops in one partition after
+another."""
+
+
+class _Stop(NamedTuple):
+    """A stop of another region."""
+
+    id: str
+    engaged: bool
+    heard: Heard
+
+
+class _Changed(NamedTuple):
+    """A change, and the epoch that it has at its home, if it is a copy."""
+
+    change: api.Change
+    epoch: int
 
 
 @dataclass(slots=True)
 class _View:
     """One state of the records by name, never changed but for the answers remembered."""
 
-    flags: dict[str, Row[records.Flag]]
-    switches: dict[str, api.SwitchView]
+    fleet: str = ""
+    flags: dict[str, Row[records.Flag]] = field(default_factory=dict)
+    switches: dict[str, api.SwitchView] = field(default_factory=dict)
+    exceptions: dict[str, records.StopException] = field(default_factory=dict)
+    stops: dict[_StopKey, _Stop] = field(default_factory=dict)
     engaged: dict[str, api.SwitchView] = field(init=False)
+    abroad: dict[str, list[Heard]] = field(init=False)
+    stopping: bool = field(init=False)
     configs: dict[tuple[str, str], AgentConfig] = field(init=False, default_factory=dict)
-    stops: dict[_Asked, tuple[api.SwitchView, ...]] = field(init=False, default_factory=dict)
+    answers: dict[_Asked, tuple[api.SwitchView, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.engaged = {name: view for name, view in self.switches.items() if view.switch.engaged}
+        self.abroad = {}
+        for stop in self.stops.values():
+            if stop.engaged:
+                self.abroad.setdefault(stop.id, []).append(stop.heard)
+        self.stopping = bool(self.engaged or self.abroad)
 
-    def changed(self, changes: Iterable[api.Change]) -> _View:
+    def without(self, kinds: tuple[str, ...]) -> _View:
+        """Return a view that lacks these kinds."""
+        return _View(
+            self.fleet,
+            {} if "flag" in kinds else self.flags,
+            {} if "switch" in kinds else self.switches,
+            {} if "exception" in kinds else self.exceptions,
+            {} if "stop" in kinds else self.stops,
+        )
+
+    def changed(self, changes: Iterable[_Changed]) -> _View:
         """Return the view after a transaction."""
-        after = _View(dict(self.flags), dict(self.switches))
-        for change in changes:
+        after = _View(self.fleet, dict(self.flags), dict(self.switches), dict(self.exceptions), dict(self.stops))
+        for change, epoch in changes:
             if change.HasField("flag"):
                 after.flags[change.name] = _row(change)
             elif change.HasField("switch"):
                 after.switches[change.name] = api.SwitchView(switch=change.switch, meta=change.meta)
+            elif change.HasField("exception"):
+                after.exceptions[change.name] = change.exception
             elif change.kind == "flag":
                 after.flags.pop(change.name, None)
+            elif change.kind == "exception":
+                after.exceptions.pop(change.name, None)
+            elif change.kind == "stop" and change.home:
+                after._take_stop(change, epoch)
         after.__post_init__()
         return after
+
+    def _take_stop(self, change: api.Change, epoch: int) -> None:
+        at = change.meta
+        key = (change.home, epoch, at.created, change.name)
+        if change.HasField("stop"):
+            meta = api.Meta(revision=at.revision, created=at.created, version=at.version, at_ms=at.at_ms)
+            self.stops[key] = _Stop(change.name, change.stop.engaged, Heard(change.home, epoch, meta))
+        else:
+            self.stops.pop(key, None)
+
+    def told(self) -> dict[_StopKey, api.StopView]:
+        """Return the stops of other regions, with what is known of them here."""
+        if not self.stops:
+            return {}
+        own = chain(self.switches, map(switches.scope_of_exception, self.exceptions))
+        known = {each: name for name in own for each in _ids(self.fleet, name)} if self.fleet else {}
+        return {
+            key: switches.stop_view(
+                stop.id, stop.heard, self.exceptions.get, engaged=stop.engaged, name=known.get(stop.id)
+            )
+            for key, stop in self.stops.items()
+        }
 
 
 @dataclass(slots=True)
@@ -96,19 +175,22 @@ class _Part:
     revision: int = 0
     synced: bool = False
     awaits_listing: bool = True
-    listing: list[api.Change] = field(default_factory=list)
+    listing: list[_Changed] = field(default_factory=list)
 
 
 class Mirror:
-    """Flags and kill switches, as of `revision`. Times are seconds on one monotonic clock of the caller's choice."""
+    """Flags, kill switches and other regions' stops, as of `revision`.
+
+    Times are seconds on one monotonic clock of the caller's choice.
+    """
 
     def __init__(self, age_max_s: float) -> None:
         self.age_max_s = age_max_s
         self.revision = 0
         self.synced = False
         self._fresh_s = -inf
-        self._view = _View({}, {})
-        self._parts: dict[tuple[str, ...], _Part] = {KINDS: _Part()}
+        self._view = _View()
+        self._parts: dict[tuple[str, ...], _Part] = {KINDS: _Part(), STOPS: _Part()}
         self._marks: deque[tuple[int, float]] = deque()
 
     # Asking
@@ -125,14 +207,19 @@ class Mirror:
         workflow: str = "",
         tools: tuple[str, ...] = (),
     ) -> tuple[api.SwitchView, ...]:
-        """Return the engaged switches that cover the subject; none: it may act. Raises MirrorStale."""
+        """Return what stops the subject; nothing: it may act. Raises MirrorStale.
+
+        That is every engaged switch of its own region that covers it, and every stop of another region that does and
+        is not excepted here: the latter with `region`, and with the scope that it was found under. While the fleet is
+        not known (rule 5), their scope has no kind, and is named by the id.
+        """
         if now_s - self._fresh_s > self.age_max_s:
             raise MirrorStale(now_s - self._fresh_s, self.age_max_s)
         view = self._view
-        if not view.engaged:
+        if not view.stopping:
             return ()
         asked = (tenant, agent_type, workflow, tools)
-        answer = view.stops.get(asked)
+        answer = view.answers.get(asked)
         return answer if answer is not None else _judge(view, asked)
 
     def config(self, now_s: float, user: str, tenant: str) -> AgentConfig:
@@ -150,8 +237,12 @@ class Mirror:
         return row.value if row else None
 
     def engaged(self) -> tuple[api.SwitchView, ...]:
-        """Return every engaged switch, whatever it covers and however old that knowledge is."""
+        """Return every engaged switch of the own region, whatever it covers and however old that knowledge is."""
         return tuple(self._view.engaged.values())
+
+    def stops(self) -> tuple[api.StopView, ...]:
+        """Return the stops of other regions, released ones too, however old that knowledge is."""
+        return tuple(self._view.told().values())
 
     # Feeding
 
@@ -160,9 +251,16 @@ class Mirror:
         """The kinds of each part: what has to be watched."""
         return tuple(self._parts)
 
-    def split(self) -> None:
-        """Have a part of its own for each kind. Only before anything was fed."""
-        self._parts = {(kind,): _Part() for kind in KINDS}
+    def split(self) -> tuple[tuple[str, ...], ...]:
+        """Have parts of their own for flags and for switches, which are returned. Only before either was fed."""
+        del self._parts[KINDS]
+        self._parts |= {kinds: _Part() for kinds in _APART}
+        return _APART
+
+    def of_fleet(self, fleet: str) -> None:
+        """Learn of which fleet the region is, as its nodes say."""
+        if fleet and fleet != self._view.fleet:
+            self._view = replace(self._view, fleet=fleet)
 
     def resume_at(self, kinds: tuple[str, ...]) -> int | None:
         """Return the revision from which a part's watch can go on; None: it needs a listing."""
@@ -176,18 +274,21 @@ class Mirror:
         part.awaits_listing = listing
 
     def feed(self, kinds: tuple[str, ...], reply: api.WatchReply) -> list[api.SwitchView]:
-        """Take in one message of a part's watch; return the kill switches that it changed.
+        """Take in one message of a part's watch; return the kill switches, and stops of other regions, that it changed.
 
+        A stop of another region is returned with `region`; `engaged` says if it is heeded here. Its scope is that of
+        the own region's switch or exception for the same; where there is none it has no kind, and is named by the id.
         A new listing replaces the content when it is complete, not before.
         """
         before, part = self._view, self._parts[kinds]
+        changes = [_Changed(change, reply.epoch) for change in reply.changes if change.kind in kinds]
         if reply.kind == api.WatchReply.SNAPSHOT:
-            part.listing.extend(reply.changes)
+            part.listing.extend(changes)
         elif reply.kind == api.WatchReply.SYNCED:
             self._complete(kinds, part, reply.revision)
         elif reply.kind != api.WatchReply.STARTED and not part.awaits_listing and reply.revision > part.revision:
-            if reply.changes:
-                self._view = before.changed(reply.changes)
+            if changes:
+                self._view = before.changed(changes)
             self._advance(part, reply.revision)
         return _differences(before, self._view)
 
@@ -206,8 +307,7 @@ class Mirror:
         if revision < part.revision:
             # The node that listed is behind; what is here is newer, and this watch will get there.
             return
-        others = _View({} if "flag" in kinds else self._view.flags, {} if "switch" in kinds else self._view.switches)
-        self._view = others.changed(listing)
+        self._view = self._view.without(kinds).changed(listing)
         part.synced = True
         self._advance(part, revision)
 
@@ -239,16 +339,48 @@ class Mirror:
 def _judge(view: _View, asked: _Asked) -> tuple[api.SwitchView, ...]:
     tenant, agent_type, workflow, tools = asked
     subject = api.Subject(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
-    answer = tuple(view.engaged[name] for name in switches.stopping(subject, view.engaged.__contains__))
-    _remember(view.stops, asked, answer)
-    return answer
+    answer = [view.engaged[name] for name in switches.stopping(subject, view.engaged.__contains__)]
+    if view.fleet:
+        answer += switches.heeded(subject, lambda name: _heard(view, name), view.exceptions.get)
+    else:
+        answer += [_shown(stop, view.stops[key].heard) for key, stop in view.told().items() if stop.engaged]
+    _remember(view.answers, asked, tuple(answer))
+    return tuple(answer)
+
+
+def _heard(view: _View, name: str) -> Iterable[Heard]:
+    if not view.abroad:
+        return ()
+    return chain.from_iterable(view.abroad.get(each, ()) for each in _ids(view.fleet, name))
+
+
+@lru_cache(maxsize=1 << 14)
+def _ids(fleet: str, name: str) -> tuple[str, ...]:
+    """The ids that a switch's record name may have."""
+    return tuple(switches.opaque(fleet, environment, name) for environment in ENVIRONMENTS)
+
+
+def _shown(stop: api.StopView, heard: Heard) -> api.SwitchView:
+    """A stop of another region as one looks at a switch."""
+    scope = stop.scope if stop.HasField("scope") else records.Scope(name=stop.id)
+    switch = records.Switch(scope=scope, engaged=stop.engaged and not stop.excepted)
+    return api.SwitchView(switch=switch, meta=heard.meta, region=stop.region)
 
 
 def _differences(before: _View, after: _View) -> list[api.SwitchView]:
     if before is after:
         return []
     old = before.switches
-    return [view for name, view in after.switches.items() if old.get(name) is not view and old.get(name) != view]
+    own = [view for name, view in after.switches.items() if old.get(name) is not view and old.get(name) != view]
+    if not before.stops and not after.stops:
+        return own
+    told, now = before.told(), after.told()
+    for key, stop in told.items():
+        if key not in now and stop.engaged:
+            # Its region has begun a new epoch, or shares it no longer.
+            stop.engaged = False
+            own.append(_shown(stop, before.stops[key].heard))
+    return own + [_shown(stop, after.stops[key].heard) for key, stop in now.items() if told.get(key) != stop]
 
 
 def _row(change: api.Change) -> Row[records.Flag]:

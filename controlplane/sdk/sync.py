@@ -215,6 +215,7 @@ class ControlPlane:
     get_agent_config = _blocking(client.ControlPlane.get_agent_config)
     engage = _blocking(client.ControlPlane.engage)
     release = _blocking(client.ControlPlane.release)
+    except_switch = _blocking(client.ControlPlane.except_switch)
     list_switches = _blocking(client.ControlPlane.list_switches)
     check_switches = _blocking(client.ControlPlane.check_switches)
     get_election = _blocking(client.ControlPlane.get_election)

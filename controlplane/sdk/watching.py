@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,7 @@ READY_MAX = 256
 WATCH_AGAIN_S = 0.5
 
 KillListener = Callable[[api.SwitchView], None]
+"""Gets what `Mirror.feed` returns."""
 
 
 class Watch:
@@ -106,17 +107,18 @@ class MirrorFeed:
     def __init__(self, mirror: Mirror, channel: Channel) -> None:
         self._mirror = mirror
         self._channel = channel
+        self._watches: dict[tuple[str, ...], _PartWatch] = {}
         self._listeners: dict[object, KillListener] = {}
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     def start(self) -> None:
         """Begin to feed; ends with the channel."""
         self._channel.on_mark = self._mark
-        self._watch()
+        self._watch(self._mirror.parts)
         self._channel.probe()
 
     def listen(self, listener: KillListener) -> Callable[[], None]:
-        """Have `listener` called for every changed switch until the returned function is called."""
+        """Have `listener` called for every changed switch or stop until the returned function is called."""
         token = object()
         self._listeners[token] = listener
         return lambda: _drop(self._listeners, token)
@@ -128,6 +130,7 @@ class MirrorFeed:
         arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = (revision, arrived)
         self._waiters.append(waiter)
+        self._nudge(revision)
         self._channel.probe()
         try:
             async with asyncio.timeout(timeout_s):
@@ -145,6 +148,7 @@ class MirrorFeed:
     def received(self, kinds: tuple[str, ...], message: api.WatchReply) -> None:
         """Feed one message, then tell those who wait for it."""
         loop = asyncio.get_running_loop()
+        self._mirror.of_fleet(self._channel.region.fleet)
         for view in self._mirror.feed(kinds, message):
             for listener in list(self._listeners.values()):
                 loop.call_soon(listener, view)
@@ -155,17 +159,25 @@ class MirrorFeed:
         if error.reason == "CLIENT_CLOSED":
             return
         if error.reason == "PARTITION_AMBIGUOUS" and watch.kinds == KINDS:
-            self._mirror.split()
-            self._watch()
+            del self._watches[KINDS]
+            self._watch(self._mirror.split())
             return
         for _, arrived in self._waiters:
             if not arrived.done():
                 arrived.set_exception(error)
-        self._channel.later(WATCH_AGAIN_S, lambda: self._channel.start(watch))
+        self._channel.later(WATCH_AGAIN_S, watch.start)
 
-    def _watch(self) -> None:
-        for kinds in self._mirror.parts:
-            self._channel.start(_PartWatch(self, self._mirror, self._channel, kinds))
+    def _watch(self, parts: Iterable[tuple[str, ...]]) -> None:
+        for kinds in parts:
+            watch = self._watches[kinds] = _PartWatch(self, self._mirror, self._channel, kinds)
+            watch.start()
+
+    def _nudge(self, revision: int) -> None:
+        """Have parts that hear of nothing say up to where: by themselves they do so once a second."""
+        for kinds, watch in self._watches.items():
+            place = self._mirror.resume_at(kinds)
+            if place is not None and place < revision:
+                watch.start_again()
 
     def _mark(self, asked_s: float, revision: int, age_ms: int) -> None:
         self._mirror.mark(asked_s, revision, age_ms)
@@ -191,6 +203,18 @@ class _PartWatch:
         self._mirror = mirror
         self._channel = channel
         self._relist = False
+        self._running = False
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._running = True
+        self._channel.start(self)
+
+    def start_again(self) -> None:
+        """Break off and ask for what follows, if the watch is under way."""
+        if self._running and not self._relist:
+            self._channel.stop(self)
+            self._channel.start(self)
 
     def request(self) -> bytes:
         """Ask for a listing if there is none, else for what follows it."""
@@ -216,6 +240,7 @@ class _PartWatch:
             self._relist = True
             self._channel.start(self)
         else:
+            self._running = False
             self._feed.ended(self, error)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.sdk import MirrorStale
-from controlplane.sdk.mirror import KINDS, MARKS_MAX, Mirror
+from controlplane.sdk.mirror import KINDS, MARKS_MAX, STOPS, Mirror
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2 as records
 
@@ -35,11 +35,20 @@ def switch(tenant: str, *, engaged: bool, revision: int) -> api.Change:
     return api.Change(kind="switch", name=f"tenant:{tenant}", meta=api.Meta(revision=revision), switch=value)
 
 
+def fed(mirror: Mirror, message: api.WatchReply) -> list[api.SwitchView]:
+    """Feed the region's own part; the watch of other regions' stops comes as far and sees nothing."""
+    told = mirror.feed(KINDS, message)
+    if message.kind in (W.CHANGES, W.PROGRESS):
+        mirror.feed(STOPS, W(kind=W.PROGRESS, revision=message.revision))
+    return told
+
+
 def listed(mirror: Mirror, revision: int, *changes: api.Change) -> None:
-    mirror.feed(KINDS, W(kind=W.STARTED, revision=revision))
-    for change in changes:
-        mirror.feed(KINDS, W(kind=W.SNAPSHOT, revision=revision, changes=[change]))
-    mirror.feed(KINDS, W(kind=W.SYNCED, revision=revision))
+    for part in (KINDS, STOPS):
+        mirror.feed(part, W(kind=W.STARTED, revision=revision))
+        for change in changes:
+            mirror.feed(part, W(kind=W.SNAPSHOT, revision=revision, changes=[change]))
+        mirror.feed(part, W(kind=W.SYNCED, revision=revision))
 
 
 def changed(revision: int, *changes: api.Change) -> api.WatchReply:
@@ -88,9 +97,9 @@ def test_a_mark_waits_until_the_mirror_has_caught_up() -> None:
     mirror = fresh()
     mirror.mark(4.0, 12, 0)
     assert mirror.age_s(4.0) == 4.0
-    mirror.feed(KINDS, W(kind=W.PROGRESS, revision=11))
+    fed(mirror, W(kind=W.PROGRESS, revision=11))
     assert mirror.age_s(4.0) == 4.0
-    mirror.feed(KINDS, W(kind=W.PROGRESS, revision=12))
+    fed(mirror, W(kind=W.PROGRESS, revision=12))
     assert mirror.age_s(4.0) == 0.0
 
 
@@ -98,7 +107,7 @@ def test_waiting_marks_are_bounded_and_the_newest_is_kept() -> None:
     mirror = fresh()
     for number in range(10 * MARKS_MAX):
         mirror.mark(float(number), 11 + number, 0)
-    mirror.feed(KINDS, W(kind=W.PROGRESS, revision=10**6))
+    fed(mirror, W(kind=W.PROGRESS, revision=10**6))
     assert mirror.age_s(10.0 * MARKS_MAX - 1) == 0.0
 
 
@@ -106,7 +115,7 @@ def test_an_engaged_switch_stops_whom_it_covers() -> None:
     mirror = fresh(switch("acme", engaged=True, revision=3))
     assert [view.switch.scope.name for view in mirror.stopped(0.0, "acme")] == ["acme"]
     assert mirror.stopped(0.0, "other") == ()
-    told = mirror.feed(KINDS, changed(11, switch("acme", engaged=False, revision=11)))
+    told = fed(mirror, changed(11, switch("acme", engaged=False, revision=11)))
     assert [view.switch.engaged for view in told] == [False]
     assert mirror.stopped(0.0, "acme") == ()
 
@@ -150,9 +159,9 @@ def test_configuration_is_the_last_known_good() -> None:
 def test_configuration_follows_changes_and_deletions() -> None:
     mirror = fresh(model_flag("gpt", revision=4))
     mirror.config(0.0, "u", "t")
-    mirror.feed(KINDS, changed(11, model_flag("other", revision=11)))
+    fed(mirror, changed(11, model_flag("other", revision=11)))
     assert mirror.config(0.0, "u", "t").model == "other"
-    mirror.feed(KINDS, changed(12, gone("agent_model", revision=12)))
+    fed(mirror, changed(12, gone("agent_model", revision=12)))
     assert mirror.config(0.0, "u", "t").fields["model"].reason == api.DEFAULT
     assert mirror.flag("agent_model") is None
 
@@ -162,13 +171,13 @@ def test_the_same_message_twice_changes_nothing() -> None:
     engage = changed(11, switch("acme", engaged=True, revision=11))
     release = changed(12, switch("acme", engaged=False, revision=12))
     for message in (engage, release, engage):
-        mirror.feed(KINDS, message)
+        fed(mirror, message)
     assert mirror.stopped(0.0, "acme") == ()
 
 
 def test_a_listing_that_broke_off_leaves_no_trace() -> None:
     mirror = fresh(switch("acme", engaged=True, revision=3))
-    mirror.feed(KINDS, W(kind=W.SNAPSHOT, revision=20, changes=[model_flag("half", revision=15)]))
+    fed(mirror, W(kind=W.SNAPSHOT, revision=20, changes=[model_flag("half", revision=15)]))
     assert mirror.stopped(0.0, "acme")
     mirror.restart(KINDS, listing=True)
     listed(mirror, 21, model_flag("whole", revision=16, name="other"))
@@ -181,10 +190,10 @@ def test_nothing_is_known_until_a_listing_is_complete() -> None:
     mirror.restart(KINDS, listing=True)
     mirror.mark(4.0, 20, 0)
     for message in (W(kind=W.STARTED, revision=20), W(kind=W.SNAPSHOT, revision=20), W(kind=W.PROGRESS, revision=20)):
-        mirror.feed(KINDS, message)
+        fed(mirror, message)
         assert mirror.revision == 10
         assert mirror.age_s(4.0) == 4.0
-    mirror.feed(KINDS, W(kind=W.SYNCED, revision=20))
+    fed(mirror, W(kind=W.SYNCED, revision=20))
     assert mirror.age_s(4.0) == 0.0
 
 
@@ -198,8 +207,9 @@ def test_a_node_that_is_behind_takes_nothing_back() -> None:
 
 def test_parts_that_lie_apart_are_as_new_as_the_older_one() -> None:
     mirror = Mirror(AGE_MAX_S)
-    mirror.split()
-    only_flags, only_switches = mirror.parts
+    only_flags, only_switches = mirror.split()
+    assert set(mirror.parts) == {("flag",), ("switch", "exception"), STOPS}
+    mirror.feed(STOPS, W(kind=W.SYNCED, revision=20))
     mirror.mark(0.0, 5, 0)
     mirror.feed(only_flags, W(kind=W.SNAPSHOT, revision=9, changes=[model_flag("gpt", revision=4)]))
     mirror.feed(only_flags, W(kind=W.SYNCED, revision=9))
@@ -266,7 +276,7 @@ def test_never_claims_to_be_fresher_than_it_is(steps: list[tuple[str, str | int,
             region.commit(now, str(first), second)
         elif what == "deliver":
             for revision in range(cursor + 1, min(cursor + int(first), len(region.engaged) - 1) + 1):
-                mirror.feed(KINDS, changed(revision, region.change(revision)))
+                fed(mirror, changed(revision, region.change(revision)))
                 cursor = revision
         elif what == "ask":
             _ask(region, mirror, now, lag=int(first))
