@@ -13,6 +13,7 @@ with the asyncio client and with the synchronous one. What it can be told:
 
 - `clock.advance(seconds)`: leases expire, mirrors grow old, deadlines pass. Clients made by the plane share its clock.
 - `kill(scope)` and `revive(scope)`: a kill switch, and back; returns when it is committed.
+- `kill_abroad(scope)` and `revive_abroad(scope)`: the same in another region, as this one hears of it.
 - `conflict_next(n)`: before each of the next n compare-and-swaps somebody else writes the same workflow.
 - `lose_leader()` and `regain_leader()`: meanwhile writes and linearizable reads wait, and `LOCAL` reads are answered.
 
@@ -36,11 +37,13 @@ import pytest
 
 from controlplane.config import NodeConfig, RegionConfig, Timing
 from controlplane.controllers import TICK_S, Controllers
-from controlplane.errors import Unavailable
+from controlplane.errors import Invalid, Unavailable
+from controlplane.features import federation, partitions, switches
 from controlplane.features.workflows import WORKFLOW
 from controlplane.identity import Identity
+from controlplane.kernel import keys
 from controlplane.kernel.store import MemoryStore
-from controlplane.kernel.transaction import Tx
+from controlplane.kernel.transaction import Tx, scope_of
 from controlplane.limits import QUOTA_BYTES
 from controlplane.node import Call, Node
 from controlplane.replication import Log, LogStatus, Machine, Role
@@ -49,11 +52,15 @@ from controlplane.sdk import ControlPlane, Flag, FlagType, FlagValue, Scope, Var
 from controlplane.sdk import clock as clocks
 from controlplane.server import Server
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import HOME_ONLY, Partition
+from controlplane.v1.federation_pb2 import Shared
+from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, Partition, Stop
+from controlplane.v1.state_pb2 import Origin
 
 FLEET, REGION, NODE, ENVIRONMENT = "test", "test", "test-1", "test"
 ADVANCE_STEP_S = 0.4
 """A clock that jumps further looks like a stall to the node, and a stall restarts every lease."""
+ELSEWHERE = "elsewhere"
+"""Another region, unless a test names one."""
 EVERYBODY = Identity(FLEET, ENVIRONMENT, REGION, "operator", "tester")
 
 T = TypeVar("T")
@@ -169,6 +176,7 @@ class Plane:
         self._thread = threading.Thread(target=self._loop.run_forever, name="controlplane-test", daemon=True)
         self._thread.start()
         self.clock = Clock(self._settle)
+        self._abroad: dict[tuple[str, str], Origin] = {}
         self._run(self._start())
         self._operator = self.connect_sync()
 
@@ -196,6 +204,17 @@ class Plane:
     def revive(self, scope: Scope, reason: str = "a test says so") -> int:
         """Release a kill switch; returns the revision."""
         return self._operator.release(scope, reason=reason).header.revision
+
+    def kill_abroad(self, scope: Scope, region: str = ELSEWHERE) -> int:
+        """Engage a kill switch in another region; returns the revision at which this one has heard of it.
+
+        Its own epoch and revision, for an exception, are in `list_switches().stops`. Scope `region` does not travel.
+        """
+        return self._run(self._throw_abroad(scope, region, engaged=True))
+
+    def revive_abroad(self, scope: Scope, region: str = ELSEWHERE) -> int:
+        """Release it there; returns the revision at which this region has heard of it."""
+        return self._run(self._throw_abroad(scope, region, engaged=False))
 
     def set_flag(self, name: str, value: Any) -> int:
         """Make a flag be `value` for everybody; returns the revision. Lists and objects become JSON flags."""
@@ -260,6 +279,39 @@ class Plane:
 
     async def _lead(self, *, lost: bool) -> None:
         self._log.lose(lost=lost)
+
+    async def _throw_abroad(self, scope: Scope, region: str, *, engaged: bool) -> int:
+        """Copy what the other region would share."""
+        name = switches.record_name(scope)
+        if not switches.travels(name) or region == REGION:
+            raise Invalid("a switch of this scope and region is not told to this one", reason="SCOPE_STAYS")
+        there = Partition(
+            id=f"{region}.{ENVIRONMENT}.stops",
+            home=region,
+            epoch=1,
+            reach=GLOBAL,
+            environment=ENVIRONMENT,
+            default_for=[switches.STOP.name],
+        )
+        before = self._abroad.get((region, name), Origin())
+        revision = 1 + max((each.revision for (of, _), each in self._abroad.items() if of == region), default=0)
+        origin = self._abroad[region, name] = Origin(
+            home=region,
+            epoch=there.epoch,
+            revision=revision,
+            created=before.created or revision,
+            version=before.version + 1,
+            at_ms=time.time_ns() // 1_000_000,
+        )
+        key = keys.within(scope_of(there), switches.STOP.name, switches.opaque(FLEET, ENVIRONMENT, name))
+        copy = Shared(key=key, value=Stop(engaged=engaged).SerializeToString(), origin=origin)
+        await self._node.transact(
+            partitions.system(REGION), "Learn", lambda tx: federation.learn(tx, region, GLOBAL, [there]), timeout_s=5.0
+        )
+        reply = await self._node.transact(
+            there, "Copy", lambda tx: federation.take_transaction(tx, REGION, revision, [copy]), timeout_s=5.0
+        )
+        return api.GetRegionReply.FromString(reply).header.revision
 
     def _settle(self) -> None:
         """Wait until the plane's loops have looked at the clock."""

@@ -1,10 +1,11 @@
-"""`cpctl kill ...`: stop agents, and let them go on."""
+"""`cpctl kill ...`: stop agents, and let them go on; see what other regions stop, and answer for not heeding it."""
 
 from __future__ import annotations
 
 import sys
 
 import click
+from rich.console import Group as Together
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -14,6 +15,8 @@ from controlplane.cli.command import (
     EXIT_STOPPED,
     Cpctl,
     Group,
+    card,
+    console,
     justified_writes,
     paged,
     pages,
@@ -23,6 +26,8 @@ from controlplane.cli.command import (
     table,
 )
 from controlplane.cli.shapes import Shape
+from controlplane.features import switches
+from controlplane.identity import ENVIRONMENTS
 
 
 @click.group("kill", cls=Group)
@@ -62,13 +67,77 @@ async def release(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, scope: sdk.Scope,
 async def list_(
     cpctl: Cpctl, plane: sdk.ControlPlane, /, *, engaged_only: bool, limit: int, options: sdk.ReadOptions
 ) -> None:
-    """All switches that were ever thrown."""
+    """All switches that were ever thrown here, and what other regions stop.
+
+    Of another region's stop only an id is known, unless a switch or an exception here is for the same scope.
+    """
+    stops: list[Shape] = []
 
     async def page(after: str, count: int) -> tuple[list[Shape], str, bool]:
         reply = await plane.list_switches(engaged_only=engaged_only, after=after, limit=count, **options)
+        stops.extend(shapes.stop_view(each) for each in reply.stops)
         return [shapes.switch_view(each) for each in reply.switches], reply.next, reply.more
 
-    cpctl.show({"switches": await pages(limit, page, "")}, lambda document: _table(document["switches"]))
+    cpctl.show({"switches": await pages(limit, page, ""), "stops": stops}, _list_page)
+
+
+@kill.command("except")
+@click.argument("scope", callback=parsed(values.scope))
+@click.option("--region", required=True, help="Whose stop it is.")
+@click.option("--epoch", type=click.IntRange(1), required=True, help="Of that stop, as `cpctl kill list` shows it.")
+@click.option("--revision", type=click.IntRange(1), required=True, help="Of that stop.")
+@click.option("--yes", is_flag=True, help="Do not ask again.")
+@justified_writes
+@run
+async def except_(
+    cpctl: Cpctl,
+    plane: sdk.ControlPlane,
+    /,
+    *,
+    scope: sdk.Scope,
+    region: str,
+    epoch: int,
+    revision: int,
+    yes: bool,
+    options: sdk.WriteOptions,
+) -> None:
+    """Let SCOPE go on here although another region stops it. A --reason is required.
+
+    For a region that cannot be asked to release its switch. It frees from exactly this stop of this region: the next
+    one counts again, and so do those of other regions.
+    """
+    exception = {"scope": shapes.scope(scope), "region": region, "epoch": epoch, "revision": revision}
+    await _look_for(plane, scope, exception, options.get("partition", ""))
+    if not yes:
+        _confirm(cpctl, exception)
+    reply = await plane.except_switch(scope, region, epoch, revision, **options)
+    said = "is not heeded here" if reply.changed else "was not heeded already"
+    cpctl.done(
+        {**exception, "changed": reply.changed, "served": shapes.served(reply.header)},
+        f"the stop of {exception['scope']} by {region} at {epoch}:{revision} {said}, revision {reply.header.revision}",
+    )
+
+
+async def _look_for(plane: sdk.ControlPlane, scope: sdk.Scope, exception: Shape, partition: str) -> None:
+    """Return if there is such a stop of such a scope: an exception for anything else would free nobody."""
+    fleet = (await plane.get_region()).region.fleet
+    ids = {switches.opaque(fleet, environment, switches.record_name(scope)) for environment in ENVIRONMENTS}
+    wanted = tuple(exception[part] for part in ("region", "epoch", "revision"))
+    listed = await plane.list_switches(engaged_only=True, partition=partition)
+    if not any((stop.region, stop.epoch, stop.revision) == wanted and stop.id in ids for stop in listed.stops):
+        raise sdk.NotFound(
+            f"{exception['region']} has no such stop of {exception['scope']} in force",
+            reason="STOP_UNKNOWN",
+            hint="cpctl kill list --engaged shows epoch and revision of each",
+        )
+
+
+def _confirm(cpctl: Cpctl, exception: Shape) -> None:
+    if cpctl.as_json or not sys.stdin.isatty():
+        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
+    cpctl.stop_waiting()
+    console().print(card(**exception))
+    click.confirm("Let agents act although that region stops them?", abort=True)
 
 
 @kill.command("check")
@@ -89,7 +158,7 @@ async def check(
     tools: tuple[str, ...],
     options: sdk.ReadOptions,
 ) -> None:
-    """May such an agent act? Exit code 0 if it may, 10 if switches stop it."""
+    """May such an agent act? Exit code 0 if it may, 10 if switches of this or other regions stop it."""
     subject = sdk.Subject(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
     reply = await plane.check_switches(subject, **options)
     stopped_by = [shapes.switch_view(each) for each in reply.stopped_by]
@@ -103,9 +172,35 @@ def _verdict(document: Shape) -> RenderableType:
     return _table(document["stopped_by"]) if document["stopped"] else Text("may act", style="green")
 
 
-def _table(rows: list[Shape]) -> RenderableType:
+def _list_page(document: Shape) -> RenderableType:
+    if not document["stops"]:
+        return _table(document["switches"])
+    return Together(_table(document["switches"]), "", _stops(document["stops"]))
+
+
+def _stops(rows: list[Shape]) -> RenderableType:
     return table(
         rows,
+        region=lambda row: row["region"],
+        stops=lambda row: row["scope"],
+        state=_state_of_stop,
+        epoch=lambda row: row["epoch"],
+        revision=lambda row: row["revision"],
+        id=lambda row: row["id"],
+    )
+
+
+def _state_of_stop(row: Shape) -> Text:
+    if not row["engaged"]:
+        return Text("released", style="dim")
+    return Text("excepted", style="yellow") if row["excepted"] else Text("ENGAGED", style="bold red")
+
+
+def _table(rows: list[Shape]) -> RenderableType:
+    abroad = {"region": lambda row: row["region"]} if any(row["region"] for row in rows) else {}
+    return table(
+        rows,
+        **abroad,
         scope=lambda row: row["scope"],
         state=lambda row: Text("ENGAGED", style="bold red") if row["engaged"] else Text("released", style="dim"),
         engaged_by=lambda row: row["engaged_by"],

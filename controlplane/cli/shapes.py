@@ -213,12 +213,35 @@ def switch(message: records.Switch) -> Shape:
 
 
 def switch_view(view: api.SwitchView) -> Shape:
-    """A kill switch and where it stands."""
-    return {**switch(view.switch), "meta": meta(view.meta)}
+    """A kill switch and where it stands; `region` is where it was thrown, if not here."""
+    return {**switch(view.switch), "meta": meta(view.meta), "region": view.region or None}
+
+
+def stop(message: records.Stop) -> Shape:
+    """What crosses borders about a kill switch."""
+    return {"engaged": message.engaged}
+
+
+def stop_exception(message: records.StopException) -> Shape:
+    """Which stop of another region is not heeded."""
+    return {"region": message.region, "epoch": message.epoch, "revision": message.revision}
+
+
+def stop_view(view: api.StopView) -> Shape:
+    """A stop of another region; `scope` is null where nothing here tells what it stops."""
+    return {
+        "region": view.region,
+        "id": view.id,
+        "scope": scope(view.scope) if view.HasField("scope") else None,
+        "engaged": view.engaged,
+        "excepted": view.excepted,
+        "epoch": view.epoch,
+        "revision": view.revision,
+    }
 
 
 def change(message: api.Change) -> Shape:
-    """One change of one record; `value` is null where it was deleted."""
+    """One change of one record; `value` is null where it was deleted, `home` says of a copy whose it is."""
     which = message.WhichOneof("value")
     value: Shape | None = None
     match which:
@@ -230,7 +253,17 @@ def change(message: api.Change) -> Shape:
             value = workflow(message.workflow)
         case "election":
             value = election(message.election)
-    return {"kind": message.kind, "name": message.name, "value": value, "meta": meta(message.meta)}
+        case "stop":
+            value = stop(message.stop)
+        case "exception":
+            value = stop_exception(message.exception)
+    return {
+        "kind": message.kind,
+        "name": message.name,
+        "value": value,
+        "meta": meta(message.meta),
+        "home": message.home or None,
+    }
 
 
 def error(failure: ControlPlaneError) -> Shape:

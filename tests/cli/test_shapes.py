@@ -26,6 +26,7 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
         shapes.workflow_view(api.WorkflowView()),
         shapes.election_view(api.ElectionView()),
         shapes.switch_view(api.SwitchView()),
+        shapes.stop_view(api.StopView()),
         shapes.change(api.Change()),
         shapes.agent_config(api.GetAgentConfigReply()),
         shapes.error(sdk.Invalid("text", reason="R")),
@@ -47,6 +48,8 @@ def test_every_kind_of_change_has_a_value() -> None:
         "switch": records.Switch(),
         "workflow": records.Workflow(id="w"),
         "election": records.Election(name="e"),
+        "stop": records.Stop(engaged=True),
+        "exception": records.StopException(region="r"),
     }.items():
         assert shapes.change(api.Change(kind=kind, **{kind: value}))["value"] is not None
     assert shapes.change(api.Change(kind="flag", name="f"))["value"] is None
