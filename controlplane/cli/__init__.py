@@ -6,7 +6,7 @@ import os
 
 import click
 
-from controlplane.cli import command
+from controlplane.cli import command, review
 from controlplane.cli.contexts import context
 from controlplane.cli.drill import drill
 from controlplane.cli.elections import election
@@ -70,3 +70,5 @@ def main(  # noqa: PLR0913 - the options of the command
 
 for each in (status, region, member, flag, config, workflow, election, kill, watch, log, outcome, drill, context):
     main.add_command(each)
+for each in (review.report, review.checkpoint, review.scan):
+    region.add_command(each)

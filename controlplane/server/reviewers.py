@@ -1,0 +1,142 @@
+"""What reviewers read of a region: its ledger, and what this node finds on its own disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError, Message
+
+from controlplane import limits, residency
+from controlplane.auditor import Auditor
+from controlplane.errors import Invalid, NotFound, Unavailable
+from controlplane.features import audit
+from controlplane.ledger import scan
+from controlplane.node import Call, Node
+from controlplane.server.region import RegionView
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1 import audit_pb2 as messages
+
+_PAGE_LEAVES = 64
+_PAGE_BYTES = limits.MESSAGE_BYTES_MAX // 4
+_NODES_MAX = 1024
+_PAUSE_S: Final = 0.0005
+
+
+class Reviewers:
+    """Answers from this node's replica. `data` is its folder (None: there is none, and nothing to search)."""
+
+    def __init__(self, node: Node, auditor: Auditor, region: RegionView, data: Path | None) -> None:
+        self._node, self._auditor, self._region, self._data = node, auditor, region, data
+        self._scanning = asyncio.Lock()
+
+    async def answer(self, call: Call) -> bytes:
+        """Answer a call that has one reply. Raises the eight errors."""
+        if call.method == "ScanDisk":
+            return (await self._scan(_parse(messages.ScanDiskRequest, call))).SerializeToString()
+        if call.method == "ReadNodes":
+            return self._nodes(_parse(messages.ReadNodesRequest, call)).SerializeToString()
+        request = _parse(messages.GetCheckpointRequest, call)
+        if request.header.consistency == api.LINEARIZABLE:
+            await self._node.log.barrier(timeout_s=max(0.0, call.deadline - self._node.clock()))
+        return self._checkpoint(request).SerializeToString()
+
+    async def read(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """The leaves of a time and their records, opened, in pages."""
+        request = _parse(messages.ReadLedgerRequest, call)
+        store, size = self._node.store, self._size(request.size)
+        at = max(0, audit.first_leaf_from(store, request.from_ms, size) - 1)
+        end = min(size, audit.first_leaf_from(store, request.to_ms + 1, size) + 1)
+        while at < end:
+            page = messages.ReadLedgerReply(start=at)
+            room = _PAGE_BYTES
+            while at < end and len(page.leaves) < _PAGE_LEAVES and room > 0:
+                room -= self._add(page, at)
+                at += 1
+            yield page.SerializeToString()
+            await asyncio.sleep(0)
+
+    def _add(self, page: messages.ReadLedgerReply, index: int) -> int:
+        leaf = audit.leaf_at(self._node.store, index)
+        if leaf is None:
+            raise NotFound(f"leaf {index} is not here", reason="LEAF_NOT_FOUND")
+        page.leaves.append(leaf)
+        room = len(leaf)
+        for n, name, key, content in audit.opened(self._node.store, index):
+            page.records.add(leaf=index, n=n, name=name, key=key or b"", content=content)
+            room += len(content)
+        return room
+
+    def _size(self, asked: int) -> int:
+        if asked > self._auditor.size:
+            raise Unavailable(f"this node's ledger has {self._auditor.size} leaves", reason="LEDGER_BEHIND")
+        return asked or self._auditor.size
+
+    def _checkpoint(self, request: messages.GetCheckpointRequest) -> messages.GetCheckpointReply:
+        size, node = self._size(request.size), self._node
+        cosigned = self._auditor.cosigned()
+        return messages.GetCheckpointReply(
+            header=self._header(),
+            region=self._region.region(),
+            size=size,
+            note=self._auditor.note(size),
+            cosigned=[
+                messages.CosignedCheckpoint(region=each.region, note=each.note)
+                for _, each in sorted(cosigned.items())
+                if each.size <= size
+            ],
+            partitions=[node.partitions[name] for name in sorted(node.partitions)],
+        )
+
+    def _nodes(self, request: messages.ReadNodesRequest) -> messages.ReadNodesReply:
+        if len(request.nodes) > _NODES_MAX:
+            raise Invalid(f"at most {_NODES_MAX} nodes at a time", reason="PAGE_TOO_LARGE")
+        read = audit.node_reader(self._node.store)
+        try:
+            hashes = [read(each.level, each.at) for each in request.nodes]
+        except (KeyError, ValueError, OverflowError):
+            raise NotFound("no such part of the tree", reason="LEDGER_NODE_NOT_FOUND") from None
+        return messages.ReadNodesReply(header=self._header(), hashes=hashes)
+
+    async def _scan(self, request: messages.ScanDiskRequest) -> messages.ScanDiskReply:
+        """Search the store and all files. One at a time: it reads the whole disk."""
+        if self._data is None:
+            raise Unavailable("this node has no data folder", reason="NO_DATA_FOLDER")
+        node, size = self._node, self._auditor.size
+        async with self._scanning:
+            view = node.store.snapshot()
+            files = list(residency.files_below(self._data))
+            try:
+                found = await asyncio.to_thread(residency.search, view, files, node.atlas, _pause)
+            except OSError as error:
+                raise Unavailable(f"a file cannot be read: {error.strerror}", reason="DISK_UNREADABLE") from error
+            finally:
+                view.close()
+        signer = self._auditor.signed(node.name)
+        told = scan.Scan(node.fleet, node.region, node.name, node.state.at_ms, size, found.searched, found.foreign)
+        return messages.ScanDiskReply(
+            header=self._header(),
+            node=node.name,
+            note=b"" if signer is None else scan.sign(told, signer),
+            foreign=found.foreign,
+            findings=found.described,
+        )
+
+    def _header(self) -> api.ReplyHeader:
+        node = self._node
+        return api.ReplyHeader(revision=node.revision, region=node.region, node=node.name)
+
+
+def _pause() -> None:
+    """Let the event loop's thread have the interpreter."""
+    time.sleep(_PAUSE_S)
+
+
+def _parse(message: type[Message], call: Call) -> Any:
+    try:
+        return message.FromString(call.request)
+    except DecodeError:
+        raise Invalid("the request is not a valid message of its type", reason="REQUEST_MALFORMED") from None
