@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
-from controlplane import certs
+from controlplane import certs, config, signing
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 
 _POLL_S = 0.005
+_CHUNK_BYTES = 1 << 16
 # Below what systems give to outgoing connections, above what services of theirs use.
 _PORTS = range(12_000, 30_000)
 
@@ -141,6 +143,17 @@ class Certificate(TypedDict):
     key: Path
 
 
+class Place(NamedTuple):
+    """A partition of a region: the last word of its id, how far its records travel, what it is the default for."""
+
+    word: str
+    reach: str
+    kinds: Sequence[str]
+
+
+_KEPT_AT_HOME = (Place("all", "home-only", ("flag", "switch", "workflow", "election")),)
+
+
 class LoopbackRegion:
     """A region of real nodes on 127.0.0.1 with mutual TLS: its certificates, region file, data and processes.
 
@@ -157,13 +170,17 @@ class LoopbackRegion:
         environment: str = "prod",
         hosts: Sequence[str] | None = None,
         drills: bool = False,
+        authority: certs.Authority | None = None,
     ) -> None:
-        """With `drills` every node is run by a process above it, which is what `nodes` then start and stop."""
+        """With `drills` every node is run by a process above it, which is what `nodes` then start and stop.
+
+        `authority` is the fleet's, if it has more regions than this one.
+        """
         self.fleet, self.name, self.environment = fleet, name, environment
         self.names = [f"n{number + 1}" for number in range(size)]
         self._folder = folder
         self._flags = ["--drills"] if drills else []
-        self._authority = certs.create_authority(fleet, folder / "certificates")
+        self._authority = authority or certs.create_authority(fleet, folder / "certificates")
         self._certificates = folder / "certificates"
         hosts = hosts or ["127.0.0.1"] * size
         places = [f"{host}:{port}" for host, port in zip([*hosts] * 3, free_ports(3 * size), strict=True)]
@@ -172,7 +189,7 @@ class LoopbackRegion:
             peer = Identity(fleet, EVERY_ENVIRONMENT, name, "peer", node)
             certs.issue(self._authority, peer, self._certificates, [host])
         self.file = folder / "region.toml"
-        self.file.write_text(self._text())
+        self.describe("local", _KEPT_AT_HOME)
         self.nodes = [self._program(folder, node) for node in self.names]
 
     def identity(self, role: str, name: str) -> Certificate:
@@ -180,6 +197,19 @@ class LoopbackRegion:
         caller = Identity(self.fleet, self.environment, self.name, role, name)
         issued = certs.issue(self._authority, caller, self._certificates)
         return Certificate(ca=issued.authority, cert=issued.certificate, key=issued.key)
+
+    def describe(self, jurisdiction: str, partitions: Sequence[Place], *more: str) -> None:
+        """Write the region file anew; `more` are lines of it. Nodes read it when they start."""
+        top = [
+            "format = 1",
+            f'fleet = "{self.fleet}"',
+            f'region = "{self.name}"',
+            f'jurisdiction = "{jurisdiction}"',
+            f'authority = "{self._authority.file}"',
+        ]
+        nodes = [line for number in range(len(self.names)) for line in self._node_lines(number)]
+        places = [line for place in partitions for line in self._partition_lines(place)]
+        self.file.write_text("\n".join([*top, *more, "", *nodes, *places]))
 
     def start(self) -> None:
         """Start all nodes, with empty data folders."""
@@ -195,25 +225,16 @@ class LoopbackRegion:
         argv = [*serve, "--node", node, "--data", str(folder / node), *self._flags]
         return Program(argv, folder / f"{node}.log")
 
-    def _text(self) -> str:
-        """The region file. Data stays where it is: nothing of a demonstration travels."""
-        top = [
-            "format = 1",
-            f'fleet = "{self.fleet}"',
-            f'region = "{self.name}"',
-            'jurisdiction = "local"',
-            'authority = "certificates/authority.crt"',
-        ]
-        kinds = '["flag", "switch", "workflow", "election"]'
-        partition = [
+    def _partition_lines(self, place: Place) -> list[str]:
+        kinds = ", ".join(f'"{kind}"' for kind in place.kinds)
+        return [
             "[[partition]]",
-            f'id = "{self.name}.{self.environment}.all"',
+            f'id = "{self.name}.{self.environment}.{place.word}"',
             f'environment = "{self.environment}"',
-            'reach = "home-only"',
-            f"default_for = {kinds}",
+            f'reach = "{place.reach}"',
+            f"default_for = [{kinds}]",
+            "",
         ]
-        nodes = [line for number in range(len(self.names)) for line in self._node_lines(number)]
-        return "\n".join([*top, "", *nodes, *partition, ""])
 
     def _node_lines(self, number: int) -> list[str]:
         node = self.names[number]
@@ -227,3 +248,140 @@ class LoopbackRegion:
             f'key = "certificates/{node}.key"',
             "",
         ]
+
+
+PINNED = "pinned"
+"""The partition of a fleet's region whose records never leave it."""
+_SHARED = (
+    Place("config", "global", ("flag",)),
+    Place("state", "jurisdiction", ("workflow", "election")),
+    Place(PINNED, "home-only", ()),
+    Place("switches", "home-only", ("switch",)),
+    Place("stops", "global", ("stop",)),
+)
+
+
+class Relay:
+    """Carries connections to one address on this machine, until it is cut; what was open then is reset."""
+
+    def __init__(self, port: int, target: str) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self._port, self._target = port, target
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def heal(self) -> None:
+        """Carry connections from now on."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._carry, "127.0.0.1", self._port)
+
+    async def cut(self) -> None:
+        """Refuse new connections, and end those there are."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for writer in tuple(self._open):
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = self._target.rpartition(":")
+        try:
+            there, back = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.transport.abort()
+            return
+        self._open |= {writer, back}
+        try:
+            await asyncio.gather(_pump(reader, back), _pump(there, writer))
+        finally:
+            self._open -= {writer, back}
+            for each in (writer, back):
+                each.transport.abort()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := await reader.read(_CHUNK_BYTES):
+            writer.write(chunk)
+            await writer.drain()
+        writer.close()
+
+
+class LoopbackFleet:
+    """Regions of real nodes on this machine that federate with each other over relays, which can be cut.
+
+    The caller ends the processes (`ending`), and runs in one event loop for as long as relays are used.
+    """
+
+    def __init__(self, folder: Path, jurisdictions: Mapping[str, Sequence[str]], *, size: int = 3) -> None:
+        self.folder = folder
+        authority = certs.create_authority("demo", folder / "certificates")
+        names = [name for regions in jurisdictions.values() for name in regions]
+        self.regions: dict[str, LoopbackRegion] = {}
+        for name in names:
+            (folder / name).mkdir()
+            self.regions[name] = LoopbackRegion(folder / name, size=size, name=name, authority=authority)
+            signing.new(folder / name / "ledger.key")
+        self._relays = self._connected()
+        for law, regions in jurisdictions.items():
+            for name in regions:
+                peers = [line for other in names if other != name for line in self._peer(name, other, other in regions)]
+                lines = [f"{law} = [{', '.join(map(_quoted, each))}]" for law, each in jurisdictions.items()]
+                key = ['ledger_key = "ledger.key"']
+                self.regions[name].describe(law, _SHARED, *key, "", "[jurisdictions]", *lines, "", *peers)
+
+    @property
+    def nodes(self) -> list[Program]:
+        """Every node of every region."""
+        return [node for region in self.regions.values() for node in region.nodes]
+
+    def trust(self) -> Path:
+        """Write what a reviewer trusts, and say where it is."""
+        file = self.folder / "trust.toml"
+        file.write_text(certs.trust_for(*(config.load(region.file) for region in self.regions.values())))
+        return file
+
+    async def join(self) -> None:
+        """Open all links."""
+        await asyncio.gather(*(relay.heal() for relays in self._relays.values() for relay in relays))
+
+    async def cut_off(self, name: str) -> None:
+        """Cut every link from and to a region."""
+        await asyncio.gather(*(relay.cut() for relay in self._of(name)))
+
+    async def heal(self, name: str) -> None:
+        """Open every link from and to a region."""
+        await asyncio.gather(*(relay.heal() for relay in self._of(name)))
+
+    async def close(self) -> None:
+        """Cut all links."""
+        await asyncio.gather(*(relay.cut() for relays in self._relays.values() for relay in relays))
+
+    def _of(self, name: str) -> list[Relay]:
+        return [relay for ends, relays in self._relays.items() if name in ends for relay in relays]
+
+    def _connected(self) -> dict[tuple[str, str], list[Relay]]:
+        pairs = [(one, other) for one in self.regions for other in self.regions if one != other]
+        ports = iter(free_ports(sum(len(self.regions[other].addresses) for _, other in pairs)))
+        return {
+            (one, other): [Relay(next(ports), address) for address in self.regions[other].addresses]
+            for one, other in pairs
+        }
+
+    def _peer(self, name: str, other: str, same_law: bool) -> list[str]:
+        endpoints = ", ".join(_quoted(relay.address) for relay in self._relays[name, other])
+        names = ", ".join(map(_quoted, self.regions[other].names))
+        reaches = ("jurisdiction", "global") if same_law else ("global",)
+        return [
+            "[[peer]]",
+            f'region = "{other}"',
+            f"endpoints = [{endpoints}]",
+            f"certificate_names = [{names}]",
+            f"may_leave = [{', '.join(map(_quoted, reaches))}]",
+            f'ledger_key = "../{other}/ledger.key.pub"',
+            "",
+        ]
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
