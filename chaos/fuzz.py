@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from types import FrameType, TracebackType
 from typing import Protocol, Self
@@ -156,8 +155,3 @@ def _late(_signal: int, _frame: FrameType | None) -> None:
 
 def _largest_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def scratch() -> str | None:
-    """Where files are parsed, not kept: in memory, if there is such a place."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a new folder of its own is made there.

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from chaos.fuzz import Outcome, feed_one, run, scratch
+from chaos.fuzz import Outcome, feed_one, run
 from chaos.fuzz_targets import TARGETS
+from chaos.scratch import scratch
 
 _TOLD_INPUTS = 100
 """How often a process says how far it is."""

@@ -30,12 +30,12 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from chaos.fuzz import scratch
 from chaos.real import Unsupported
 from chaos.real.commands import SKIPPED_CODE
 from chaos.real.disks import drop_unsynced
 from chaos.real.shim import Orders, Shim, build
 from chaos.real.sweep_victim import APPLIED, REFUSED, TUNING, Step, begun, key, steps
+from chaos.scratch import scratch
 from controlplane.datadir import DataFolder, Standing
 from controlplane.errors import Fatal
 from controlplane.replication.journal import Journal
@@ -158,6 +158,8 @@ def _calls(victim: Victim, folder: Path) -> dict[Call, int]:
         after = victim.shim.counts()
         seen |= {at: after.writes_seen - before.writes_seen, "sync": after.syncs - before.syncs}
         shutil.rmtree(folder)
+    if not all(seen.values()):
+        raise Unsupported(f"the library between a process and its disk sees nothing: {seen}")
     return seen
 
 

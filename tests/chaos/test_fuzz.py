@@ -7,9 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -28,12 +27,6 @@ from controlplane.v1.api_pb2 import SetFlagRequest
 from controlplane.v1.raft_pb2 import RaftMessage
 
 
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=fuzz.scratch()) as folder:
-        yield Path(folder)
-
-
 def fuzzed(kind: str, folder: Path, inputs: range, *, seed: int = 1) -> Outcome:
     with closing(TARGETS[kind](folder)) as target:
         return run(target, kind, inputs, seed=seed)
@@ -49,9 +42,9 @@ def fuzzed(kind: str, folder: Path, inputs: range, *, seed: int = 1) -> Outcome:
         ("rpc", {"some answered", "all refused"}),
     ],
 )
-def test_bad_input_is_refused_or_harmless(kind: str, became: set[str], scratch: Path) -> None:
+def test_bad_input_is_refused_or_harmless(kind: str, became: set[str], tmp_path: Path) -> None:
     inputs = range(100 if kind == "journal" else 300)
-    found = fuzzed(kind, scratch, inputs)
+    found = fuzzed(kind, tmp_path, inputs)
     assert not found.failure, found.failure
     assert found.inputs == len(inputs)
     # Inputs that are all refused at the door, or all harmless, prove nothing.
@@ -60,8 +53,8 @@ def test_bad_input_is_refused_or_harmless(kind: str, became: set[str], scratch: 
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_an_input_is_drawn_from_its_number_alone(kind: str, scratch: Path) -> None:
-    target = TARGETS[kind](scratch)
+def test_an_input_is_drawn_from_its_number_alone(kind: str, tmp_path: Path) -> None:
+    target = TARGETS[kind](tmp_path)
     again = [target.make(Random(f"1/{kind}/{number}")) for number in (3, 7, 3)]
     target.close()
     assert again[0] == again[2] != again[1]
@@ -140,8 +133,8 @@ def test_a_sound_parser_passes() -> None:
     assert (found.failure, found.inputs) == ("", 500)
 
 
-def test_a_journal_without_checksums_is_caught(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = JournalFiles(scratch)
+def test_a_journal_without_checksums_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = JournalFiles(tmp_path)
     monkeypatch.setattr(journal.Journal, "_unsealed", lambda _, __, row, ___: row[5:])
     found = run(target, "journal", range(300), seed=1)
     assert found.failed_at is not None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from chaos.fuzz import scratch
 from chaos.real import Unsupported, sweep
 from chaos.real.disks import drop_unsynced
 from chaos.real.shim import Orders
@@ -20,13 +18,6 @@ from controlplane.kernel.store import Batch
 from controlplane.storage import RocksStore
 
 SEED, STEPS = 3, 16
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """In memory: the shim decides what a disk keeps, and a real one only takes its time."""
-    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
