@@ -683,6 +683,8 @@ class Ledger:
                 raise Wrong(f"there are two roots over the same {old} leaves: the ledger was replaced or forked")
             return
         if old == 0:
+            if old_root != fold(()):
+                raise Wrong("an empty tree has another root than a checkpoint of one says")
             return
         # The root that the leaves themselves lead to, which is under that of the last checkpoint: no proof is needed.
         if old in self._roots and self.last is not None and (new, new_root) == _tree(self.last):
@@ -833,7 +835,8 @@ class Ledger:
                 f"{asked} is covered up to {_when(last.at_ms)}, where the last checkpoint ends; what came after it is"
                 " not in this bundle: ask for a later checkpoint"
             )
-        return f"the whole time from {asked} is covered, with a leaf before it and one after it"
+        before = "a leaf before it" if manifest.start else "the first leaf of all"
+        return f"the whole time from {asked} is covered, with {before} and a leaf after it"
 
     def _records(self) -> str:
         self.about()

@@ -145,7 +145,7 @@ def from_21():
     )
 
 
-def signed(size, by=None, **changes):
+def signed(size, by=None, /, **changes):
     return checkpoint.sign(replace(LEDGER.head(size), **changes), by or signer("acme/eu-west"))
 
 
@@ -319,6 +319,11 @@ TAMPERINGS = {
         put("checkpoints/first.note", signed(10, root=secret("a root"))),
         failed("GROWTH"),
     ),
+    "an empty first checkpoint": (
+        put("checkpoints/first.note", signed(10, size=0, root=merkle.EMPTY_ROOT)),
+        failed(),
+    ),
+    "an empty first checkpoint with a root": (put("checkpoints/first.note", signed(10, size=0)), failed("GROWTH")),
     "a revision that went back": (put("checkpoints/first.note", signed(10, revision=1000)), failed("GROWTH")),
     "a first checkpoint with another state than its leaf": (
         both(put("checkpoints/first.note", signed(30, hash=secret("a hash"))), proven(30)),
