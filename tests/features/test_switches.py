@@ -311,10 +311,10 @@ def test_stops_are_listed_with_what_is_known_of_them_engaged_ones_first() -> Non
     engage = api.EngageSwitchRequest(scope=switches.scope_of_name("tool:b"))
     transact(world.here, partition(HERE, "switch"), lambda tx: switches.engage(tx, engage))
     world.make_exception("us", "tool:c", 3)
-    engaged = sorted(listed(world)[:2], key=lambda each: each[3])
-    assert engaged == [("us", True, False, "tool:b"), ("us", True, True, "tool:c")]
+    first = sorted(listed(world)[:2], key=lambda each: each[3])
+    assert first == [("us", True, False, "tool:b"), ("us", True, True, "tool:c")]
     assert listed(world)[2:] == [("us", False, False, "")]
-    assert sorted(listed(world, engaged_only=True)) == sorted(engaged)
+    assert sorted(listed(world, engaged_only=True)) == sorted(first)
 
 
 def test_a_listing_is_bounded_and_prefers_what_is_engaged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from controlplane import controllers, limits
 from controlplane.controllers import STALL_S, Controllers, Reaper
 from controlplane.errors import Compacted, ControlPlaneError, Fatal, OutcomeUnknown, Refused
+from controlplane.features import switches
 from controlplane.features.partitions import PARTITION, system
 from controlplane.kernel import keys, machine
+from controlplane.kernel.store import Batch
 from controlplane.kernel.transaction import Reader
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Partition, Reach
+from controlplane.v1.records_pb2 import Partition, Reach, Scope, ScopeKind
 from tests.kernel.material import seeded
 from tests.node.harness import AGENT, CONFIG, OTHER, PARTITIONS, PROCESS, STATE, Region, message, settle, until, within
 
@@ -408,3 +412,167 @@ async def test_nothing_is_trimmed_before_its_time() -> None:
         kept = await region.call("ListEvents", api.ListEventsRequest(kinds=["workflow"]))
         assert len(kept.changes) == 30
         assert kept.changes[0].meta.actor == AGENT
+
+
+# Telling other regions of kill switches
+
+STOPS = Partition(id="eu.prod.stops", home="eu", epoch=1, reach=Reach.GLOBAL, environment="prod", default_for=["stop"])
+
+
+def telling(**more: Any) -> Region:
+    return Region(partitions=[*PARTITIONS, STOPS], **more)
+
+
+def throw(name: str = "t", *, engaged: bool = True, kind: ScopeKind = ScopeKind.SCOPE_TOOL) -> tuple[str, Any]:
+    method, request = (
+        ("EngageSwitch", api.EngageSwitchRequest) if engaged else ("ReleaseSwitch", api.ReleaseSwitchRequest)
+    )
+    return method, request(scope=Scope(kind=kind, name=name), header={"reason": "runaway"})
+
+
+def told(region: Region) -> dict[str, tuple[bool, int]]:
+    """What was told of tools, by name."""
+    reader = Reader(region.store, STOPS, region.node.revision)
+    rows = {row.name: (row.value.engaged, row.revision) for row in reader.list(switches.STOP)}
+    names = {switches.opaque("fleet", "prod", f"tool:{name}"): name for name in ["t", *(f"t{n}" for n in range(300))]}
+    return {names[identifier]: found for identifier, found in rows.items()}
+
+
+async def test_a_switch_is_told_of_as_soon_as_it_is_thrown(monkeypatch: pytest.MonkeyPatch) -> None:
+    region = telling()
+    async with leading(region):
+        # No tick will come in this test's time.
+        monkeypatch.setattr(controllers, "TICK_S", 1000.0)
+        await until(lambda: region.node.revision == 1)
+        await region.call(*throw())
+        await until(lambda: told(region) == {"t": (True, 3)})
+        await region.call(*throw(engaged=False))
+        await until(lambda: told(region) == {"t": (False, 5)})
+        await region.call(*throw(engaged=False))
+        await region.call(*throw("never", engaged=False))
+        await settle(100)
+        assert region.node.revision == 7
+
+
+async def test_what_does_not_concern_other_regions_is_not_told() -> None:
+    region = telling()
+    async with leading(region):
+        await region.call(*throw("", kind=ScopeKind.SCOPE_REGION))
+        # DEV has no partition for stops, and a switch in another partition than the default stops nobody.
+        await region.call(*throw(), environment="dev")
+        method, request = throw()
+        request.header.partition = STATE.id
+        await region.call(method, request)
+        before = region.node.revision
+        await settle(100)
+        assert region.node.revision == before
+        assert told(region) == {}
+
+
+async def test_without_a_partition_for_stops_nothing_is_told() -> None:
+    region = Region()
+    async with leading(region):
+        await region.call(*throw())
+        await settle(100)
+        assert region.node.revision == 2
+
+
+async def test_the_next_leader_tells_of_what_its_predecessor_did_not() -> None:
+    before = telling()
+    async with before:
+        await before.call(*throw("t1"))
+        await before.call(*throw("t2"))
+        await before.call(*throw("t2", engaged=False))
+    after = telling(store=before.store)
+    async with leading(after):
+        await until(lambda: [*told(after)] == ["t1"])
+        assert told(after)["t1"][0]
+
+
+async def test_a_leader_that_dies_between_the_switch_and_its_word_leaves_it_to_the_next() -> None:
+    region = telling()
+    async with leading(region) as loops:
+        await until(lambda: region.node.revision == 1)
+        region.log.automatic = False
+        engaging = region.submit(*throw())
+        (await within(region.log.appends.get())).commit()
+        await within(engaging)
+        word = await within(region.log.appends.get())
+        region.log.lose()
+        word.discard()
+        await until(lambda: loops._term is None)
+        assert told(region) == {}
+        region.log.automatic = True
+        region.log.lead()
+        await until(lambda: "t" in told(region))
+
+
+async def test_word_whose_outcome_is_unknown_is_sent_again_and_told_once() -> None:
+    region = telling()
+    async with leading(region):
+        await until(lambda: region.node.revision == 1)
+        region.log.automatic = False
+        engaging = region.submit(*throw())
+        (await within(region.log.appends.get())).commit()
+        await within(engaging)
+        word = await within(region.log.appends.get())
+        word.unknown()
+        region.log.commit(word.entry)
+        region.log.automatic = True
+        await until(lambda: "t" in told(region))
+        await settle(100)
+        assert told(region) == {"t": (True, 3)}
+        assert region.node.revision == 3
+
+
+async def test_word_gets_through_when_ordinary_writes_do_not() -> None:
+    region = telling(quota_bytes=1, free_bytes=lambda: 0)
+    async with leading(region):
+        with pytest.raises(Refused):
+            await region.create("w")
+        await region.call(*throw())
+        await until(lambda: "t" in told(region))
+
+
+async def test_a_follower_tells_nothing_and_remembers_nothing() -> None:
+    region = telling()
+    async with leading(region) as loops:
+        region.log.lose()
+        await until(lambda: loops._term is None)
+        other = telling()
+        async with other:
+            await other.call(*throw())
+        # What the leader did, as it comes to a follower.
+        region.store.commit(Batch(puts=dict(other.store.scan(b"", b"\xff" * 8))))
+        region.node.reloaded()
+        region.log.index = other.log.index
+        await settle(100)
+        assert told(region) == {}
+        assert not any(herald.names for herald in loops._heralds)
+        region.log.lead()
+        await until(lambda: "t" in told(region))
+
+
+async def test_many_switches_are_told_of_in_few_transactions() -> None:
+    before = telling()
+    async with before:
+        for n in range(300):
+            await before.call(*throw(f"t{n}"))
+    after = telling(store=before.store)
+    async with leading(after):
+        start = after.node.revision
+        await until(lambda: len(told(after)) == 300)
+        assert after.node.revision - start <= 10
+
+
+async def test_thrown_to_and_fro_it_is_told_how_it_stands_in_the_end() -> None:
+    region = telling()
+    async with leading(region):
+        throws = [region.submit(*throw(engaged=n % 2 == 0)) for n in range(21)]
+        await within(asyncio.gather(*throws))
+        await settle(100)
+        await until(lambda: told(region).get("t", (False, 0))[0])
+        (engaged, revision), thrown = told(region)["t"], Reader(region.store, CONFIG, 0).get(switches.SWITCH, "tool:t")
+        assert engaged
+        assert thrown is not None
+        assert revision > thrown.revision
