@@ -30,6 +30,7 @@ from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
 from controlplane.drills.injector import Injector, Line
 from controlplane.errors import ControlPlaneError, Fatal
+from controlplane.federation import Federation
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import Node
 from controlplane.replication import Log, guard
@@ -39,7 +40,7 @@ from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.server.drills import Drills, Facts
 from controlplane.storage import RocksStore
-from controlplane.telemetry import Counts, LinkCollector, MeasuredLog, MetricsServer, NodeCollector
+from controlplane.telemetry import Counts, FederationCollector, LinkCollector, MeasuredLog, MetricsServer, NodeCollector
 from controlplane.v1 import records_pb2
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -135,9 +136,15 @@ async def serve(
     drills = Drills(facts, None if under_drill is None else under_drill.injector)
     # A node is the durable machine that this log asks for; the port promises its callers less.
     node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
-    server = Server(config, name, node, credentials, counts=counts, data=data, drills=drills)
-    collectors = (LinkCollector(raft.counters), drills.collector)
-    process = _process(config.node(name), node, server, [node.failed, raft.failed], *collectors)
+    federation = Federation(config, node, credentials) if config.peers else None
+    server = Server(config, name, node, credentials, counts=counts, data=data, drills=drills, federation=federation)
+    collectors = [LinkCollector(raft.counters), drills.collector]
+    between_regions = []
+    if federation is not None:
+        collectors.append(FederationCollector(federation.links))
+        between_regions.append(Part("federation", _later(federation.start), federation.stop))
+    failures = [node.failed, raft.failed]
+    process = _process(config.node(name), node, server, failures, collectors, between_regions)
     try:
         await process.run(stopping, lambda: _log.info("serving", address=server.address))
     finally:
@@ -182,7 +189,7 @@ async def dev(port: int, data: Path, stopping: asyncio.Event, say: Callable[[str
     store, counts = RocksStore(folder.store), Counts()
     node = _node(config, DEV_NODE, store, LocalLog(DEV_NODE, store), counts)
     server = Server(config, DEV_NODE, node, None, counts=counts, data=data, everybody=DEV_IDENTITY)
-    process = _process(config.node(DEV_NODE), node, server, [node.failed])
+    process = _process(config.node(DEV_NODE), node, server, [node.failed], [], [])
     await process.run(stopping, lambda: say(f"controlplane dev on 127.0.0.1:{server.port}, data in {data}"))
 
 
@@ -302,11 +309,17 @@ def _node(
         entropy=os.urandom,
         quota_bytes=config.quota_bytes,
         free_bytes=room,
+        atlas=config.atlas,
     )
 
 
 def _process(
-    mine: NodeConfig, node: Node, server: Server, failures: Sequence[asyncio.Future[None]], *links: Collector
+    mine: NodeConfig,
+    node: Node,
+    server: Server,
+    failures: Sequence[asyncio.Future[None]],
+    links: Sequence[Collector],
+    between_regions: Sequence[Part],
 ) -> Process:
     controllers = Controllers(node)
     metrics = MetricsServer([NodeCollector(node, server.counts, lambda: server.router.waiting), *links])
@@ -315,6 +328,7 @@ def _process(
             Part("node", node.start, _stopper(node)),
             Part("controllers", _later(controllers.start), controllers.stop),
             Part("server", server.start, server.stop),
+            *between_regions,
             Part("metrics", _metrics(metrics, mine), metrics.stop),
         ],
         failures,

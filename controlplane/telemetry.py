@@ -24,9 +24,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from controlplane.features import switches
+from controlplane.federation.links import Links
 from controlplane.kernel import keys
 from controlplane.kernel.transaction import scope_of
-from controlplane.node import Node
+from controlplane.node import AGE_UNKNOWN_MS, Node
 from controlplane.replication import Log, LogStatus, PeerStatus, Role
 from controlplane.replication.transport import LinkCounters
 from controlplane.v1 import records_pb2, state_pb2
@@ -136,6 +137,54 @@ class LinkCollector(Collector):
             yield CounterMetricFamily(
                 f"controlplane_link_{field.name}", text, value=getattr(self._counters, field.name)
             )
+
+
+class FederationCollector(Collector):
+    """Reads how this region stands with others: which links are up, how old copies are, how much passed."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of all links."""
+        up = GaugeMetricFamily("controlplane_federation_link_up", "1 while the link is up", labels=["peer"])
+        paused = GaugeMetricFamily(
+            "controlplane_federation_paused", "1 while the two sides disagree and nothing passes", labels=["peer"]
+        )
+        age = GaugeMetricFamily(
+            "controlplane_federation_view_age_seconds", "Upper bound of the age of a copy", labels=["peer", "reach"]
+        )
+        for link in self._links.report():
+            up.add_metric([link.region], float(link.state == "up"))
+            paused.add_metric([link.region], float(link.state == "paused"))
+            for view in link.views:
+                age_s = view.age_ms / 1000 if view.age_ms < AGE_UNKNOWN_MS else float("inf")
+                age.add_metric([link.region, _reach(view.reach)], age_s)
+        yield from (up, paused, age)
+        yield from self._counters()
+
+    def _counters(self) -> Iterator[Metric]:
+        passed = CounterMetricFamily(
+            "controlplane_federation_transactions",
+            "Transactions and pages of listings that passed",
+            labels=["peer", "reach", "direction"],
+        )
+        differences = CounterMetricFamily(
+            "controlplane_federation_differences", "Times that both sides saw different things pass", labels=["peer"]
+        )
+        forwarded = CounterMetricFamily(
+            "controlplane_federation_forwarded", "Calls that were handed to their home", labels=["peer"]
+        )
+        for link in self._links:
+            for (reach, direction), number in link.transactions.items():
+                passed.add_metric([link.region, _reach(reach), direction], number)
+            differences.add_metric([link.region], link.differences)
+            forwarded.add_metric([link.region], link.forwarded)
+        yield from (passed, differences, forwarded)
+
+
+def _reach(reach: records_pb2.Reach) -> str:
+    return records_pb2.Reach.Name(reach).lower()
 
 
 def _of_log(log: LogStatus) -> Iterator[Metric]:

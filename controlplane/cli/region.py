@@ -53,6 +53,7 @@ def _status(document: Shape) -> RenderableType:
         records=f"{document['records']} ({used}, {_mb(document['disk_free_bytes'])} free on disk)",
         watchers=document["watchers"],
         hash=document["hash"],
+        **_isolation(document),
     )
     members = table(
         document["members"],
@@ -63,7 +64,44 @@ def _status(document: Shape) -> RenderableType:
         heard_ms=lambda each: each["heard_ms"],
         state=lambda each: each["state"],
     )
-    return Stack(about, Text(), members)
+    if not document["links"]:
+        return Stack(about, Text(), members)
+    return Stack(about, Text(), members, Text(), _links(document["links"]))
+
+
+def _isolation(document: Shape) -> dict[str, Text]:
+    """Said only when it is so: this region hears of no other, and goes on alone."""
+    if not document["isolated"]:
+        return {}
+    return {"isolated": Text("no other region can be reached; this one goes on with its own work", style="yellow")}
+
+
+def _links(links: list[Shape]) -> RenderableType:
+    """One row for each copy, and for each region that none is held of."""
+    rows = [{**link, "view": view} for link in links for view in link["views"] or [None]]
+    return table(
+        rows,
+        region=lambda row: row["region"],
+        jurisdiction=lambda row: row["jurisdiction"],
+        link=_link_cell,
+        shows=lambda row: ", ".join(row["exported"]) or "nothing",
+        copy=lambda row: row["view"]["reach"] if row["view"] else "none",
+        revision=lambda row: row["view"]["revision"] if row["view"] else "",
+        age_ms=_age_cell,
+    )
+
+
+def _link_cell(row: Shape) -> Text:
+    style = {"up": "green", "down": "yellow"}.get(row["state"], "red")
+    return Text(f"{row['state']}: {row['reason']}" if row["reason"] else row["state"], style=style)
+
+
+def _age_cell(row: Shape) -> Text | str | int:
+    view = row["view"]
+    if view is None:
+        return ""
+    age = "not known" if view["age_ms"] is None else str(view["age_ms"])
+    return Text(f"{age}, being copied" if view["listing"] else age)
 
 
 def _mb(count: int) -> str:

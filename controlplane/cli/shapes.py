@@ -100,7 +100,31 @@ def status(reply: api.GetStatusReply) -> Shape:
         "watchers": reply.watchers,
         "uptime_ms": reply.uptime_ms,
         "version": reply.version,
+        "links": [link(each) for each in reply.links],
+        "isolated": bool(reply.links) and all(each.state == "down" for each in reply.links),
         "served": served(reply.header),
+    }
+
+
+def link(message: api.Link) -> Shape:
+    """How a region stands with another one, and what it holds copies of."""
+    return {
+        "region": message.region,
+        "jurisdiction": message.jurisdiction,
+        "state": message.state,
+        "reason": message.reason or None,
+        "views": [view(each) for each in message.views],
+        "exported": [records.Reach.Name(reach).lower() for reach in message.exported],
+    }
+
+
+def view(message: api.View) -> Shape:
+    """A copy of what another region shares."""
+    return {
+        "reach": records.Reach.Name(message.reach).lower(),
+        "revision": message.revision,
+        "age_ms": message.age_ms if message.age_ms < _AGE_UNKNOWN_MS else None,
+        "listing": message.listing,
     }
 
 

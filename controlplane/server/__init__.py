@@ -5,7 +5,8 @@ Theory of operation. A call passes five steps, the same for a plain call and for
 answered here), *run* (the node), *errors* (one table). Messages stay bytes on the way: the server reads envelopes,
 only features read requests.
 
-1. Nothing runs for a caller whose certificate does not name an identity of this fleet and region.
+1. Nothing runs for a caller whose certificate does not name an identity of this fleet and region. Nodes of peer regions
+   have a service of their own, and by it bring calls of their region's callers, which are treated as just that.
 2. What is forwarded to this node is authorized again, for the caller it is made for, and is never forwarded further.
 3. Sizes, deadlines and numbers are bounded before anything is decoded.
 4. Errors leave with their reason. What is none of the eight is a defect: logged whole, sent as INTERNAL without its
@@ -24,21 +25,25 @@ from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from controlplane import limits, roles, status
 from controlplane.config import RegionConfig, split_address
-from controlplane.errors import Fatal, Unavailable
+from controlplane.errors import Denied, Fatal, Invalid, Unavailable
+from controlplane.federation import Federation
+from controlplane.federation.links import leads
 from controlplane.forward import Request, Router
 from controlplane.identity import Identity
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
-from controlplane.server.desk import SESSION, STREAMS, Desk, plan
+from controlplane.server.desk import FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
 from controlplane.server.region import RegionView
 from controlplane.server.session import Context, Session
 from controlplane.telemetry import Counts
+from controlplane.v1 import federation_pb2
 
 PACKAGE: Final = "controlplane.v1"
 SERVICES: Final = {
@@ -46,6 +51,7 @@ SERVICES: Final = {
     f"{PACKAGE}.Operators": roles.OPERATORS,
     f"{PACKAGE}.Drills": roles.DRILLS,
 }
+FEDERATION: Final = f"{PACKAGE}.Federation"
 
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
@@ -85,7 +91,7 @@ class _Call(Request):
 class Server:
     """Serves one node's client port. `node` must have started before `start`, and must outlive `stop`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what one node's port needs of everything else.
         self,
         config: RegionConfig,
         name: str,
@@ -96,17 +102,31 @@ class Server:
         data: Path | None = None,
         drills: Drills | None = None,
         everybody: Identity | None = None,
+        federation: Federation | None = None,
     ) -> None:
-        """Without `credentials` everyone is `everybody`, and only loopback addresses are served."""
+        """Without `credentials` everyone is `everybody`, and only loopback addresses are served.
+
+        Without `federation` no other region is served, or asked. It is started and stopped by whoever made it.
+        """
         self._config, self._node, self._credentials = config, node, credentials
         self.address = config.node(name).address
         self.counts = counts or Counts()
-        self.region = RegionView(config, name, node, data)
+        self._federation = federation
+        self.region = RegionView(config, name, node, data, federation)
         peers = {each.name: each.address for each in config.nodes if each.name != name}
         channel = _channel_credentials(credentials)
-        self.router = Router(name, plan(node, self.region), node.log, peers, channel, node.clock)
+        self.router = Router(name, plan(node, self.region, federation), node.log, peers, channel, node.clock)
         drills = drills or Drills(Facts(name))
-        self._desk = Desk(config, node, self.router, self.region, self.counts, drills=drills, fixed=everybody)
+        self._desk = Desk(
+            config,
+            node,
+            self.router,
+            self.region,
+            self.counts,
+            drills=drills,
+            fixed=everybody,
+            federation=federation,
+        )
         self._sessions: set[Session] = set()
         self._calls = 0
         self._draining = False
@@ -141,6 +161,8 @@ class Server:
         await self.announce_stop()
         for session in tuple(self._sessions):
             session.drain()
+        if self._federation is not None:
+            self._federation.drain()
         if self._server is not None:
             await self._server.stop(_DRAIN_S)
 
@@ -167,10 +189,17 @@ class Server:
     # -- calls
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        return [
+        handlers = [
             grpc.method_handlers_generic_handler(service, {method: self._handler(method) for method in methods})
             for service, methods in SERVICES.items()
         ]
+        if self._federation is not None:
+            between_regions: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+                FOLLOW: grpc.stream_stream_rpc_method_handler(self._follow),
+                FORWARD: grpc.unary_unary_rpc_method_handler(self._forward),
+            }
+            handlers.append(grpc.method_handlers_generic_handler(FEDERATION, between_regions))
+        return handlers
 
     def _handler(self, method: str) -> grpc.RpcMethodHandler[Any, Any]:
         if method == SESSION:
@@ -186,7 +215,10 @@ class Server:
         return handle
 
     async def _answer(self, method: str, encoded: bytes, context: Context) -> bytes:
-        request = _Call(self._begin(method, encoded, context))
+        return await self._answered(self._begin(method, encoded, context))
+
+    async def _answered(self, call: Call) -> bytes:
+        request = _Call(call)
         if self._calls >= limits.CALLS_PER_NODE_MAX:
             raise Unavailable("too many calls at this node", reason="OVERLOADED", hint="back off, then ask again")
         self._calls += 1
@@ -197,7 +229,7 @@ class Server:
             self._calls -= 1
         if isinstance(done, BaseException):
             raise done
-        self.counts.calls[method, "ok"] += 1
+        self.counts.calls[call.method, "ok"] += 1
         return done
 
     def _streaming(self, method: str) -> Callable[[bytes, Context], Awaitable[None]]:
@@ -233,6 +265,47 @@ class Server:
         caller = self._desk.caller(context)
         self._desk.admit(caller, method)
         return self._desk.call(caller, method, encoded, context.time_remaining())
+
+    # -- other regions
+
+    async def _follow(self, _: object, context: Context) -> None:
+        await self._guarded(FOLLOW, context, self._export(context))
+
+    async def _export(self, context: Context) -> None:
+        assert self._federation is not None
+        await self._federation.exporter.serve(self._desk.neighbour(context).region, context)
+
+    async def _forward(self, encoded: bytes, context: Context) -> bytes:
+        return await self._guarded(FORWARD, context, self._forwarded(encoded, context))
+
+    async def _forwarded(self, encoded: bytes, context: Context) -> bytes:
+        """Answer a call that a node of another region brought."""
+        assert self._federation is not None
+        node = self._desk.neighbour(context)
+        try:
+            request = federation_pb2.ForwardRequest.FromString(encoded)
+        except DecodeError:
+            raise Invalid("not a ForwardRequest", reason="REQUEST_MALFORMED") from None
+        link = self._federation.links.get(node.region)
+        try:
+            caller = self._desk.principal(node, request.on_behalf_of)
+            if link is None or request.terms.region != node.region:
+                raise Denied("the terms are not those of the caller's region", reason="TERMS_OF_ANOTHER")
+            self._desk.admit(caller, request.method)
+        except Denied:
+            self._only_the_leader_denies()
+            self._desk.note_denial(node.region)
+            raise
+        if link.meet(request.terms).paused:
+            raise Unavailable(link.state[1], reason="LINK_PAUSED", hint="make the region files of both sides agree")
+        times = [each for each in (context.time_remaining(), request.timeout_ms / 1000) if each]
+        call = self._desk.call(caller, request.method, request.request, min(times, default=None))
+        return federation_pb2.ForwardReply(reply=await self._answered(call)).SerializeToString()
+
+    def _only_the_leader_denies(self) -> None:
+        """Across regions a denial is written down, which only the leader can do: let the caller find it."""
+        if not leads(self._node):
+            raise Unavailable("this node does not lead the region", reason="NOT_LEADER")
 
     async def _guarded(self, method: str, context: Context, work: Awaitable[T]) -> T:
         """Return what `work` returns; whatever it raises leaves as a status: `failure` tells errors from defects."""

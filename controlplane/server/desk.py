@@ -11,10 +11,11 @@ import structlog
 
 from controlplane import features, limits, roles, status
 from controlplane.config import RegionConfig
-from controlplane.errors import ControlPlaneError, Denied, Invalid, Unavailable
+from controlplane.errors import ControlPlaneError, Denied, Invalid, NotFound, Unavailable
+from controlplane.federation import Federation
 from controlplane.forward import Request, Router
-from controlplane.identity import Identity
-from controlplane.node import AGE_UNKNOWN_MS, Call, Node
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
+from controlplane.node import AGE_UNKNOWN_MS, Call, HomedElsewhere, Node
 from controlplane.server.drills import Drills
 from controlplane.server.region import RegionView
 from controlplane.telemetry import Counts, RateLimit
@@ -25,8 +26,13 @@ LEADERS: Final = frozenset({*features.WRITES, "TransferRegion"})
 """Calls that only the leader answers: forwarded from anywhere else."""
 STREAMS: Final = frozenset({"Watch", "WatchRegion"})
 SESSION: Final = "Session"
+FOLLOW: Final = "Follow"
+FORWARD: Final = "Forward"
+FROM_ELSEWHERE: Final = frozenset({*features.WRITES, *features.READS, "GetOutcome", "ListEvents"})
+"""Calls that callers of other regions may have made by a node of theirs: those about records of one partition."""
 
 _URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
+_KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD})
 _DENIALS_LOGGED = 10
 _DENIALS_PERIOD_S = 10.0
 
@@ -72,8 +78,10 @@ class Desk:
         *,
         drills: Drills,
         fixed: Identity | None,
+        federation: Federation | None = None,
     ) -> None:
         """`fixed` is who everybody is where there are no certificates (development only)."""
+        self._config, self._federation = config, federation
         self._fleet, self._region_name = config.fleet, config.name
         self._administrators = frozenset(config.administrators)
         self._node, self._router, self.region, self.counts = node, router, region, counts
@@ -87,7 +95,38 @@ class Desk:
         """Return who is at the other end of a connection. Raises `Denied`."""
         if self._fixed is not None:
             return self._fixed
-        return self._of_here(_identity(_uri(peer.auth_context())))
+        identity = self._of_fleet(_identity(_uri(peer.auth_context())))
+        if identity.region != self._region_name:
+            self.note_denial(identity.region)
+            raise Denied(
+                f"the certificate is of region {identity.region}, this is {self._region_name}", reason="REGION_MISMATCH"
+            )
+        return identity
+
+    def neighbour(self, peer: Peer) -> Identity:
+        """Return which node of which peer region is at the other end of a connection. Raises `Denied`."""
+        if self._fixed is not None:
+            raise Denied("without certificates there are no other regions", reason="PEER_UNKNOWN")
+        identity = self._of_fleet(_identity(_uri(peer.auth_context())))
+        try:
+            self._check_neighbour(identity)
+        except Denied:
+            self.note_denial(identity.region)
+            raise
+        return identity
+
+    def _check_neighbour(self, identity: Identity) -> None:
+        if (identity.role, identity.environment) != ("peer", EVERY_ENVIRONMENT):
+            raise Denied("only nodes of regions speak to other regions", reason="PEER_ROLE_REQUIRED")
+        known = self._config.peer(identity.region)
+        if known is None:
+            raise Denied("the certificate's region is no peer of this one", reason="PEER_UNKNOWN")
+        if identity.name not in known.certificate_names:
+            raise Denied(
+                f"the region file names no such node of {identity.region}",
+                reason="PEER_NAME_UNKNOWN",
+                hint="`certificate_names` of the peer in the region file lists them",
+            )
 
     def principal(self, caller: Identity, on_behalf_of: str) -> Identity:
         """Return for whom an operation in `caller`'s session is done. Raises `Denied`."""
@@ -97,7 +136,14 @@ class Desk:
             return caller
         if not on_behalf_of:
             raise Denied("a node asks on behalf of a caller only", reason="ON_BEHALF_MISSING")
-        principal = self._of_here(_identity(on_behalf_of))
+        principal = self._of_fleet(_identity(on_behalf_of))
+        if caller.region == self._region_name:
+            # A node of this region also hands on what nodes of other regions brought it.
+            known = principal.region == self._region_name or self._config.peer(principal.region) is not None
+        else:
+            known = principal.region == caller.region
+        if not known:
+            raise Denied("the caller's region is not one that this node speaks for", reason="REGION_MISMATCH")
         if principal.role == "peer":
             raise Denied("nodes are not callers", reason="ON_BEHALF_DENIED")
         return principal
@@ -106,6 +152,8 @@ class Desk:
         """Return if `caller` may call `method`. Raises `Denied`, or `Invalid` if there is no such method."""
         if method not in roles.TABLE:
             raise Invalid("there is no such method", reason="METHOD_UNKNOWN")
+        if caller.region != self._region_name and method not in FROM_ELSEWHERE:
+            raise Denied(f"{method} is not for callers of other regions", reason="NOT_FOR_OTHER_REGIONS")
         if roles.allowed(method, caller.role, caller.environment):
             return
         if method in roles.REGION_WIDE and caller in self._administrators:
@@ -116,14 +164,15 @@ class Desk:
             hint="use a certificate whose role may; regions/README.md says how roles are given",
         )
 
-    def _of_here(self, identity: Identity) -> Identity:
+    def _of_fleet(self, identity: Identity) -> Identity:
         if identity.fleet != self._fleet:
             raise Denied("the certificate is of another fleet", reason="FLEET_MISMATCH")
-        if identity.region != self._region_name:
-            raise Denied(
-                f"the certificate is of region {identity.region}, this is {self._region_name}", reason="REGION_MISMATCH"
-            )
         return identity
+
+    def note_denial(self, region: str) -> None:
+        """Have it written down that a caller of another region was denied something, if this node may write."""
+        if self._federation is not None and region in self._node.atlas.jurisdictions and region != self._region_name:
+            self._federation.doors.denied(region)
 
     # -- running
 
@@ -131,7 +180,13 @@ class Desk:
         """Return an admitted request as the node takes it. Raises `Unavailable` if there is no time left."""
         if timeout_s is not None and timeout_s <= 0:
             raise Unavailable("the deadline had passed on arrival", reason="DEADLINE")
-        return Call(method, request, caller.uri, caller.environment, self.deadline(timeout_s))
+        return Call(
+            method, request, caller.uri, caller.environment, self.deadline(timeout_s), self.foreign_region(caller)
+        )
+
+    def foreign_region(self, caller: Identity) -> str:
+        """The caller's region if it is another one, else nothing: as `Call.region` has it."""
+        return "" if caller.region == self._region_name else caller.region
 
     def deadline(self, timeout_s: float | None) -> float:
         """Return, on the node's clock, when a call that arrives now must be answered."""
@@ -141,18 +196,30 @@ class Desk:
     def run(self, request: Request) -> None:
         """Have a call that has one reply answered."""
         method = request.call.method
-        if method in LEADERS:
+        if method in LEADERS or request.call.region:
+            # What callers of other regions are told is written down, which only the leader can do.
             self._router.submit(request)
         elif method in ("GetRegion", "GetStatus"):
             _answer(request, self.region.answer)
         elif method in roles.DRILLS:
             asyncio.ensure_future(self._drills.answer(request.call)).add_done_callback(partial(_settled, request))
         else:
-            self._node.submit(request.call).add_done_callback(lambda future: _settled(request, future))
+            submitted(self._node, self._federation, request.call).add_done_callback(
+                lambda future: _settled(request, future)
+            )
 
     async def stream(self, call: Call) -> Replies:
-        """Begin a call that has many replies."""
-        return await self._node.watch(call) if call.method == "Watch" else self.region.watch(call)
+        """Begin a call that has many replies. A partition of another region is watched where it is copied: here."""
+        if call.method != "Watch":
+            return self.region.watch(call)
+        try:
+            return await self._node.watch(call)
+        except HomedElsewhere as elsewhere:
+            raise NotFound(
+                "no copy of such a partition is here",
+                reason="PARTITION_UNKNOWN",
+                hint=f"only what {elsewhere.home} shares with this region can be watched here",
+            ) from None
 
     def revision_and_age(self) -> tuple[int, int]:
         """The newest revision applied here, and the upper bound in milliseconds of its age."""
@@ -165,7 +232,7 @@ class Desk:
 
     def failure(self, method: str, error: BaseException) -> bytes:
         """Count `error` and return it as an encoded status; what is none of the eight is a defect and logged whole."""
-        self.counts.calls[method if method in roles.TABLE else "unknown", type(error).__name__] += 1
+        self.counts.calls[method if method in _KNOWN else "unknown", type(error).__name__] += 1
         if isinstance(error, Denied):
             self._denied(method, error)
         elif not isinstance(error, ControlPlaneError):
@@ -176,17 +243,44 @@ class Desk:
     def _denied(self, method: str, error: Denied) -> None:
         self.counts.denials[error.reason] += 1
         if self._logged.allows():
-            known = method if method in roles.TABLE else "unknown"
+            known = method if method in _KNOWN else "unknown"
             _log.warning("denied", method=known, reason=error.reason, suppressed=self._logged.suppressed)
 
 
-def plan(node: Node, region: RegionView) -> Callable[[Call], asyncio.Future[bytes]]:
+def plan(node: Node, region: RegionView, federation: Federation | None) -> Callable[[Call], asyncio.Future[bytes]]:
     """Return what answers a leader's call on the leader itself."""
 
     def answer(call: Call) -> asyncio.Future[bytes]:
-        return node.submit(call) if call.method in features.WRITES else asyncio.ensure_future(region.transfer(call))
+        if call.method == "TransferRegion":
+            return asyncio.ensure_future(region.transfer(call))
+        answered = submitted(node, federation, call)
+        if call.region and federation is not None:
+            answered.add_done_callback(partial(_write_down, federation, call.region))
+        return answered
 
     return answer
+
+
+def submitted(node: Node, federation: Federation | None, call: Call) -> asyncio.Future[bytes]:
+    """Have `node` answer a call, or the region that alone can."""
+    answer = node.submit(call)
+    if federation is None or not answer.done() or answer.cancelled():
+        return answer
+    error = answer.exception()
+    if not isinstance(error, HomedElsewhere):
+        return answer
+    return asyncio.ensure_future(federation.links.forward(call, error.home))
+
+
+def _write_down(federation: Federation, region: str, answer: asyncio.Future[bytes]) -> None:
+    """Have it written down what a caller of another region was told: refusals tell what is there, too."""
+    if answer.cancelled():
+        return
+    error = answer.exception()
+    if isinstance(error, Denied):
+        federation.doors.denied(region)
+    else:
+        federation.doors.answered(region, answer.result() if error is None else status.encode(error))
 
 
 def _answer(request: Request, answer: Callable[[Call], bytes]) -> None:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from controlplane.config import RegionConfig
 from controlplane.errors import Invalid, Unavailable
+from controlplane.federation import Federation
 from controlplane.node import AGE_UNKNOWN_MS, Call, Node
 from controlplane.replication import LogStatus
 from controlplane.v1 import api_pb2 as api
@@ -25,7 +26,10 @@ _MessageT = TypeVar("_MessageT", bound=Message)
 class RegionView:
     """Answers from what this node knows at the moment; only a transfer asks anybody else."""
 
-    def __init__(self, config: RegionConfig, name: str, node: Node, data: Path | None) -> None:
+    def __init__(
+        self, config: RegionConfig, name: str, node: Node, data: Path | None, federation: Federation | None = None
+    ) -> None:
+        self._federation = federation
         self._config, self._name, self._node, self._data = config, name, node, data
         self._addresses = {each.name: each.address for each in config.nodes}
         self._began = node.clock()
@@ -127,6 +131,7 @@ class RegionView:
             watchers=found.watchers,
             uptime_ms=int((self._node.clock() - self._began) * 1000),
             version=VERSION,
+            links=self._federation.links.report() if self._federation is not None else (),
             disk_free_bytes=shutil.disk_usage(self._data).free if self._data is not None else 0,
         )
 

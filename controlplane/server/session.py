@@ -23,7 +23,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from controlplane import features, limits
-from controlplane.errors import ControlPlaneError, Invalid, Unavailable
+from controlplane.errors import ControlPlaneError, Denied, Invalid, Unavailable
 from controlplane.forward import Request
 from controlplane.identity import Identity
 from controlplane.node import Call
@@ -183,7 +183,9 @@ class Session:
             self._admit(principal, method)
         timeout_ms = operation.timeout_ms
         deadline = self._desk.deadline(timeout_ms / 1000 if timeout_ms else None)
-        return Call(method, operation.request, principal.uri, principal.identity.environment, deadline)
+        identity = principal.identity
+        region = self._desk.foreign_region(identity)
+        return Call(method, operation.request, principal.uri, identity.environment, deadline, region)
 
     def _meet(self, on_behalf_of: str) -> Principal:
         principal = Principal(self._desk.principal(self._caller, on_behalf_of))
@@ -195,7 +197,11 @@ class Session:
     def _admit(self, principal: Principal, method: str) -> None:
         if method == SESSION:
             raise Invalid("a session holds no sessions", reason="METHOD_UNKNOWN")
-        self._desk.admit(principal.identity, method)
+        try:
+            self._desk.admit(principal.identity, method)
+        except Denied:
+            self._desk.note_denial(principal.identity.region)
+            raise
         principal.admitted.add(method)
 
     # -- streams

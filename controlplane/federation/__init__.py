@@ -1,0 +1,52 @@
+"""Federation: what goes between regions, over gRPC with mutual TLS.
+
+Theory of operation. Regions are autonomous: each has a log of its own, and works on when it is cut off. Two things
+pass between them. *Copies*: the leader of one region follows the shared records of another (`follower`), which shows
+them (`exporter`); records come with a cursor and end up in the follower's own log. *Calls*: one for a partition whose
+home is another region is handed to it, once (`links`). What passed is written down by both sides (`passages`,
+`doors`), and what each may see is decided by `geography` alone.
+
+Everything here runs on each node and works on the leader only, but for the forwarding of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from controlplane.config import RegionConfig
+from controlplane.federation.doors import Doors
+from controlplane.federation.exporter import Exporter
+from controlplane.federation.follower import Follower
+from controlplane.federation.links import Links
+from controlplane.node import Node
+from controlplane.replication.transport import Credentials
+
+__all__ = ["Federation"]
+
+
+class Federation:
+    """Everything between this node and other regions. `node` must have started before `start`, and outlive `stop`."""
+
+    def __init__(self, config: RegionConfig, node: Node, credentials: Credentials) -> None:
+        self.links = Links(config, node, credentials)
+        self.doors = Doors(node)
+        self.exporter = Exporter(node, self.links)
+        self._followers = [Follower(node, link, reach) for link in self.links for reach in link.imported]
+
+    def start(self) -> None:
+        """Begin. No peer has to be reachable, now or ever."""
+        self.doors.start()
+        self.exporter.start()
+        for follower in self._followers:
+            follower.start()
+
+    def drain(self) -> None:
+        """Show nothing more to followers of other regions."""
+        self.exporter.drain()
+
+    async def stop(self) -> None:
+        """End, and write down what passed so far; bounded by a few seconds."""
+        await asyncio.gather(*(follower.stop() for follower in self._followers))
+        await self.exporter.stop()
+        await self.doors.stop()
+        await self.links.close()

@@ -1,0 +1,181 @@
+"""Copies of shared records: they arrive, survive cuts and restarts, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from controlplane import limits
+from controlplane.kernel import keys
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION, Passage
+from controlplane.v1.state_pb2 import Event
+from tests.federation.fleet import CENTRAL, EAST, WEST, running
+from tests.server.regions import create, flag, until, write_header
+
+
+async def write_some(fleet, prefix, count=5, region=WEST):
+    async with fleet.caller(region) as maria:
+        for n in range(count):
+            await maria.call("SetFlag", flag(f"{prefix}{n}"))
+            await maria.call("CreateWorkflow", create(f"{prefix}{n}"))
+
+
+async def test_each_region_gets_what_it_may_have_and_nothing_else(tmp_path):
+    async with running(tmp_path) as fleet:
+        await write_some(fleet, "a")
+        await fleet.settled()
+        assert len(fleet[EAST].held(WEST, GLOBAL)) == 5
+        assert fleet[EAST].held(WEST, JURISDICTION) == {}
+        assert len(fleet[CENTRAL].held(WEST, JURISDICTION)) == 5
+        assert fleet[CENTRAL].held(WEST, HOME_ONLY) == {}
+        for home in (CENTRAL, EAST):
+            await write_some(fleet, "b", region=home)
+            await fleet.settled(home)
+
+
+async def test_a_region_that_was_cut_off_goes_on_says_so_and_catches_up(tmp_path):
+    async with running(tmp_path) as fleet:
+        await write_some(fleet, "a")
+        await fleet.settled()
+        assert fleet[EAST].link(WEST).state == "up"
+        for other in (WEST, CENTRAL):
+            await fleet.cut(EAST, other)
+        await until(lambda: all(fleet[EAST].link(other).state == "down" for other in (WEST, CENTRAL)))
+        before = fleet[EAST].held(WEST, GLOBAL)
+        await write_some(fleet, "b")
+        await write_some(fleet, "c", region=EAST)
+        assert fleet[EAST].held(WEST, GLOBAL) == before
+        # What was copied can be read, and says how old it is.
+        async with fleet.caller(EAST) as reader:
+            header = api.RequestHeader(partition=f"{WEST}.prod.global", consistency=api.LOCAL)
+            reply = api.GetFlagReply.FromString(
+                await reader.call("GetFlag", api.GetFlagRequest(header=header, name="a0"))
+            )
+            oldest = reply.header.age_ms
+            await until(lambda: fleet[EAST].link(WEST).views[0].age_ms > oldest)
+        for other in (WEST, CENTRAL):
+            await fleet.heal(EAST, other)
+        await fleet.settled()
+        await fleet.settled(EAST)
+        await until(lambda: fleet[EAST].link(WEST).state == "up")
+
+
+async def test_the_age_of_a_copy_is_known_everywhere(tmp_path):
+    async with running(tmp_path) as fleet:
+        await fleet.settled()
+        views = lambda: [view.age_ms for view in fleet[CENTRAL].link(WEST).views]  # noqa: E731
+        await until(lambda: len(views()) == 2 and max(views()) < 3000)
+
+
+async def test_either_side_is_restarted_and_copying_resumes_where_it_stood(tmp_path):
+    async with running(tmp_path) as fleet:
+        await write_some(fleet, "a")
+        await fleet.settled()
+        for name in (EAST, WEST, CENTRAL):
+            await until(lambda: fleet[EAST].passages(direction=Passage.INGRESS, counterparty=WEST))
+            listings = len(fleet[EAST].passages(sort="listing"))
+            await fleet[name].restart()
+            await write_some(fleet, f"after {name}")
+            await fleet.settled()
+            assert len(fleet[EAST].passages(sort="listing")) == listings
+
+
+async def test_what_is_no_longer_kept_is_listed_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "EVENTS_KEPT", 50)
+    monkeypatch.setattr(limits, "TRIM_REVISIONS", 10)
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(WEST) as maria:
+        home = f"{WEST}.prod.global"
+        campaign = api.CampaignRequest(header=write_header(partition=home), name="e", process=b"p" * 16, ttl_ms=60_000)
+        won = api.CampaignReply.FromString(await maria.call("Campaign", campaign))
+        await write_some(fleet, "a")
+        await fleet.settled()
+        assert len(fleet[EAST].held(WEST, GLOBAL)) == 6
+        await fleet.cut(WEST, EAST)
+        await until(lambda: fleet[EAST].link(WEST).state == "down")
+        resign = api.ResignRequest(
+            header=write_header(partition=home), name="e", process=b"p" * 16, fence=won.holder.fence
+        )
+        await maria.call("Resign", resign)
+        await write_some(fleet, "b", 60)
+        copied = next(cursor.revision for cursor, _ in fleet[EAST].node.views())
+        exporter = fleet[WEST].member.federation.exporter
+        await until(lambda: exporter.oldest() > copied)
+        await fleet.heal(WEST, EAST)
+        await fleet.settled()
+        assert len(fleet[EAST].held(WEST, GLOBAL)) == 65
+
+
+async def test_a_link_that_flaps_neither_loses_nor_repeats_anything(tmp_path):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(WEST) as maria:
+        done = asyncio.Event()
+
+        def passed():
+            return fleet[EAST].metrics().get(("transactions_total", WEST, "global", "ingress"), 0)
+
+        async def flap():
+            while not done.is_set():
+                seen = passed()
+                await until(lambda: done.is_set() or passed() > seen + 20)  # noqa: B023 - awaited here.
+                await fleet.cut(WEST, EAST)
+                await fleet.heal(WEST, EAST)
+
+        flapping = asyncio.create_task(flap())
+        for n in range(300):
+            await maria.call("SetFlag", flag(f"f{n % 10}"))
+        done.set()
+        await flapping
+        await fleet.settled()
+        assert sorted(copied_versions(fleet[EAST], WEST)) == [30] * 10
+
+
+def copied_versions(region, home):
+    rows = region.node.store.scan(*keys.children(keys.RECORD + keys.domain(home, "GLOBAL")))
+    return [Event.FromString(packed).origin.version for _, packed in rows]
+
+
+async def test_both_sides_write_down_the_same(tmp_path):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        await write_some(fleet, "a", 20)
+        await fleet.settled()
+        await write_some(fleet, "b", 20)
+        await fleet.settled()
+
+        def sums(region, counterparty, direction):
+            return sorted(
+                (each.sort, each.after, each.upto, each.records, each.digest)
+                for each in fleet[region].passages(counterparty=counterparty, direction=direction)
+            )
+
+        def both():
+            left, came = sums(WEST, EAST, Passage.EGRESS), sums(EAST, WEST, Passage.INGRESS)
+            return left == came and sum(each[3] for each in left) >= 40
+
+        await until(both)
+        assert fleet[WEST].metrics()["differences_total", EAST] == 0
+
+
+async def test_a_fresh_region_copies_a_large_store_in_pages(tmp_path):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(WEST) as maria:
+        await fleet[EAST].stop()
+        for n in range(700):
+            await maria.call("SetFlag", flag(f"f{n}"))
+        fleet[EAST].members["east1"].memory = type(fleet[EAST].members["east1"].memory)()
+        await fleet[EAST].start()
+        await fleet.settled()
+        await until(lambda: sum(p.records for p in fleet[EAST].passages(sort="listing")) == 700)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+async def test_peers_that_cannot_be_reached_hold_up_neither_start_nor_stop(tmp_path, cut):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        await fleet[EAST].stop()
+        if cut:
+            await fleet.cut(WEST, EAST)
+        async with asyncio.timeout(5):
+            await fleet[WEST].restart()
+        await write_some(fleet, "alone")
+        await until(lambda: fleet[WEST].link(EAST).state == "down" and fleet[WEST].link(EAST).reason)
+        async with asyncio.timeout(5):
+            await fleet[WEST].stop()
