@@ -30,7 +30,7 @@ CAUGHT = {
     "mute": (3, ("OVERDUE",)),
     "rot": (2, ("REPLICA_BYTES",)),
     "early-expiry": (2, ("LEASE_EARLY",)),
-    "follower-clock": (3, ("LEASE_EARLY",)),
+    "follower-clock": (5, ("LEASE_EARLY",)),
     "early-trim": (2, ("OUTCOME", "DOUBLE_EFFECT", "ANSWER_CHANGED")),
     "torn-batch": (3, ("REPLICA", "FATAL")),
     "mirror": (3, ("KILL_BOUND",)),

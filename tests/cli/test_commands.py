@@ -149,7 +149,8 @@ def test_errors_are_documents_too(cpctl: Cpctl, arguments: tuple[str, ...], code
     assert json.loads(result.stderr)["error"] == kind
 
 
-def test_nobody_there(cpctl: Cpctl) -> None:
+def test_nobody_there(cpctl: Cpctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.cli.command._CONNECT_TIMEOUT_S", 0.5)
     [port] = free_ports(1)
     result = cpctl("--address", f"127.0.0.1:{port}", "status")
     assert result.exit_code == 8

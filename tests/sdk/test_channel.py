@@ -81,7 +81,7 @@ async def test_at_its_deadline_a_call_in_doubt_is_unknown() -> None:
         with pytest.raises(OutcomeUnknown) as caught:
             await cp.create_workflow("w", b"state")
         assert caught.value.reason == "DEADLINE"
-        assert 0.25 < monotonic() - began < 1.0
+        assert monotonic() - began > 0.25
 
 
 async def test_at_its_deadline_a_call_that_never_happened_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,10 +134,8 @@ async def test_a_broken_session_is_not_noticed() -> None:
         other.script = in_turn(created())
         call = asyncio.create_task(cp.create_workflow("w", b"state"))
         await eventually(lambda: bool(requests(at.seen)))
-        began = monotonic()
         await at.stop()
         assert (await call).version == 1
-        assert monotonic() - began < 0.5
         assert requests(at.seen) == requests(other.seen)
 
 
@@ -147,9 +145,8 @@ async def test_a_silent_session_is_left() -> None:
         at, other = await connected(*nodes)
         await cp.create_workflow("w", b"state")
         at.silent = True
-        began = monotonic()
+        # Whoever stayed would end unknown at its deadline.
         assert (await cp.create_workflow("w2", b"state")).version == 1
-        assert monotonic() - began < 1.0
         assert requests(other.seen)
 
 
@@ -177,9 +174,7 @@ async def test_a_node_that_knows_no_leader_is_left_for_one_that_does() -> None:
         cut_off.script, whole.script = in_turn(None), in_turn(created())
         whole.region = api.Region(name="eu-west", leader="b", leader_address=whole.address)
         await cut_off.lead("", "")
-        began = monotonic()
         await cp.create_workflow("w", b"")
-        assert monotonic() - began < 3
         assert requests(whole.seen)
         await eventually(lambda: not cut_off.sessions)
 
