@@ -1,8 +1,9 @@
 """The ledger of a region: what it can prove to somebody who does not trust it.
 
 Theory of operation. Every replica of a region applies the same entries in the same order, so every replica can grow the
-same Merkle tree (RFC 6962) with one leaf per applied entry. A *leaf* (`leaves`) says where the region stood and commits
-to the entry and to each audited record in it, without showing either. A *checkpoint* (`checkpoint`) is the signed root
+same Merkle tree (RFC 6962), with one leaf for each entry that wrote something audited; the running hash in a leaf
+covers the entries before it. A *leaf* (`leaves`) says where the region stood and commits to the entry and to each
+audited record in it, without showing either. A *checkpoint* (`checkpoint`) is the signed root
 of the tree at one size; other regions *cosign* it once they have seen that it only grew. A *bundle* (`bundle`) is what
 a reviewer is handed: the leaves of some time in full, the audited records opened, checkpoints and proofs. `verify` is
 the reviewer's own program: one file that shares no code with the rest of this package.

@@ -75,7 +75,9 @@ class Leaf:
 class Transfer:
     """What an egress or ingress record says: that something went to, or came from, the region `peer`.
 
-    `door` is the way it took ("federation", "agent", "operator", "http", "metrics"); `reach` as region files write it.
+    `door` is the way it took: "agent", "operator", "http", "metrics"; "federation" if both sides agree on what passed,
+    "unconfirmed" if it was sent by federation and the other side did not say that it came. `reach` is as region files
+    write it; left empty, it is not known, and a verifier cannot say that it was allowed.
     `first` … `last` are revisions of the home region, `count` the records among them, `digest` (32 bytes) is of what
     was carried and the same on both sides. `partition` is left empty if several were carried.
     """

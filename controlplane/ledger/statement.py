@@ -47,7 +47,7 @@ class Summary:
 def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
     """The statement."""
     asked, leaves = manifest["asked"], manifest["leaves"]
-    entries = leaves["to"] - leaves["from"]
+    total = leaves["to"] - leaves["from"]
     counts = ", ".join(f"{count} {name}" for name, count in sorted(summary.by_class.items())) or "none"
     erased = f" Of them {summary.erased} were erased and can no longer be opened." if summary.erased else ""
     return [
@@ -55,7 +55,7 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
             f"Residency report of {manifest['region']}, jurisdiction {manifest['jurisdiction']}",
             (
                 f"Fleet {manifest['fleet']}, from {_time(asked['from_ms'])} to {_time(asked['to_ms'])}. The region's"
-                f" ledger holds {entries} entries of that time and around it (leaves {leaves['from']} to"
+                f" ledger holds {total} leaves of that time and just around it ({leaves['from']} to"
                 f" {leaves['to'] - 1}), with these audited records: {counts}.{erased}",
                 "This text was written by the region it is about. Do not believe it: run verify.py, with keys that you"
                 " were given by somebody else, and believe what that prints.",

@@ -37,6 +37,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import bisect
 import hashlib
 import hmac
 import json
@@ -69,7 +70,7 @@ SAMPLES_MAX = 10_000
 SKEW_MS = 60_000
 """Clocks of two regions are taken to agree no better than this."""
 
-CLASSES = ("egress", "ingress", "denial", "break-glass", "switch", "exception", "move", "erase")
+CLASSES = ("egress", "ingress", "grant", "denial", "break-glass", "switch", "exception", "move", "erase", "unreadable")
 REACHES = ("home-only", "jurisdiction", "global")
 
 _WORD = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -849,14 +850,13 @@ class Ledger:
         if manifest.jurisdiction != region.jurisdiction:
             raise Wrong(f"the bundle says jurisdiction {manifest.jurisdiction}, the trust file {region.jurisdiction}")
         for name, transfer, partition in self.records.reached:
-            problem = self._leak(region, transfer)
+            problem = self._leak(region, transfer, "may go" if name == "grant" else "went")
             if problem is None and partition and manifest.reaches.get(partition, transfer[1]) != transfer[1]:
                 problem = f"{partition} has reach {manifest.reaches[partition]} and was sent as {transfer[1]}"
             if problem:
-                raise Wrong(f"an {name} record says that {problem}")
-        hidden = {name: self.records.erased[name] for name in ("egress", "ingress") if self.records.erased.get(name)}
-        if hidden:
-            raise Lacking(f"what {_counted(hidden)} records said was erased")
+                raise Wrong(f"the ledger has a record of class {name}: {problem}")
+        if unclear := self.records.unclear():
+            raise Lacking(f"nothing says that pinned data left, but {unclear}")
         glass = self.records.opened.get("break-glass", 0)
         seen = f"; but {glass} break-glass reads let somebody see pinned data, read them" if glass else ""
         return (
@@ -864,18 +864,17 @@ class Ledger:
             f" records says that pinned data left {manifest.region} or the jurisdiction {region.jurisdiction}{seen}"
         )
 
-    def _leak(self, region: Region, transfer: tuple[str, str]) -> str | None:
+    def _leak(self, region: Region, transfer: tuple[str, str], moves: str) -> str | None:
         peer, reach = transfer
+        between = f"{moves} between {region.name} and {peer}"
         if reach == "home-only":
-            return f"home-only data went between {region.name} and {peer}"
+            return f"home-only data {between}"
         if reach == "jurisdiction":
             other = self.trust.regions.get(peer)
             if other is None:
-                return f"data of one jurisdiction went between {region.name} and {peer}, which you do not know"
+                return f"data of one jurisdiction {between}, which you do not know"
             if other.jurisdiction != region.jurisdiction:
-                return (
-                    f"data of one jurisdiction went between {region.name} and {peer}, which is in {other.jurisdiction}"
-                )
+                return f"data of one jurisdiction {between}, which is in {other.jurisdiction}"
         return None
 
     def sample_paths(self) -> str:
@@ -1002,7 +1001,7 @@ class Records:
         self._read = False
         self._erased_leaves: set[int] = set()
         self._erasures: set[int] = set()
-        self._kept = self._count = 0
+        self._kept = self._count = self._unsaid = 0
         self._lines: Iterator[bytes] = iter(())
         self._next: dict[str, Any] | None = None
 
@@ -1044,6 +1043,16 @@ class Records:
             )
         erased = f"; {_counted(self.erased)} are ERASED, as erase records say" if self.erased else ""
         return f"every audited record is there once and is what its leaf commits to: {_counted(self.opened)}{erased}"
+
+    def unclear(self) -> str:
+        """Why the records do not tell all about what passed; empty if they do."""
+        hidden = {name: self.erased[name] for name in ("egress", "ingress", "grant") if name in self.erased}
+        reasons = (
+            f"what {_counted(hidden)} records said was erased" if hidden else "",
+            f"{self._unsaid} egress and ingress records do not say of which reach it was" if self._unsaid else "",
+            f"{self.opened['unreadable']} records are unreadable" if "unreadable" in self.opened else "",
+        )
+        return "; ".join(filter(None, reasons))
 
     def _place(self) -> tuple[int, int]:
         assert self._next is not None
@@ -1093,9 +1102,15 @@ class Records:
         if name == "erase":
             named = content.get("leaves", [])
             self._erasures.update(each for each in (named if isinstance(named, list) else ()) if _is_number(each))
+        if name == "grant" and content.get("open") is not False:
+            peer, reach = content.get("peer"), content.get("reach")
+            if not isinstance(peer, str) or reach not in REACHES:
+                raise Wrong("it does not say who may hold what")
+            self.reached.add((name, (peer, str(reach)), ""))
         if name not in ("egress", "ingress"):
             return
         reach, partition, transfer = _transfer(content, leaf)
+        self._unsaid += not reach
         self.reached.add((name, (transfer.peer, reach), partition))
         self._kept += 1
         if self._kept > TRANSFERS_KEPT_MAX:
@@ -1119,7 +1134,7 @@ def _transfer(content: Mapping[str, Any], leaf: Leaf) -> tuple[str, str, Transfe
         for part in ("peer", "door", "reach", "digest", "partition")
     )
     epoch, first, last, count = (content.get(part) for part in ("epoch", "first", "last", "count"))
-    if not all(isinstance(each, str) for each in (peer, door, digest, partition)) or reach not in REACHES:
+    if not all(isinstance(each, str) for each in (peer, door, digest, partition)) or reach not in (*REACHES, ""):
         raise Wrong("it does not say what went where")
     if not all(_is_number(each) for each in (epoch, first, last, count)) or not re.fullmatch(_HEX, str(digest)):
         raise Wrong("it does not say what went where")
@@ -1207,11 +1222,15 @@ def _matched(ledger: Ledger, peer: Region, others: Sequence[Ledger]) -> str:
             raise (Wrong if status == FAIL else Lacking)(f"the bundle of {peer.name}: {name} is {status}: {says}")
     if ledger.records.overflowed or other.records.overflowed:
         raise Lacking("there are too many transfers to match: ask for bundles of less time")
-    sent = _carried(ledger, "egress", peer.name)
-    got = _carried(other, "ingress", ledger.about().region)
-    outside = _not_received(sent, got, other) + _not_sent(sent, got, ledger, peer)
+    sent = _carried(ledger, "egress", peer.name, "federation")
+    got = _carried(other, "ingress", ledger.about().region, "federation")
+    unconfirmed = Spans(_carried(ledger, "egress", peer.name, "unconfirmed"))
+    outside = _not_received(sent, got, other) + _not_sent(sent, got, unconfirmed, ledger, peer)
     rest = f"; {outside} lie outside of the time that both bundles cover" if outside else ""
-    return f"{len(sent)} records of what was sent to {peer.name} and {len(got)} of what it received agree{rest}"
+    lost = (
+        f"; {unconfirmed.count} more say that something was sent and perhaps not received" if unconfirmed.count else ""
+    )
+    return f"{len(sent)} records of what was sent to {peer.name} and {len(got)} of what it received agree{lost}{rest}"
 
 
 def _not_received(sent: Sequence[Transfer], got: Sequence[Transfer], other: Ledger) -> int:
@@ -1227,11 +1246,13 @@ def _not_received(sent: Sequence[Transfer], got: Sequence[Transfer], other: Ledg
     return len(unmet)
 
 
-def _not_sent(sent: Sequence[Transfer], got: Sequence[Transfer], ledger: Ledger, peer: Region) -> int:
+def _not_sent(
+    sent: Sequence[Transfer], got: Sequence[Transfer], unconfirmed: Spans, ledger: Ledger, peer: Region
+) -> int:
     """How many received ones this bundle need not have. Raises Wrong for one that it should have and has not."""
     whats = {each.what for each in sent}
     begin, finish = ledger.ends()
-    unmet = [each for each in got if each.what not in whats]
+    unmet = [each for each in got if each.what not in whats and not unconfirmed.cover(each)]
     for each in unmet:
         # An egress record stands after the revisions that it is about, so in this bundle if those are.
         if each.what[3] > begin.revision and each.at_ms <= finish.at_ms - SKEW_MS:
@@ -1239,8 +1260,29 @@ def _not_sent(sent: Sequence[Transfer], got: Sequence[Transfer], ledger: Ledger,
     return len(unmet)
 
 
-def _carried(ledger: Ledger, name: str, peer: str) -> list[Transfer]:
-    return [each for each in ledger.records.transfers.get((name, peer), ()) if each.door == "federation"]
+class Spans:
+    """Revisions that were sent without a word of whether they arrived: what was received of them counts as sent."""
+
+    def __init__(self, transfers: Sequence[Transfer]) -> None:
+        self.count = len(transfers)
+        self._spans: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for reach, epoch, first, last, *_ in sorted(each.what for each in transfers):
+            spans = self._spans.setdefault((reach, epoch), [])
+            if spans and first <= spans[-1][1] + 1:
+                spans[-1] = spans[-1][0], max(spans[-1][1], last)
+            else:
+                spans.append((first, last))
+
+    def cover(self, transfer: Transfer) -> bool:
+        """Whether all revisions of a transfer were sent so."""
+        reach, epoch, first, last, *_ = transfer.what
+        spans = self._spans.get((reach, epoch), [])
+        at = bisect.bisect_right(spans, first, key=lambda span: span[0])
+        return at > 0 and last <= spans[at - 1][1]
+
+
+def _carried(ledger: Ledger, name: str, peer: str, door: str) -> list[Transfer]:
+    return [each for each in ledger.records.transfers.get((name, peer), ()) if each.door == door]
 
 
 def _scan(ledger: Ledger, node: str, key: Key | None) -> str:

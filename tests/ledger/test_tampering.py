@@ -494,6 +494,95 @@ def test_what_a_peer_received_and_nobody_says_was_sent(desk: Desk):
     assert "no egress record" in says["MATCHED eu-central"][1]
 
 
+GRANTS = [
+    ("us-east", "global", True, None),
+    ("eu-central", "jurisdiction", True, None),
+    ("us-east", "jurisdiction", False, None),
+    ("us-east", "jurisdiction", True, "may go between eu-west and us-east, which is in us"),
+    ("eu-central", "home-only", True, "home-only data may go"),
+]
+
+
+@pytest.mark.parametrize(("peer", "reach", "is_open", "why"), GRANTS)
+def test_a_right_to_hold_copies(desk: Desk, peer, reach, is_open, why):
+    granting = honest("eu-west", extra={40: [("grant", {"peer": peer, "reach": reach, "open": is_open})]})
+    says = desk.says(desk.written(granting.report()), trust=trust())
+    assert only(says) == failed(*["REACH"] * bool(why), unchecked=["IDENTITY"])
+    assert why is None or why in says["REACH"][1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("egress", transfer("us-east", "", 50, door="agent")),
+        ("ingress", transfer("us-east", "", 50, door="agent")),
+        ("unreadable", {"kind": "passage", "unreadable": "ab"}),
+    ],
+)
+def test_records_that_do_not_tell_enough(desk: Desk, kind, content):
+    vague = honest("eu-west", extra={40: [(kind, content)]})
+    says = desk.says(desk.written(vague.report()), trust=trust())
+    assert only(says) == failed(unchecked=["IDENTITY", "REACH"])
+    # What is known to be wrong is said first.
+    worse = honest(
+        "eu-west", extra={40: [(kind, content), ("egress", transfer("us-east", "home-only", 50, door="http"))]}
+    )
+    says = desk.says(desk.written(worse.report()), trust=trust())
+    assert only(says) == failed("REACH", unchecked=["IDENTITY"])
+
+
+UNCONFIRMED = [
+    ([(60, 70)], []),
+    ([(50, 61), (62, 80)], []),
+    ([(62, 67)], []),
+    ([(60, 66)], ["MATCHED eu-central"]),
+    ([(63, 70)], ["MATCHED eu-central"]),
+    ([(50, 61), (64, 80)], ["MATCHED eu-central"]),
+    ([], ["MATCHED eu-central"]),
+]
+
+
+@pytest.mark.parametrize(("spans", "failing"), UNCONFIRMED)
+def test_what_was_sent_and_not_confirmed_may_have_been_received(desk: Desk, spans, failing):
+    """The peer received revisions 62 to 67 before the link broke, and the region only knows what it had sent."""
+    sent = [("egress", transfer("eu-central", "global", first, last=last, door="unconfirmed")) for first, last in spans]
+    region = honest("eu-west", extra={45: sent})
+    peer = desk.folder / "peer.tar"
+    desk.written(honest("eu-central", extra={40: [("ingress", transfer("eu-west", "global", 62))]}).report()).rename(
+        peer
+    )
+    says = desk.says(desk.written(region.report()), trust=trust(), peers=[peer, desk.folder / "us-east.tar"])
+    assert only(says) == failed(*failing, unchecked=["IDENTITY"])
+    assert failing or f"{len(spans)} more" in says["MATCHED eu-central"][1]
+
+
+@pytest.mark.parametrize("change", [{"reach": "jurisdiction"}, {"epoch": 2}, {"peer": "us-east"}, {"door": "agent"}])
+def test_what_was_sent_otherwise_covers_nothing(desk: Desk, change):
+    content = {**transfer("eu-central", "global", 60, last=70, door="unconfirmed"), **change}
+    region = honest("eu-west", extra={45: [("egress", content)]})
+    peer = desk.folder / "peer.tar"
+    desk.written(honest("eu-central", extra={40: [("ingress", transfer("eu-west", "global", 62))]}).report()).rename(
+        peer
+    )
+    says = desk.says(desk.written(region.report()), trust=trust(), peers=[peer, desk.folder / "us-east.tar"])
+    assert says["MATCHED eu-central"][0] == FAIL
+
+
+def test_the_margins_of_matching(desk: Desk):
+    """Near the end of the other bundle, and before the revisions of this one, nothing has to be met."""
+    peers = [desk.folder / "peer.tar", desk.folder / "us-east.tar"]
+    for entry, expected in ((77, []), (78, []), (79, [])):
+        late = honest("eu-west", extra={entry: [("egress", transfer("eu-central", "global", 150, digest="ab" * 32))]})
+        says = desk.says(desk.written(late.report()), trust=trust())
+        unmet = entry < 79
+        assert only(says) == failed(*["MATCHED eu-central"] * unmet, *expected, unchecked=["IDENTITY"])
+    for first, failing in ((36, False), (37, True)):
+        early = honest("eu-central", extra={40: [("ingress", transfer("eu-west", "global", first, digest="ab" * 32))]})
+        desk.written(early.report()).rename(peers[0])
+        # The first leaf of the range is at revision 41; what ends there was sent before it.
+        assert only(desk.says(peers=peers)) == failed(*["MATCHED eu-central"] * failing)
+
+
 def test_an_unreadable_record_that_the_ledger_holds(desk: Desk):
     for content in (
         {"what": "something"},

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.ledger import checkpoint, leaves, merkle, notes, verify
+from controlplane.ledger import bundle, checkpoint, leaves, merkle, notes, verify
 from tests.ledger.material import LAST, Desk, signer, trust, witness_of
 from tests.ledger.test_checkpoint import PUBLISHED_KEY, PUBLISHED_NOTE
 from tests.ledger.test_merkle import SIZE_MAX, TREE, mutants, naive_root
@@ -158,6 +158,15 @@ def test_both_trees_agree(size):
                 assert verify.roots_by_growth(old, size, old_root, changed) != (old_root, root)
             except verify.Wrong:
                 continue
+
+
+def test_both_know_the_same_classes_and_bounds():
+    assert verify.CLASSES == leaves.CLASSES
+    assert verify.LEAF_BYTES_MAX >= leaves.LEAF_BYTES_MAX
+    assert verify.RECORD_BYTES_MAX >= 2 * leaves.CONTENT_BYTES_MAX
+    assert verify.SMALL_FILE_BYTES_MAX >= notes.NOTE_BYTES_MAX
+    assert verify.SIGNATURES_MAX >= notes.SIGNATURES_MAX
+    assert verify.FILES_MAX >= bundle.FILES_MAX
 
 
 def test_both_read_the_same_notes():
