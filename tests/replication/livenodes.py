@@ -110,7 +110,7 @@ class Region:
         for name in names or tuple(self.nodes):
             await self.nodes.pop(name).stop()
 
-    async def leader(self, timeout_s: float = 10.0) -> Node:
+    async def leader(self, timeout_s: float = 30.0) -> Node:
         """The node that leads and is ready, once there is one."""
         await until(lambda: any(node.log.status().ready for node in self.working()), timeout_s)
         return next(node for node in self.working() if node.log.status().ready)
@@ -140,7 +140,7 @@ class Region:
         return Node(name, log, Register(folder.store))
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Return once `condition` holds; fail after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - conditions of several nodes have no common event.

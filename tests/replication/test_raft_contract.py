@@ -185,6 +185,6 @@ async def test_pure_memory_needs_no_store(tmp_path: Path) -> None:
     machine = Register(tmp_path)
     log = LocalLog("n1")
     await log.start(machine)
-    assert await log.append(b"x", timeout_s=1) == 2
+    assert await log.append(b"x", timeout_s=20) == 2
     await log.stop()
     machine.store.close()

@@ -205,7 +205,7 @@ async def opened(port: int, credentials: Credentials | None, *frames: PeerFrame)
     else:
         given = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
         channel = grpc.aio.secure_channel(f"127.0.0.1:{port}", given)
-    call = PeerStub(channel).Stream(timeout=5)
+    call = PeerStub(channel).Stream(timeout=30)
     with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
         for frame in frames:
             await call.write(frame)
@@ -327,7 +327,7 @@ async def test_b12_a_newer_stream_fences_the_older(credentials: Make) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await old.write(PeerFrame(batch=RaftBatch(messages=[RaftMessage(term=5)])))
             assert await old.read() is grpc.aio.EOF
-        await asyncio.wait_for(old.code(), 10)
+        await asyncio.wait_for(old.code(), 30)
         await until(lambda: one.listener.terms == [6])
         assert await reason(port, theirs, PeerFrame(hello=hello(generation=5))) == "STREAM_STALE"
         assert await reason(port, theirs, PeerFrame(hello=hello(generation=6))) == "STREAM_STALE"
@@ -339,7 +339,7 @@ async def test_b12_a_newer_stream_fences_the_older(credentials: Make) -> None:
 async def raw_stream(port: int, credentials: Credentials, *frames: bytes) -> grpc.StatusCode:
     given = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", given) as channel:
-        call = channel.stream_stream("/controlplane.v1.Peer/Stream")(timeout=5)
+        call = channel.stream_stream("/controlplane.v1.Peer/Stream")(timeout=30)
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for frame in frames:
                 await call.write(frame)

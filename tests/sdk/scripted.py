@@ -128,7 +128,7 @@ async def scripted(*scripts: Script) -> AsyncIterator[list[ScriptedNode]]:
         await asyncio.gather(*(node.stop() for node in nodes))
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait until a condition of the test's own making holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - it is about sockets and other tasks, that set no event here.

@@ -23,7 +23,7 @@ def in_turn(*answers: Answer) -> Script:
     return lambda _: next(rest)
 
 
-def client(*addresses: str, timeout_s: float = 5.0, follow_leader: bool = True) -> sdk.ControlPlane:
+def client(*addresses: str, timeout_s: float = 20.0, follow_leader: bool = True) -> sdk.ControlPlane:
     return sdk.ControlPlane.connect(
         addresses, insecure=True, mirror=False, timeout_s=timeout_s, follow_leader=follow_leader
     )

@@ -146,7 +146,7 @@ class Caller:
     async def __aexit__(self, *_: object) -> None:
         await self.channel.close()
 
-    async def call(self, method: str, request: Any = b"", *, timeout_s: float = 5.0, service: str = "") -> bytes:
+    async def call(self, method: str, request: Any = b"", *, timeout_s: float = 20.0, service: str = "") -> bytes:
         """Make one plain call; an error of the call is raised as one of the eight."""
         service = service or SERVICE_OF[method]
         encoded = request if isinstance(request, bytes) else request.SerializeToString()
@@ -188,7 +188,7 @@ class Talk:
 
     async def receive(self) -> api.SessionReply:
         """Take one message; raises the error that ended the session."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             try:
                 encoded = await self.stream.read()
             except grpc.aio.AioRpcError as error:
