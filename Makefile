@@ -61,11 +61,12 @@ test: check ## Everything a change has to pass.
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: demo
-demo: $(READY) ## A three-node region, agents, a killed leader; what happened stands in build/demo.json.
+demo: $(READY) ## Three regions, agents, failures, residency reports; what happened stands in build/demo.json.
 	@$(BIN)/controlplane demo $(ARGS)
 
 .PHONY: demo-region
-demo-region: demo ## The demo of one region.
+demo-region: $(READY) ## The quick demo, of one region.
+	@$(BIN)/controlplane demo --regions 1 $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## Side by side with etcd where it is installed; build/bench.json. ARGS=--quick for a short run.

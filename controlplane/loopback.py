@@ -269,11 +269,12 @@ class Relay:
         self._port, self._target = port, target
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._carrying: set[asyncio.Task[None]] = set()
 
     async def heal(self) -> None:
         """Carry connections from now on."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._carry, "127.0.0.1", self._port)
+            self._server = await asyncio.start_server(self._begin, "127.0.0.1", self._port)
 
     async def cut(self) -> None:
         """Refuse new connections, and end those there are."""
@@ -282,6 +283,12 @@ class Relay:
             server.close()
         for writer in tuple(self._open):
             writer.transport.abort()
+        await asyncio.gather(*self._carrying, return_exceptions=True)
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._carry(reader, writer))
+        self._carrying.add(task)
+        task.add_done_callback(self._carrying.discard)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self._target.rpartition(":")

@@ -121,12 +121,12 @@ class Record:
             "writes_applied_twice": self.doubled,
             "agent_calls": self.calls,
             "agent_calls_failed": len(self.failures),
-            "failover_ms": _rounded(self.failover_ms),
-            "agent_stall_ms_max": _rounded(1e3 * max(self.stalls_s)) if self.stalls_s else None,
+            "failover_ms": rounded(self.failover_ms),
+            "agent_stall_ms_max": rounded(1e3 * max(self.stalls_s)) if self.stalls_s else None,
             "leader_changes": max(0, len(self.leaders) - 1),
             "leaders": self.leaders,
-            "kill_propagation_ms_p50": _quantile_ms(self.kill_seen_s, 0.50),
-            "kill_propagation_ms_p99": _quantile_ms(self.kill_seen_s, 0.99),
+            "kill_propagation_ms_p50": quantile_ms(self.kill_seen_s, 0.50),
+            "kill_propagation_ms_p99": quantile_ms(self.kill_seen_s, 0.99),
             "kill_propagation_samples": len(self.kill_seen_s),
             "acts_while_stopped": self.acts_while_stopped,
             "elections_won": len(self.fences),
@@ -134,15 +134,17 @@ class Record:
             "stale_fence_refused": self.stale_fence_refused,
             "replicas_equal": self.replicas_equal,
             "replicas": {node: {"revision": at, "hash": seen} for node, (at, seen) in self.replicas.items()},
-            "duration_s": _rounded(duration_s),
+            "duration_s": rounded(duration_s),
         }
 
 
-def _quantile_ms(values_s: list[float], q: float) -> float | None:
+def quantile_ms(values_s: list[float], q: float) -> float | None:
+    """A quantile of times in seconds, in milliseconds; None for fewer than two."""
     if len(values_s) < 2:
         return None
-    return _rounded(1e3 * statistics.quantiles(values_s, n=100, method="inclusive")[round(100 * q) - 1])
+    return rounded(1e3 * statistics.quantiles(values_s, n=100, method="inclusive")[round(100 * q) - 1])
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """To one decimal place."""
     return None if value is None else round(value, 1)

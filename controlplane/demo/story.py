@@ -32,8 +32,12 @@ class Story:
     """One run of the demonstration in `folder`, with so many agents. `say` is told what happens."""
 
     def __init__(self, folder: Path, agents: int, say: Say) -> None:
-        self.record = Record(agents)
-        self._region = LoopbackRegion(folder)
+        self._begin(Record(agents), LoopbackRegion(folder), say)
+
+    def _begin(self, record: Record, region: LoopbackRegion, say: Say) -> None:
+        self.record = record
+        self._region = region
+        self._programs = region.nodes
         self._say = say
         self._over = asyncio.Event()
         self._turns = asyncio.Semaphore(0)
@@ -83,7 +87,7 @@ class Story:
     async def _operator(self) -> AsyncIterator[sdk.ControlPlane]:
         identity = self._region.identity("operator", "admin")
         async with asyncio.timeout(READY_TIMEOUT_S):
-            plane = await _connected(self._region.addresses, identity)
+            plane = await connected(self._region.addresses, identity)
         try:
             yield plane
         finally:
@@ -107,14 +111,16 @@ class Story:
 
     async def _enter_agents(self, planes: AsyncExitStack) -> list[Agent]:
         self._planes: list[sdk.ControlPlane] = []
-        crew = []
-        for number in range(self.record.agents):
-            name = f"agent-{number + 1:02}"
-            identity = self._region.identity("agent", name)
-            plane = await planes.enter_async_context(sdk.ControlPlane.connect(self._region.addresses, **identity))
-            self._planes.append(plane)
-            crew.append(Agent(name, plane, self._shared()[number % _SHARED], self.record))
-        return crew
+        return [
+            await self._enter(planes, self._region, f"agent-{number + 1:02}", self._shared()[number % _SHARED])
+            for number in range(self.record.agents)
+        ]
+
+    async def _enter(self, planes: AsyncExitStack, region: LoopbackRegion, name: str, shared: str) -> Agent:
+        identity = region.identity("agent", name)
+        plane = await planes.enter_async_context(sdk.ControlPlane.connect(region.addresses, **identity))
+        self._planes.append(plane)
+        return Agent(name, plane, shared, self.record)
 
     async def _watch_leader(self, operator: sdk.ControlPlane) -> None:
         async for region in operator.watch_region():
@@ -181,7 +187,7 @@ class Story:
         for workflow in self._shared():
             found = await operator.get_workflow(workflow)
             counts[workflow] = sdk.JSON.decode(found.workflow.workflow.state)
-        self.record.read_back(counts, await _tasks(operator))
+        self.record.read_back(counts, await tasks_of(operator))
         self._say("comparing the replicas")
         await self._compare_replicas()
 
@@ -205,7 +211,7 @@ class Story:
     async def _until_answers(self, number: int) -> None:
         identity = self._region.identity("operator", f"waiter-{number}")
         async with asyncio.timeout(READY_TIMEOUT_S):
-            plane = await _connected([self._region.addresses[number]], identity)
+            plane = await connected([self._region.addresses[number]], identity)
         await plane.close()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -217,24 +223,27 @@ class Story:
             await asyncio.sleep(_POLL_S / 10)
 
     def _check_nodes(self) -> None:
-        for node in self._region.nodes:
+        for node in self._programs:
             if not node.running and node is not self._killed:
                 raise NodeEnded(f"a node ended that nobody killed:\n{node.tail()}")
 
 
-async def _connected(addresses: Sequence[str], identity: Certificate) -> sdk.ControlPlane:
+async def connected(addresses: Sequence[str], identity: Certificate) -> sdk.ControlPlane:
     """A client of `addresses`, as soon as they answer and know a leader."""
-    plane = sdk.ControlPlane.connect(addresses, mirror=False, follow_leader=len(addresses) > 1, **identity)
     while True:
+        # A client that could not be entered is closed: each attempt has one of its own.
+        plane = sdk.ControlPlane.connect(addresses, mirror=False, follow_leader=len(addresses) > 1, **identity)
         try:
             await plane.__aenter__()
             await plane.get_region()
             return plane
         except (sdk.Unavailable, sdk.OutcomeUnknown):
+            await plane.close()
             await asyncio.sleep(_POLL_S)
 
 
-async def _tasks(operator: sdk.ControlPlane) -> set[str]:
+async def tasks_of(operator: sdk.ControlPlane) -> set[str]:
+    """The ids of all workflows that agents created for themselves."""
     present: set[str] = set()
     after, more = "", True
     while more:

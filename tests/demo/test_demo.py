@@ -16,7 +16,7 @@ import pytest
 @pytest.mark.timeout(120)
 def test_the_demonstration_is_green(tmp_path: Path) -> None:
     out = tmp_path / "demo.json"
-    demo = [sys.executable, "-m", "controlplane", "demo", "--agents", "6", "--out", str(out)]
+    demo = [sys.executable, "-m", "controlplane", "demo", "--regions", "1", "--agents", "6", "--out", str(out)]
     done = subprocess.run(demo, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
@@ -41,7 +41,8 @@ def _using(folder: Path) -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to see who is still running")
 @pytest.mark.timeout(90)
 def test_ended_from_outside_it_ends_its_nodes(tmp_path: Path) -> None:
-    demo = [sys.executable, "-m", "controlplane", "demo", "--agents", "3", "--out", str(tmp_path / "never.json")]
+    out = tmp_path / "never.json"
+    demo = [sys.executable, "-m", "controlplane", "demo", "--regions", "1", "--agents", "3", "--out", str(out)]
     with subprocess.Popen(demo, stdout=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
         try:
             end = time.monotonic() + 30
