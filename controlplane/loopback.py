@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -20,6 +20,8 @@ from controlplane.identity import EVERY_ENVIRONMENT, Identity
 
 _POLL_S = 0.005
 _CHUNK_BYTES = 1 << 16
+# Of a connection that is delayed: 64 MiB, so a delay of a second still leaves room for more than a loopback carries.
+_CHUNKS_UNDER_WAY_MAX = 1 << 10
 # Below what systems give to outgoing connections, above what services of theirs use.
 _PORTS = range(12_000, 30_000)
 
@@ -262,11 +264,14 @@ _SHARED = (
 
 
 class Relay:
-    """Carries connections to one address on this machine, until it is cut; what was open then is reset."""
+    """Carries connections to one address on this machine, until it is cut; what was open then is reset.
 
-    def __init__(self, port: int, target: str) -> None:
+    What either end says arrives `delay_s` later, in order, however much of it is under way.
+    """
+
+    def __init__(self, port: int, target: str, delay_s: float = 0.0) -> None:
         self.address = f"127.0.0.1:{port}"
-        self._port, self._target = port, target
+        self._port, self._target, self._delay_s = port, target, delay_s
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._carrying: set[asyncio.Task[None]] = set()
@@ -299,11 +304,14 @@ class Relay:
             return
         self._open |= {writer, back}
         try:
-            await asyncio.gather(_pump(reader, back), _pump(there, writer))
+            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
         finally:
             self._open -= {writer, back}
             for each in (writer, back):
                 each.transport.abort()
+
+    def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Awaitable[None]:
+        return _late_pump(reader, writer, self._delay_s) if self._delay_s else _pump(reader, writer)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -314,14 +322,44 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
+async def _late_pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_UNDER_WAY_MAX)
+
+    async def take() -> None:
+        while chunk := await reader.read(_CHUNK_BYTES):
+            await under_way.put((loop.time() + delay_s, chunk))
+        await under_way.put((loop.time() + delay_s, b""))
+
+    async def deliver() -> None:
+        while True:
+            due_s, chunk = await under_way.get()
+            await asyncio.sleep(max(0.0, due_s - loop.time()))
+            if not chunk:
+                break
+            writer.write(chunk)
+            await writer.drain()
+        writer.close()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(take())
+            group.create_task(deliver())
+    except* OSError:
+        pass
+
+
 class LoopbackFleet:
     """Regions of real nodes on this machine that federate with each other over relays, which can be cut.
 
-    The caller ends the processes (`ending`), and runs in one event loop for as long as relays are used.
+    Each direction of a link takes `delay_s`. The caller ends the processes (`ending`), and runs in one event loop for
+    as long as relays are used.
     """
 
-    def __init__(self, folder: Path, jurisdictions: Mapping[str, Sequence[str]], *, size: int = 3) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, jurisdictions: Mapping[str, Sequence[str]], *, size: int = 3, delay_s: float = 0.0
+    ) -> None:
+        self.folder, self._delay_s = folder, delay_s
         authority = certs.create_authority("demo", folder / "certificates")
         names = [name for regions in jurisdictions.values() for name in regions]
         self.regions: dict[str, LoopbackRegion] = {}
@@ -371,7 +409,7 @@ class LoopbackFleet:
         pairs = [(one, other) for one in self.regions for other in self.regions if one != other]
         ports = iter(free_ports(sum(len(self.regions[other].addresses) for _, other in pairs)))
         return {
-            (one, other): [Relay(next(ports), address) for address in self.regions[other].addresses]
+            (one, other): [Relay(next(ports), address, self._delay_s) for address in self.regions[other].addresses]
             for one, other in pairs
         }
 

@@ -1,0 +1,90 @@
+"""Links that take their time: what the benchmark puts between regions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from controlplane.loopback import Relay, free_ports
+
+DELAY_S = 0.05
+
+
+@asynccontextmanager
+async def echo(delay_s: float) -> AsyncIterator[Relay]:
+    """An echo behind an open relay; it hangs up after "bye"."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(1 << 16):
+            writer.write(chunk)
+            await writer.drain()
+            if chunk == b"bye":
+                break
+        writer.close()
+
+    behind, before = free_ports(2)
+    server = await asyncio.start_server(serve, "127.0.0.1", behind)
+    relay = Relay(before, f"127.0.0.1:{behind}", delay_s)
+    await relay.heal()
+    try:
+        yield relay
+    finally:
+        await relay.cut()
+        server.close()
+
+
+async def connected(relay: Relay) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = relay.address.rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def test_each_direction_takes_the_delay():
+    async with echo(DELAY_S) as relay:
+        reader, writer = await connected(relay)
+        for _ in range(3):
+            began = time.monotonic()
+            writer.write(b"one")
+            assert await reader.readexactly(3) == b"one"
+            assert time.monotonic() - began >= 2 * DELAY_S
+        writer.close()
+
+
+@pytest.mark.parametrize("delay_s", [0.0, DELAY_S])
+async def test_everything_arrives_in_order_and_delays_do_not_add_up(delay_s: float):
+    sent = b"".join(number.to_bytes(4, "big") for number in range(1 << 20))
+    async with echo(delay_s) as relay:
+        reader, writer = await connected(relay)
+        began = time.monotonic()
+        received = asyncio.create_task(reader.readexactly(len(sent)))
+        for at in range(0, len(sent), 1 << 16):
+            writer.write(sent[at : at + (1 << 16)])
+            await writer.drain()
+        assert await received == sent
+        # One chunk after the other, each there and back, would take 64 times as long as this.
+        assert time.monotonic() - began < 64 * 2 * DELAY_S
+        writer.close()
+
+
+async def test_the_end_of_a_connection_comes_after_what_was_said_before_it():
+    async with echo(DELAY_S) as relay:
+        reader, writer = await connected(relay)
+        writer.write(b"bye")
+        assert await reader.read() == b"bye"
+        writer.close()
+
+
+async def test_what_is_under_way_when_a_link_is_cut_is_lost():
+    async with echo(DELAY_S) as relay:
+        reader, writer = await connected(relay)
+        writer.write(b"ping")
+        await reader.readexactly(4)
+        writer.write(b"lost")
+        await writer.drain()
+        await relay.cut()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(4)
+        writer.close()
