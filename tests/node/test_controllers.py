@@ -15,10 +15,10 @@ from controlplane.errors import Compacted, ControlPlaneError, Fatal, OutcomeUnkn
 from controlplane.features import switches
 from controlplane.features.partitions import PARTITION, system
 from controlplane.kernel import keys, machine
-from controlplane.kernel.store import Batch
-from controlplane.kernel.transaction import Reader
+from controlplane.kernel.transaction import Reader, scope_of
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Partition, Reach, Scope, ScopeKind
+from controlplane.v1.records_pb2 import Partition, Reach, Scope, ScopeKind, Switch
+from controlplane.v1.state_pb2 import Entry, Txn, Write
 from tests.kernel.material import seeded
 from tests.node.harness import AGENT, CONFIG, OTHER, PARTITIONS, PROCESS, STATE, Region, message, settle, until, within
 
@@ -525,6 +525,19 @@ async def test_word_whose_outcome_is_unknown_is_sent_again_and_told_once() -> No
         assert region.node.revision == 3
 
 
+async def test_word_that_was_lost_is_sent_again_by_the_same_leader() -> None:
+    region = telling()
+    async with leading(region):
+        await until(lambda: region.node.revision == 1)
+        region.log.automatic = False
+        engaging = region.submit(*throw())
+        (await within(region.log.appends.get())).commit()
+        await within(engaging)
+        (await within(region.log.appends.get())).discard()
+        region.log.automatic = True
+        await until(lambda: told(region) == {"t": (True, 3)})
+
+
 async def test_word_gets_through_when_ordinary_writes_do_not() -> None:
     region = telling(quota_bytes=1, free_bytes=lambda: 0)
     async with leading(region):
@@ -539,18 +552,22 @@ async def test_a_follower_tells_nothing_and_remembers_nothing() -> None:
     async with leading(region) as loops:
         region.log.lose()
         await until(lambda: loops._term is None)
-        other = telling()
-        async with other:
-            await other.call(*throw())
-        # What the leader did, as it comes to a follower.
-        region.store.commit(Batch(puts=dict(other.store.scan(b"", b"\xff" * 8))))
-        region.node.reloaded()
-        region.log.index = other.log.index
+        region.log.commit(thrown_by_another(region))
+        assert region.node.revision == 2
+        await until(lambda: not any(herald.names for herald in loops._heralds))
         await settle(100)
         assert told(region) == {}
-        assert not any(herald.names for herald in loops._heralds)
         region.log.lead()
         await until(lambda: "t" in told(region))
+
+
+def thrown_by_another(region: Region) -> bytes:
+    """An entry of another leader, in which a switch was thrown."""
+    scope = scope_of(CONFIG)
+    value = Switch(scope=Scope(kind=ScopeKind.SCOPE_TOOL, name="t"), engaged=True).SerializeToString()
+    write = Write(key=keys.within(scope, "switch", "tool:t"), value=value)
+    txn = Txn(scope=scope, action="EngageSwitch", writes=[write])
+    return machine.pack(Entry(base=region.node.revision, salt=region.entropy(16), txns=[txn]))
 
 
 async def test_many_switches_are_told_of_in_few_transactions() -> None:
