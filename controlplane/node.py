@@ -406,9 +406,11 @@ class Node:
         self.foreign.clear()
         self._foreign_since = 0
         self._views_seen.clear()
-        for key, packed in self.store.scan(*keys.children(keys.RECORD + self._foreign_keys)):
+        start, end = keys.children(keys.RECORD + self._foreign_keys)
+        for key, packed in self.store.scan(start, end):
             self._saw_abroad(key[len(keys.RECORD) :], Event.FromString(packed), now)
-        for key, packed in self.store.scan(*keys.children(keys.RECORD + self._cursor_keys)):
+        start, end = keys.children(keys.RECORD + self._cursor_keys)
+        for key, packed in self.store.scan(start, end):
             cursor = Cursor.FromString(Event.FromString(packed).value)
             # How long ago it was written is not known.
             cursor.age_ms = AGE_UNKNOWN_MS

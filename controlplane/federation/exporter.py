@@ -9,7 +9,8 @@ is a cursor over the events, and a slow reader reads later.
 2. Before anything leaves, both sides' terms are compared; as soon as a later hello disagrees, every stream of that peer
    ends. So does each when leadership or the grant is lost.
 3. What is read is the key range of the home and the reach, from the key itself: there is no filter that could be
-   forgotten. Who wrote a record, and why, is stripped (`features.federation.shared`).
+   forgotten. Each key is looked at once more on its way out. Who wrote a record, and why, is stripped
+   (`features.federation.shared`).
 4. The follower acknowledges what it has on its disks, with a digest over what it saw. The exporter compares it with its
    own, and only then writes down that it passed. What was sent and never acknowledged is written down as unconfirmed.
 5. What waits for an acknowledgement is bounded; beyond it nothing is sent.
@@ -28,7 +29,16 @@ from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
-from controlplane.errors import Compacted, ControlPlaneError, Denied, Invalid, OutcomeUnknown, Refused, Unavailable
+from controlplane.errors import (
+    Compacted,
+    ControlPlaneError,
+    Denied,
+    Fatal,
+    Invalid,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
 from controlplane.features import federation, partitions
 from controlplane.federation.links import EGRESS, Link, Links, leads, packed
 from controlplane.federation.passages import COPY, LISTING, PAGE_RECORDS, UNCONFIRMED, Counted, Side, counted
@@ -276,7 +286,8 @@ class Exporter:
             for link in self._links
             for reach in SHARED
         }
-        for _, encoded in self._node.store.scan(*keys.children(keys.RECORD + self._grants)):
+        start, end = keys.children(keys.RECORD + self._grants)
+        for _, encoded in self._node.store.scan(start, end):
             kept = Grant.FromString(Event.FromString(encoded).value)
             if (kept.peer, kept.reach) not in wanted:
                 kept.open = False
@@ -372,10 +383,11 @@ class _Export:
 
     def _page_of(self, partition: Partition, after: bytes, *, final: bool) -> wire.SharedPage:
         scope = scope_of(partition)
-        first, end = max(scope, after + b"\0"), scope + _END
+        end = scope + _END
+        first_row, end_row = keys.RECORD + max(scope, after + b"\0"), keys.RECORD + end
         events: list[Event] = []
         size = 0
-        for _, encoded in self._node.store.scan(keys.RECORD + first, keys.RECORD + end):
+        for _, encoded in self._node.store.scan(first_row, end_row):
             if events and (len(events) == PAGE_RECORDS or size + len(encoded) > PAGE_BYTES):
                 end = events[-1].key
                 break
@@ -410,10 +422,17 @@ class _Export:
             self._room.clear()
             await self._room.wait()
         self._exporter.check(self.place.link, self.place.reach)
+        self._check_domain(reply)
         # Before, not after: what may have left has to be accounted for.
         self._sent.append(sent)
         self.place.link.transactions[self.place.reach, EGRESS] += 1
         await self._write(reply)
+
+    def _check_domain(self, reply: wire.FollowReply) -> None:
+        """Whatever went wrong below, nothing of another home or reach leaves. Raises `Fatal`."""
+        records = reply.page.records if reply.HasField("page") else reply.transaction.records
+        if not all(each.key.startswith(self.domain) for each in records):
+            raise Fatal(f"a record that may not leave for {self.place.link.region} was about to: nothing was sent")
 
     async def _write(self, reply: wire.FollowReply) -> None:
         await self._stream.write(reply.SerializeToString())

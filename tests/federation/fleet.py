@@ -223,7 +223,8 @@ class Region:
         """The records of a home and reach that are here: revision at home, and value."""
         prefix = keys.RECORD + keys.domain(home, Reach.Name(reach))
         found = {}
-        for row, encoded in (store or self.node.store).scan(*keys.children(prefix)):
+        start, end = keys.children(prefix)
+        for row, encoded in (store or self.node.store).scan(start, end):
             event = Event.FromString(encoded)
             at = event.origin.revision if event.HasField("origin") else event.revision
             found[row] = (at, event.value)
@@ -232,8 +233,9 @@ class Region:
     def passages(self, **wanted: Any) -> list[Passage]:
         """What is written down about what passed."""
         prefix = keys.RECORD + scope_of(system(self.name)) + keys.text("passage")
-        rows = self.node.store.scan(*keys.children(prefix))
-        every = [Passage.FromString(Event.FromString(packed).value) for _, packed in rows]
+        start, end = keys.children(prefix)
+        rows = self.node.store.scan(start, end)
+        every = [Passage.FromString(Event.FromString(encoded).value) for _, encoded in rows]
         return [each for each in every if all(getattr(each, name) == value for name, value in wanted.items())]
 
     def link(self, other: str) -> api.Link:
@@ -249,7 +251,8 @@ class Region:
     def everything(self) -> Iterator[bytes]:
         """Every row of every member's store."""
         for member in self.members.values():
-            for key, value in member.node.store.scan(b"", b"\xff" * 8):
+            end = b"\xff" * 8
+            for key, value in member.node.store.scan(b"", end):
                 yield key + b"\n" + value
 
 

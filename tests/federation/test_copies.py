@@ -131,7 +131,8 @@ async def test_a_link_that_flaps_neither_loses_nor_repeats_anything(tmp_path):
 
 
 def copied_versions(region, home):
-    rows = region.node.store.scan(*keys.children(keys.RECORD + keys.domain(home, "GLOBAL")))
+    start, end = keys.children(keys.RECORD + keys.domain(home, "GLOBAL"))
+    rows = region.node.store.scan(start, end)
     return [Event.FromString(packed).origin.version for _, packed in rows]
 
 
