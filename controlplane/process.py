@@ -24,7 +24,8 @@ import structlog
 from cryptography import x509
 from prometheus_client.registry import Collector
 
-from controlplane import limits
+from controlplane import limits, signing
+from controlplane.auditor import LedgerKeys
 from controlplane.config import FIRST_EPOCH, KINDS, ConfigError, NodeConfig, RegionConfig, Timing, split_address
 from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
@@ -137,7 +138,17 @@ async def serve(
     # A node is the durable machine that this log asks for; the port promises its callers less.
     node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
     federation = Federation(config, node, credentials) if config.peers else None
-    server = Server(config, name, node, credentials, counts=counts, data=data, drills=drills, federation=federation)
+    server = Server(
+        config,
+        name,
+        node,
+        credentials,
+        counts=counts,
+        data=data,
+        drills=drills,
+        federation=federation,
+        ledger_keys=read_ledger_keys(config),
+    )
     collectors = [LinkCollector(raft.counters), drills.collector]
     between_regions = []
     if federation is not None:
@@ -229,6 +240,27 @@ def read_credentials(config: RegionConfig, node: NodeConfig) -> Credentials:
     if problem:
         raise ConfigError([f"{node.certificate}: {problem}"])
     return credentials
+
+
+def read_ledger_keys(config: RegionConfig) -> LedgerKeys | None:
+    """Read the keys of this region's ledger and of its peers'; None without one. Raises `ConfigError`.
+
+    A peer's key that is not there yet keeps nobody from starting: its ledger is not cosigned until it is.
+    """
+    if config.ledger_key is None:
+        return None
+    peers = {}
+    for peer in config.peers:
+        if peer.ledger_key is None:
+            continue
+        try:
+            peers[peer.region] = bytes.fromhex(signing.public_key(peer.ledger_key))
+        except (OSError, signing.KeyInvalid) as error:
+            _log.warning("ledger_key_of_peer_unreadable", peer=peer.region, problem=str(error))
+    try:
+        return LedgerKeys(config.fleet, config.name, signing.Signer(config.ledger_key).key, peers)
+    except (OSError, signing.KeyInvalid) as error:
+        raise ConfigError([f"{config.file}: ledger_key: cannot be read: {error}"]) from error
 
 
 def _read(file: Path) -> bytes:

@@ -69,7 +69,15 @@ DRILLS: Final[Mapping[str, Cells]] = {
 }
 """The service for drills."""
 
-TABLE: Final[Mapping[str, Cells]] = {**AGENTS, **OPERATORS, **DRILLS}
+REVIEWERS: Final[Mapping[str, Cells]] = {
+    "GetCheckpoint": _AUDIT,
+    "ReadLedger": _AUDIT,
+    "ReadNodes": _AUDIT,
+    "ScanDisk": _AUDIT,
+}
+"""The service for reviewers. What it shows names nobody, and covers all environments of the region."""
+
+TABLE: Final[Mapping[str, Cells]] = {**AGENTS, **OPERATORS, **DRILLS, **REVIEWERS}
 
 REGION_WIDE: Final = frozenset({"TransferRegion", "InjectFault", "HealFaults"})
 """Calls that a region's administrators, named in its file, may make from any environment."""

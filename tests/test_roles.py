@@ -3,7 +3,7 @@
 import pytest
 
 from controlplane import roles
-from controlplane.v1 import api_pb2, drill_pb2
+from controlplane.v1 import api_pb2, audit_pb2, drill_pb2
 
 # One line per call, one column per role: in which environments (d t s p = dev test staging prod, * = all of these).
 EXPECTED = """
@@ -40,6 +40,10 @@ ListEvents               -      *         *         *         -
 InjectFault              -      p         -         -         -
 HealFaults               -      p         -         -         -
 ListFaults               -      *         -         -         -
+GetCheckpoint            -      *         *         *         -
+ReadLedger               -      *         *         *         -
+ReadNodes                -      *         *         *         -
+ScanDisk                 -      *         *         *         -
 """
 LETTERS = {"d": "dev", "t": "test", "s": "staging", "p": "prod"}
 
@@ -67,6 +71,8 @@ def test_the_table_is_exactly_the_api():
     assert set(roles.OPERATORS) == {method.name for method in services["Operators"].methods}
     drills = drill_pb2.DESCRIPTOR.services_by_name["Drills"]
     assert set(roles.DRILLS) == {method.name for method in drills.methods}
+    reviewers = audit_pb2.DESCRIPTOR.services_by_name["Reviewers"]
+    assert set(roles.REVIEWERS) == {method.name for method in reviewers.methods}
     assert {method for method, *_ in CELLS} == set(roles.TABLE)
 
 

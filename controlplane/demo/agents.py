@@ -37,9 +37,13 @@ class Agent:
 
     def _learn(self, view: api.SwitchView) -> None:
         # From here until somebody asks for the release the agent has to stand still.
-        # What another region's switch stops is not said in words; the story throws no other there meanwhile.
-        of_mine = view.switch.scope.kind == sdk.SCOPE_AGENT_TYPE or view.region
-        if of_mine and view.switch.engaged:
+        if view.switch.scope.kind == sdk.SCOPE_AGENT_TYPE and view.switch.engaged:
+            self.stopped = True
+            self._record.stops += 1
+
+    def heard_from_abroad(self, view: api.SwitchView) -> None:
+        """Another region stopped something that covers this agent: from here on it has to stand still."""
+        if view.region and view.switch.engaged:
             self.stopped = True
             self._record.stops += 1
 

@@ -27,6 +27,7 @@ CANARY = "canary-of-pinned-data-7f3d"
 """Stands in a pinned record of the first region; it must turn up nowhere else."""
 
 _HOME, _NEIGHBOUR, _ABROAD = "eu-west", "eu-central", "us-east"
+_CPCTL = ("-c", "from controlplane.cli import main; main()")
 _CANDIDATES = 3
 _SHARED_FLAGS = 40
 _CROSS_KILLS = 10
@@ -259,13 +260,19 @@ class FleetStory(Story):
     async def _stop_agents(self, operator: sdk.ControlPlane, crew: Sequence[Agent]) -> None:
         self._say(f"kill switch for all workers, thrown in {_HOME}")
         scope = sdk.Scope(kind=sdk.SCOPE_AGENT_TYPE, name=AGENT_TYPE)
-        self.notes.kill_abroad_s += await self._throw(operator, scope, engage=True)
-        await self._until(lambda: all(agent.stopped for agent in crew))
-        self._say("all agents of all regions stand still")
-        await asyncio.sleep(1)
-        for agent in crew:
-            agent.stopped = False
-        await self._throw(operator, scope, engage=False)
+        abroad = dict(zip(self._planes, crew, strict=True))
+        ends = [plane.on_kill_change(abroad[plane].heard_from_abroad) for plane in self._abroad]
+        try:
+            self.notes.kill_abroad_s += await self._throw(operator, scope, engage=True)
+            await self._until(lambda: all(agent.stopped for agent in crew))
+            self._say("all agents of all regions stand still")
+            await asyncio.sleep(1)
+            for agent in crew:
+                agent.stopped = False
+            await self._throw(operator, scope, engage=False)
+        finally:
+            for end in ends:
+                end()
         self._say("released: agents go on")
 
     async def _verify_all(self) -> None:
@@ -286,14 +293,13 @@ class FleetStory(Story):
         trust = self._fleet.trust()
         bundles = {name: self._folder / f"{name}.tar" for name in self._fleet.regions}
         for name, region in self._fleet.regions.items():
-            await _tool(
-                "-m", "controlplane.cli", *_as_reviewer(region), "region", "report", "--out", str(bundles[name])
-            )
+            await _tool(*_CPCTL, *_as_reviewer(region), "region", "report", "--out", str(bundles[name]))
         for name, bundle in bundles.items():
             others = [part for other in bundles if other != name for part in ("--peer-bundle", str(bundles[other]))]
             told = await _tool(
                 str(controlplane.ledger.verify.__file__),
                 *(str(bundle), "--trust", str(trust), *others, "--seed", "demonstration", "--json"),
+                codes=(0, 1),
             )
             self.notes.claims[name] = {each["name"]: each["status"] for each in json.loads(told)["claims"]}
 
@@ -346,8 +352,8 @@ def _as_reviewer(region: LoopbackRegion) -> list[str]:
     ]
 
 
-async def _tool(*arguments: str) -> str:
-    """What a Python program prints. Raises `TimeoutError`; an exit code above 1 is a failure of the story."""
+async def _tool(*arguments: str, codes: Sequence[int] = (0,)) -> str:
+    """What a Python program prints. Raises `TimeoutError`, and `Unavailable` if it ends with another exit code."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -357,6 +363,6 @@ async def _tool(*arguments: str) -> str:
     finally:
         if process.returncode is None:
             process.kill()
-    if process.returncode not in (0, 1):
+    if process.returncode not in codes:
         raise sdk.Unavailable(f"{arguments[0]} failed: {problem.decode()[-2000:]}", reason="TOOL_FAILED")
     return out.decode()

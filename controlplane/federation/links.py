@@ -38,12 +38,14 @@ _LOG = logging.getLogger(__name__)
 
 FOLLOW: Final = "/controlplane.v1.Federation/Follow"
 FORWARD: Final = "/controlplane.v1.Federation/Forward"
+COSIGN: Final = "/controlplane.v1.Federation/Cosign"
 INGRESS: Final = "ingress"
 EGRESS: Final = "egress"
 
 _FRESH_MS = 5_000
 """Elsewhere than on the leader, a link counts as up while what it brings is younger than this."""
-_CONNECT_S = 1.0
+_CONNECT_S = 2.0
+_COSIGN_S = 5.0
 _TEXT_MAX = 512
 _LINES_MAX, _LINES_PERIOD_S = 20, 60.0
 _MAP = "map"
@@ -235,6 +237,24 @@ class Link:
                 because = error.reason
         raise _unreachable(self.region, because)
 
+    async def cosign(self, request: wire.CosignRequest) -> wire.CosignReply:
+        """Ask the peer, whose leader alone does it, for a cosignature. Raises the eight errors."""
+        deadline, because = self._node.clock() + _COSIGN_S, ""
+        for endpoint in self.endpoints:
+            channel = self.channel(endpoint)
+            if not await self._connected(channel, deadline):
+                continue
+            try:
+                ask: Any = channel.unary_unary(COSIGN)
+                return wire.CosignReply.FromString(await ask(request.SerializeToString(), timeout=_COSIGN_S))
+            except grpc.aio.AioRpcError as error:
+                trailers = [(str(name), value) for name, value in error.trailing_metadata() or ()]
+                failure = status.from_call(error.code(), error.details(), trailers)
+                if not isinstance(failure, Unavailable):
+                    raise failure from error
+                because = failure.reason
+        raise _unreachable(self.region, because)
+
     async def _asked(self, channel: grpc.aio.Channel, call: Call) -> bytes:
         remaining_s = call.deadline - self._node.clock()
         if remaining_s <= 0:
@@ -260,15 +280,16 @@ class Link:
             ) from None
 
     async def _connected(self, channel: grpc.aio.Channel, deadline: float) -> bool:
-        """Whether the connection stands, after a moment's wait. False: a call was certainly never sent."""
+        """Whether the connection stands, after a moment's wait. False: a call was certainly never sent.
+
+        Nobody waits for a region that is not heard of at all.
+        """
         wait_s = min(_CONNECT_S, deadline - self._node.clock())
         try:
             async with asyncio.timeout(max(0.0, wait_s)):
                 while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-                    if state in (
-                        grpc.ChannelConnectivity.TRANSIENT_FAILURE,
-                        grpc.ChannelConnectivity.SHUTDOWN,
-                    ):
+                    failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not self._live
+                    if failed or state is grpc.ChannelConnectivity.SHUTDOWN:
                         return False
                     await channel.wait_for_state_change(state)
         except TimeoutError:
@@ -289,6 +310,13 @@ class Links:
     def get(self, region: str) -> Link | None:
         """The link with `region`, if it is a peer."""
         return self._links.get(region)
+
+    async def cosign(self, region: str, request: wire.CosignRequest) -> wire.CosignReply:
+        """Ask `region` for a cosignature. Raises the eight errors."""
+        link = self._links.get(region)
+        if link is None:
+            raise _unreachable(region, "PEER_UNKNOWN")
+        return await link.cosign(request)
 
     async def forward(self, call: Call, home: str) -> bytes:
         """Have `home` answer a call of this region's caller; the encoded reply, as the home made it.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -30,6 +31,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from controlplane import limits, roles, status
+from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.config import RegionConfig, split_address
 from controlplane.errors import Denied, Fatal, Invalid, Unavailable
 from controlplane.federation import Federation
@@ -38,9 +40,10 @@ from controlplane.forward import Request, Router
 from controlplane.identity import Identity
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
-from controlplane.server.desk import FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
+from controlplane.server.desk import COSIGN, FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
 from controlplane.server.region import RegionView
+from controlplane.server.reviewers import Reviewers
 from controlplane.server.session import Context, Session
 from controlplane.telemetry import Counts
 from controlplane.v1 import federation_pb2
@@ -50,6 +53,7 @@ SERVICES: Final = {
     f"{PACKAGE}.Agents": roles.AGENTS,
     f"{PACKAGE}.Operators": roles.OPERATORS,
     f"{PACKAGE}.Drills": roles.DRILLS,
+    f"{PACKAGE}.Reviewers": roles.REVIEWERS,
 }
 FEDERATION: Final = f"{PACKAGE}.Federation"
 
@@ -103,6 +107,7 @@ class Server:
         drills: Drills | None = None,
         everybody: Identity | None = None,
         federation: Federation | None = None,
+        ledger_keys: LedgerKeys | None = None,
     ) -> None:
         """Without `credentials` everyone is `everybody`, and only loopback addresses are served.
 
@@ -113,6 +118,7 @@ class Server:
         self.counts = counts or Counts()
         self._federation = federation
         self.region = RegionView(config, name, node, data, federation)
+        self.auditor = Auditor(node, ledger_keys, _nobody if federation is None else federation.links.cosign)
         peers = {each.name: each.address for each in config.nodes if each.name != name}
         channel = _channel_credentials(credentials)
         self.router = Router(name, plan(node, self.region, federation), node.log, peers, channel, node.clock)
@@ -124,6 +130,7 @@ class Server:
             self.region,
             self.counts,
             drills=drills,
+            reviewers=Reviewers(node, self.auditor, self.region, data),
             fixed=everybody,
             federation=federation,
         )
@@ -145,6 +152,7 @@ class Server:
         self.port = self._bind(server)
         self.region.start()
         self.router.start()
+        self.auditor.start()
         self.region.subscribe(self._health_is_news.set)
         await self._set_health()
         self._health_task = asyncio.create_task(self._report_health())
@@ -172,6 +180,7 @@ class Server:
         self.region.stop()
         if self._server is not None:
             await self._server.stop(0)
+        await self.auditor.stop()
         await self.router.stop()
         if self._health_task is not None:
             self._health_task.cancel()
@@ -197,6 +206,7 @@ class Server:
             between_regions: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
                 FOLLOW: grpc.stream_stream_rpc_method_handler(self._follow),
                 FORWARD: grpc.unary_unary_rpc_method_handler(self._forward),
+                COSIGN: grpc.unary_unary_rpc_method_handler(self._cosign),
             }
             handlers.append(grpc.method_handlers_generic_handler(FEDERATION, between_regions))
         return handlers
@@ -278,6 +288,20 @@ class Server:
     async def _forward(self, encoded: bytes, context: Context) -> bytes:
         return await self._guarded(FORWARD, context, self._forwarded(encoded, context))
 
+    async def _cosign(self, encoded: bytes, context: Context) -> bytes:
+        return await self._guarded(COSIGN, context, self._cosigned(encoded, context))
+
+    async def _cosigned(self, encoded: bytes, context: Context) -> bytes:
+        """Cosign the checkpoint of another region's ledger, as its leader asked."""
+        peer = self._desk.neighbour(context).region
+        self._require_leader()
+        try:
+            request = federation_pb2.CosignRequest.FromString(encoded)
+        except DecodeError:
+            raise Invalid("not a CosignRequest", reason="REQUEST_MALFORMED") from None
+        reply = await self.auditor.cosign(peer, request, int(time.time()))
+        return reply.SerializeToString()
+
     async def _forwarded(self, encoded: bytes, context: Context) -> bytes:
         """Answer a call that a node of another region brought."""
         assert self._federation is not None
@@ -293,7 +317,7 @@ class Server:
                 raise Denied("the terms are not those of the caller's region", reason="TERMS_OF_ANOTHER")
             self._desk.admit(caller, request.method)
         except Denied:
-            self._only_the_leader_denies()
+            self._require_leader()
             self._desk.note_denial(node.region)
             raise
         if link.meet(request.terms).paused:
@@ -302,8 +326,8 @@ class Server:
         call = self._desk.call(caller, request.method, request.request, min(times, default=None))
         return federation_pb2.ForwardReply(reply=await self._answered(call)).SerializeToString()
 
-    def _only_the_leader_denies(self) -> None:
-        """Across regions a denial is written down, which only the leader can do: let the caller find it."""
+    def _require_leader(self) -> None:
+        """What passes between regions is written down, which only the leader can do: let the caller find it."""
         if not leads(self._node):
             raise Unavailable("this node does not lead the region", reason="NOT_LEADER")
 
@@ -330,6 +354,10 @@ class Server:
         serving = health_pb2.HealthCheckResponse.SERVING if can_answer else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", *SERVICES):
             await self._health.set(service, serving)
+
+
+async def _nobody(region: str, _: federation_pb2.CosignRequest) -> federation_pb2.CosignReply:
+    raise Unavailable(f"this node has no link with {region}", reason="HOME_UNREACHABLE")
 
 
 def _channel_credentials(credentials: Credentials | None) -> grpc.ChannelCredentials | None:

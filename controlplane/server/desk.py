@@ -18,21 +18,23 @@ from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import AGE_UNKNOWN_MS, Call, HomedElsewhere, Node
 from controlplane.server.drills import Drills
 from controlplane.server.region import RegionView
+from controlplane.server.reviewers import Reviewers
 from controlplane.telemetry import Counts, RateLimit
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LEADERS: Final = frozenset({*features.WRITES, "TransferRegion"})
 """Calls that only the leader answers: forwarded from anywhere else."""
-STREAMS: Final = frozenset({"Watch", "WatchRegion"})
+STREAMS: Final = frozenset({"Watch", "WatchRegion", "ReadLedger"})
 SESSION: Final = "Session"
 FOLLOW: Final = "Follow"
 FORWARD: Final = "Forward"
+COSIGN: Final = "Cosign"
 FROM_ELSEWHERE: Final = frozenset({*features.WRITES, *features.READS, "GetOutcome", "ListEvents"})
 """Calls that callers of other regions may have made by a node of theirs: those about records of one partition."""
 
 _URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
-_KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD})
+_KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD, COSIGN})
 _DENIALS_LOGGED = 10
 _DENIALS_PERIOD_S = 10.0
 
@@ -68,7 +70,7 @@ class Principal:
 class Desk:
     """Admits calls and has them answered."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything a call may need passes over it.
         self,
         config: RegionConfig,
         node: Node,
@@ -77,6 +79,7 @@ class Desk:
         counts: Counts,
         *,
         drills: Drills,
+        reviewers: Reviewers,
         fixed: Identity | None,
         federation: Federation | None = None,
     ) -> None:
@@ -85,7 +88,7 @@ class Desk:
         self._fleet, self._region_name = config.fleet, config.name
         self._administrators = frozenset(config.administrators)
         self._node, self._router, self.region, self.counts = node, router, region, counts
-        self._drills = drills
+        self._drills, self._reviewers = drills, reviewers
         self._fixed = fixed
         self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
 
@@ -203,6 +206,8 @@ class Desk:
             _answer(request, self.region.answer)
         elif method in roles.DRILLS:
             asyncio.ensure_future(self._drills.answer(request.call)).add_done_callback(partial(_settled, request))
+        elif method in roles.REVIEWERS:
+            asyncio.ensure_future(self._reviewers.answer(request.call)).add_done_callback(partial(_settled, request))
         else:
             submitted(self._node, self._federation, request.call).add_done_callback(
                 lambda future: _settled(request, future)
@@ -210,6 +215,8 @@ class Desk:
 
     async def stream(self, call: Call) -> Replies:
         """Begin a call that has many replies. A partition of another region is watched where it is copied: here."""
+        if call.method == "ReadLedger":
+            return self._reviewers.read(call)
         if call.method != "Watch":
             return self.region.watch(call)
         try:
