@@ -85,6 +85,10 @@ HOSTILE = {
         "plain file",
         lambda desk: (desk.folder / "eu-west.tar").read_bytes().replace(b"ustar", b"tsar ", 1),
     ),
+    "a header whose sum is wrong": (
+        "damaged",
+        lambda desk: (desk.folder / "eu-west.tar").read_bytes().replace(b"0000644", b"0000645", 1),
+    ),
     "something after the end": ("after the end", lambda desk: (desk.folder / "eu-west.tar").read_bytes()[:-1] + b"x"),
     "zeros without end": ("after the end", lambda desk: (desk.folder / "eu-west.tar").read_bytes() + bytes(20_480)),
     "a file too many": ("differ", lambda desk: with_first(desk, header("scans/n9.note"))),
@@ -247,6 +251,22 @@ def at_rest(name, content):
 
 def told(record):
     return {name: record.get(name) for name in ("leaf", "n", "class", "key", "content", "erased")}
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [
+        ("TRANSFERS_KEPT_MAX", {"MATCHED eu-central": "NOT CHECKED", "MATCHED us-east": "NOT CHECKED"}),
+        ("WAYS_MAX", {"RECORDS": "FAIL"}),
+        ("RECORDS_MAX", {"RECORDS": "FAIL"}),
+        ("FILES_MAX", {"FILES": "FAIL"}),
+        ("SIGNATURES_MAX", {"CHECKPOINT": "FAIL"}),
+    ],
+)
+def test_bounds(desk: Desk, monkeypatch, bound, expected):
+    monkeypatch.setattr(verify, bound, 1)
+    says = desk.says()
+    assert {claim: says[claim][0] for claim in expected} == expected
 
 
 def test_what_is_printed_cannot_steer_a_terminal(desk: Desk, capsys):

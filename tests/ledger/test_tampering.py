@@ -161,6 +161,10 @@ def scan(node, by=None, /, **changes):
     return put(f"scans/{node}.note", notes.write(line, (by or signer(f"acme/eu-west/{node}")).line(line)))
 
 
+def scan_text(node, text):
+    return put(f"scans/{node}.note", notes.write(text, signer(f"acme/eu-west/{node}").line(text)))
+
+
 STALE = {"of": LEDGER.head(LAST - 1).text()}
 
 TAMPERINGS = {
@@ -303,6 +307,14 @@ TAMPERINGS = {
         put("checkpoints/last.note", b"acme/eu-west\n85\n"),
         failed("CHECKPOINT", unchecked=ON_CHECKPOINT),
     ),
+    "a signature line of two words": (
+        edited("checkpoints/last.note", b"\xe2\x80\x94 acme/eu-west ", b"\xe2\x80\x94 acme/eu-west"),
+        failed("CHECKPOINT", unchecked=ON_CHECKPOINT),
+    ),
+    "a signature line of four words": (
+        edited("checkpoints/last.note", b"\xe2\x80\x94 acme/eu-west ", b"\xe2\x80\x94 acme /eu-west "),
+        failed("CHECKPOINT", unchecked=ON_CHECKPOINT),
+    ),
     "first and last exchanged": (
         swapped("checkpoints/first.note", "checkpoints/last.note"),
         failed("GROWTH", "LEAVES", "COSIGNED us-east", "IDENTITY", unchecked=["COSIGNED eu-central", *ON_LEAVES]),
@@ -331,6 +343,22 @@ TAMPERINGS = {
     ),
     "no proof of growth": (unproven(10), failed("GROWTH")),
     "a wrong proof of growth": (misproven(10), failed("GROWTH")),
+    "a proof of words": (
+        on_json("proofs/consistency.json", lambda told: [each.update(hashes=["a" * 63]) for each in told]),
+        failed("GROWTH", "LEAVES", "COSIGNED us-east", "IDENTITY", unchecked=ON_LEAVES),
+    ),
+    "a proof of numbers": (
+        on_json("proofs/consistency.json", lambda told: [each.update(hashes=[7]) for each in told]),
+        failed("GROWTH", "LEAVES", "COSIGNED us-east", "IDENTITY", unchecked=ON_LEAVES),
+    ),
+    "a proof that is endless": (
+        on_json("proofs/consistency.json", lambda told: [each.update(hashes=["ab" * 32] * 2000) for each in told]),
+        failed("GROWTH", "LEAVES", "COSIGNED us-east", "IDENTITY", unchecked=ON_LEAVES),
+    ),
+    "a proof that is none": (
+        on_json("proofs/consistency.json", lambda told: [each.pop("hashes") for each in told]),
+        failed("GROWTH", "LEAVES", "COSIGNED us-east", "IDENTITY", unchecked=ON_LEAVES),
+    ),
     "proofs that are no JSON": (
         put("proofs/consistency.json", b"[" * 500_000),
         failed("GROWTH", "LEAVES", "COSIGNED us-east", "IDENTITY", unchecked=ON_LEAVES),
@@ -383,6 +411,11 @@ TAMPERINGS = {
     "a scan of another region": (scan("n2", region="eu-central"), failed("SCAN n2")),
     "a scan of nothing": (scan("n2", searched={}), failed("SCAN n2")),
     "a scan that counts in words": (scan("n2", foreign="none"), failed("SCAN n2")),
+    "a scan in another format": (scan("n2", format="controlplane-scan/2"), failed("SCAN n2")),
+    "a scan of a size in words": (scan("n2", size="all"), failed("SCAN n2")),
+    "a scan at no time": (scan("n2", at_ms=None), failed("SCAN n2")),
+    "a scan that is a list": (scan_text("n2", "[]\n"), failed("SCAN n2")),
+    "a scan that is no JSON": (scan_text("n2", "nothing found\n"), failed("SCAN n2")),
     "a scan that negates": (scan("n2", foreign=-1), failed("SCAN n2")),
     "a scan that lies deep": (scan("n2", searched={"records": [[[]]]}), failed("SCAN n2")),
     "a scan from before": (scan("n2", size=20), failed(unchecked=["SCAN n2"])),

@@ -145,6 +145,11 @@ def test_both_trees_agree(size):
     for index in range(size):
         proof = merkle.inclusion_proof(index, size, TREE.node)
         assert verify.root_by_path(TREE.leaves[index], index, size, proof) == root
+        for changed in mutants(proof):
+            try:
+                assert verify.root_by_path(TREE.leaves[index], index, size, changed) != root
+            except verify.Wrong:
+                continue
         parts = [list(verify.covering(*part)) for part in verify.siblings(index, size)]
         assert [verify.fold([TREE.node(*each) for each in part]) for part in parts] == proof
     for old in range(1, size + 1):
