@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any, NamedTuple, NoReturn
@@ -171,6 +171,7 @@ class Node:
         self._cursor_keys = system + keys.text(federation.CURSOR.name)
         self.foreign: dict[str, Partition] = {}
         """Partitions of other regions that share them, by id, as their homes described them."""
+        self._earlier: dict[str, list[Partition]] = {}
         self._foreign_since = 0
         """The revision at which what is known of them changed last."""
         self._views_seen: dict[str, tuple[float, Cursor]] = {}
@@ -391,7 +392,9 @@ class Node:
 
     def _stop_partitions(self, environment: str) -> list[Partition]:
         """Where stops of all regions are told in an environment, this region's own first."""
-        every = [*self.partitions.values(), *(self.foreign[name] for name in sorted(self.foreign))]
+        every = [*self.partitions.values()]
+        for name in sorted(self.foreign):
+            every += [self.foreign[name], *self._earlier.get(name, ())]
         return [p for p in every if p.environment == environment and switches.STOP.name in p.default_for]
 
     def _stopped_elsewhere(self, reader: Reader, environment: str) -> switches.Abroad:
@@ -404,6 +407,7 @@ class Node:
         """Learn from the store what was learned of other regions before."""
         now = self.clock()
         self.foreign.clear()
+        self._earlier.clear()
         self._foreign_since = 0
         self._views_seen.clear()
         start, end = keys.children(keys.RECORD + self._foreign_keys)
@@ -420,6 +424,7 @@ class Node:
         if key.startswith(self._foreign_keys):
             partition = Partition.FromString(event.value)
             self.foreign[partition.id] = partition
+            self._earlier[partition.id] = [*self._earlier_epochs(partition)]
             self._foreign_since = max(self._foreign_since, event.revision)
         elif key.startswith(self._cursor_keys):
             name, cursor, seen = keys.decode(key).name, Cursor.FromString(event.value), now
@@ -428,6 +433,17 @@ class Node:
                 seen, known = self._views_seen[name]
                 cursor.age_ms = known.age_ms
             self._views_seen[name] = (seen, cursor)
+
+    def _earlier_epochs(self, partition: Partition) -> Iterator[Partition]:
+        """The partition as it was in earlier epochs of which there are copies: their stops are still in force."""
+        now = scope_of(partition)
+        start, end = keys.RECORD + now[: -len(keys.number(0))], keys.RECORD + now
+        while row := next(iter(self.store.scan(start, end)), None):
+            earlier = Partition()
+            earlier.CopyFrom(partition)
+            earlier.epoch = keys.decode(row[0][len(keys.RECORD) :]).epoch
+            yield earlier
+            start = keys.RECORD + scope_of(earlier) + b"\xff"
 
     def _partition_of_kinds(self, header: api.RequestHeader, kinds: Sequence[str], call: Call) -> Partition:
         """The one partition that holds all `kinds`: a watcher must not believe that it sees what lies in another."""

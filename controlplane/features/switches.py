@@ -180,6 +180,19 @@ class Heard(NamedTuple):
     meta: api.Meta
 
 
+def in_force(told: Iterable[tuple[Heard, bool]]) -> list[Heard]:
+    """What is engaged of all that was told under one id; of each region its newest epoch counts.
+
+    A stop of an earlier epoch stays in force until the region says something of the same id in a later one: to begin
+    an epoch anew, or to restore an old state, releases nothing.
+    """
+    found = list(told)
+    newest: dict[str, int] = {}
+    for stop, _ in found:
+        newest[stop.region] = max(stop.epoch, newest.get(stop.region, 0))
+    return [stop for stop, engaged in found if engaged and stop.epoch == newest[stop.region]]
+
+
 def heeded(
     subject: api.Subject,
     heard: Callable[[str], Iterable[Heard]],
@@ -199,7 +212,8 @@ def heeded(
 class Abroad:
     """What other regions have stopped, as far as it is known here, in one environment.
 
-    `own` reads the partition in which this region's exceptions lie, `readers` the copies of the other regions' stops.
+    `own` reads the partition in which this region's exceptions lie, `readers` the copies of the other regions' stops,
+    one for each epoch.
     """
 
     def __init__(self, fleet: str, environment: str, own: Reader, readers: Sequence[Reader]) -> None:
@@ -218,19 +232,20 @@ class Abroad:
         own += [scope_of_exception(row.name) for row in self._own.list(EXCEPTION)]
         known = {opaque(self._fleet, self._environment, name): name for name in own}
         for reader in self._readers:
+            later = [each for each in self._readers if _is_later(each.partition, reader.partition)]
             engaged = (row for row in reader.list(STOP) if row.value.engaged)
             released = (row for row in reader.list(STOP) if not row.value.engaged and not engaged_only)
             for row in islice(chain(engaged, released), limits.PAGE_MAX):
+                if any(each.get(STOP, row.name) for each in later):
+                    continue
                 name = known.get(row.name)
                 stop = _heard(reader.partition, row)
                 yield stop_view(row.name, stop, self._exception, engaged=row.value.engaged, name=name)
 
-    def _heard(self, name: str) -> Iterator[Heard]:
+    def _heard(self, name: str) -> list[Heard]:
         identifier = opaque(self._fleet, self._environment, name)
-        for reader in self._readers:
-            row = reader.get(STOP, identifier)
-            if row is not None and row.value.engaged:
-                yield _heard(reader.partition, row)
+        rows = [(reader.partition, reader.get(STOP, identifier)) for reader in self._readers]
+        return in_force((_heard(partition, row), row.value.engaged) for partition, row in rows if row is not None)
 
     def _exception(self, name: str) -> StopException | None:
         row = self._own.get(EXCEPTION, name)
@@ -313,6 +328,10 @@ def _throw(tx: Tx, scope: Scope, *, engaged: bool) -> tuple[Row[Switch], bool]:
 
 def _view(row: Row[Switch]) -> api.SwitchView:
     return api.SwitchView(switch=row.value, meta=checks.meta(row))
+
+
+def _is_later(one: Partition, other: Partition) -> bool:
+    return one.home == other.home and one.epoch > other.epoch
 
 
 def _heard(partition: Partition, row: Row[Stop]) -> Heard:

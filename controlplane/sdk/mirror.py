@@ -110,10 +110,11 @@ class _View:
 
     def __post_init__(self) -> None:
         self.engaged = {name: view for name, view in self.switches.items() if view.switch.engaged}
-        self.abroad = {}
+        told: dict[str, list[tuple[Heard, bool]]] = {}
         for stop in self.stops.values():
-            if stop.engaged:
-                self.abroad.setdefault(stop.id, []).append(stop.heard)
+            told.setdefault(stop.id, []).append((stop.heard, stop.engaged))
+        found = {each: switches.in_force(stops) for each, stops in told.items()}
+        self.abroad = {each: stops for each, stops in found.items() if stops}
         self.stopping = bool(self.engaged or self.abroad)
 
     def without(self, kinds: tuple[str, ...]) -> _View:
@@ -155,16 +156,21 @@ class _View:
             self.stops.pop(key, None)
 
     def told(self) -> dict[_StopKey, api.StopView]:
-        """Return the stops of other regions, with what is known of them here."""
+        """Return the stops of other regions, with what is known of them here; of each the newest epoch."""
         if not self.stops:
             return {}
         own = chain(self.switches, map(switches.scope_of_exception, self.exceptions))
         known = {each: name for name in own for each in _ids(self.fleet, name)} if self.fleet else {}
+        newest: dict[tuple[str, str], int] = {}
+        for stop in self.stops.values():
+            of = (stop.heard.region, stop.id)
+            newest[of] = max(stop.heard.epoch, newest.get(of, 0))
         return {
             key: switches.stop_view(
                 stop.id, stop.heard, self.exceptions.get, engaged=stop.engaged, name=known.get(stop.id)
             )
             for key, stop in self.stops.items()
+            if stop.heard.epoch == newest[stop.heard.region, stop.id]
         }
 
 
@@ -281,7 +287,7 @@ class Mirror:
         A new listing replaces the content when it is complete, not before.
         """
         before, part = self._view, self._parts[kinds]
-        changes = [_Changed(change, reply.epoch) for change in reply.changes if change.kind in kinds]
+        changes = [_Changed(change, reply.epoch) for change in reply.changes]
         if reply.kind == api.WatchReply.SNAPSHOT:
             part.listing.extend(changes)
         elif reply.kind == api.WatchReply.SYNCED:
@@ -375,9 +381,10 @@ def _differences(before: _View, after: _View) -> list[api.SwitchView]:
     if not before.stops and not after.stops:
         return own
     told, now = before.told(), after.told()
+    still = {(stop.region, stop.id) for stop in now.values()}
     for key, stop in told.items():
-        if key not in now and stop.engaged:
-            # Its region has begun a new epoch, or shares it no longer.
+        if stop.engaged and (stop.region, stop.id) not in still:
+            # Its region shares it no longer.
             stop.engaged = False
             own.append(_shown(stop, before.stops[key].heard))
     return own + [_shown(stop, after.stops[key].heard) for key, stop in now.items() if told.get(key) != stop]

@@ -131,6 +131,30 @@ async def test_stops_outlive_the_process_and_the_arrival_of_a_snapshot() -> None
         assert await behind.stopped_by("search") == [("us", "search")]
 
 
+async def test_a_new_epoch_of_a_region_releases_nothing() -> None:
+    """Whatever a home lost when it was moved or restored: only what it says of the same scope afterwards counts."""
+    async with Here() as here:
+        await here.learn(shared_by("us"))
+        await here.hear(shared_by("us"), SEARCH, CALC)
+        for epoch in (2, 4):
+            await here.learn(shared_by("us", epoch=epoch))
+            assert await here.stopped_by("search", "calc") == [("us", "search"), ("us", "calc")]
+        now = shared_by("us", epoch=4)
+        await here.hear(now, SEARCH, engaged=False)
+        assert await here.stopped_by("search", "calc") == [("us", "calc")]
+        assert {(stop.epoch, stop.engaged) for stop in await here.stops()} == {(1, True), (4, False)}
+        await here.make_exception(CALC, "us", 1)
+        assert await here.stopped_by("calc") == []
+        await here.hear(now, CALC)
+        assert await here.stopped_by("calc") == [("us", "calc")]
+        agent = Agent(here)
+        for kinds in (KINDS, STOPS):
+            await agent.pump(kinds)
+        assert agent.stopped_by("search", "calc") == [("us", "calc")]
+    async with Here(store=here.store) as again:
+        assert await again.stopped_by("search", "calc") == [("us", "calc")]
+
+
 async def test_an_exception_is_for_one_stop_of_one_region() -> None:
     async with Here() as here:
         for region in ("us", "ap"):

@@ -119,6 +119,16 @@ def test_a_stop_told_of_under_a_new_epoch_is_another_one() -> None:
     assert agent.stopped("search") == [("us", "search")]
 
 
+def test_a_stop_of_an_earlier_epoch_stays_until_its_region_says_something_of_the_same() -> None:
+    agent = Fed(stop(), stop("tool:other"))
+    assert [each.switch.engaged for each in agent.hear(stop("tool:other", engaged=False), epoch=2)] == [False]
+    assert agent.stopped("search", "other") == [("us", "search")]
+    # What was told of another time is over.
+    agent.hear(stop("tool:other", revision=9), epoch=1)
+    assert agent.stopped("search", "other") == [("us", "search")]
+    assert sorted((each.epoch, each.engaged) for each in agent.mirror.stops()) == [(1, True), (2, False)]
+
+
 def test_where_a_region_tells_of_one_scope_twice_the_engaged_one_counts() -> None:
     """In two partitions, one after the other: what is released in one is not released in the other."""
     agent = Fed(stop(created=1), stop(created=4, revision=7))
