@@ -162,7 +162,7 @@ def scan(node, by=None, /, **changes):
 
 
 def scan_text(node, text):
-    return put(f"scans/{node}.note", notes.write(text, signer(f"acme/eu-west/{node}").line(text)))
+    return put(f"scans/{node}.note", f"{text}\n{signer(f'acme/eu-west/{node}').line(text)}".encode())
 
 
 STALE = {"of": LEDGER.head(LAST - 1).text()}
@@ -200,6 +200,8 @@ TAMPERINGS = {
     ),
     "no leaves": (put("leaves.jsonl", b""), failed("LEAVES", "RECORDS", unchecked=ON_LEAVES)),
     "a leaf too long": (put("leaves.jsonl", b"x" * (5 << 20)), failed("LEAVES", unchecked=ON_LEAVES)),
+    "no file of leaves": (without("leaves.jsonl"), failed("FILES", "LEAVES", unchecked=ON_LEAVES)),
+    "no file of records": (without("records.jsonl"), failed("FILES", "RECORDS", *MATCHED, unchecked=["REACH"])),
     "a range without its first leaf": (from_21(), failed("RANGE")),
     "a range without its last leaf": (
         both(on_lines("leaves.jsonl", lambda lines: lines[:-1]), manifest_range(20, 79), proven(79)),
@@ -414,6 +416,10 @@ TAMPERINGS = {
     "a scan in another format": (scan("n2", format="controlplane-scan/2"), failed("SCAN n2")),
     "a scan of a size in words": (scan("n2", size="all"), failed("SCAN n2")),
     "a scan at no time": (scan("n2", at_ms=None), failed("SCAN n2")),
+    "a scan with a tab": (
+        scan_text("n2", notes.parse(LEDGER.scanned("n2")).text.replace(",", ",\t")),
+        failed("SCAN n2"),
+    ),
     "a scan that is a list": (scan_text("n2", "[]\n"), failed("SCAN n2")),
     "a scan that is no JSON": (scan_text("n2", "nothing found\n"), failed("SCAN n2")),
     "a scan that negates": (scan("n2", foreign=-1), failed("SCAN n2")),
