@@ -131,7 +131,11 @@ class Follower:
         ahead = f"ahead in {Reach.Name(reach)}"
         endpoint = link.peer.endpoints[self._turn % len(link.peer.endpoints)]
 
+        agreed = False
+
         def welcomed() -> None:
+            nonlocal agreed
+            agreed = True
             link.resume(ahead)
             link.prefer(endpoint)
 
@@ -145,7 +149,8 @@ class Follower:
             self._heard(error, alive=error.reason == "MAY_NOT_LEAVE")
             return _PAUSE_DENIED_S
         except Refused as error:
-            if error.reason == "LINK_PAUSED":
+            # Only as the answer to a hello: if both sides took the end of a stream for a dispute, it would never end.
+            if error.reason == "LINK_PAUSED" and not agreed:
                 link.dispute(str(error))
             elif error.reason == "CURSOR_AHEAD":
                 link.pause(ahead, str(error))

@@ -15,6 +15,7 @@ import grpc.aio
 from controlplane import certs, config, process, status
 from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
+from controlplane.errors import ControlPlaneError
 from controlplane.features.partitions import system
 from controlplane.federation import Federation
 from controlplane.federation.links import packed
@@ -182,11 +183,7 @@ class Region:
                 f'peer_address = "127.0.0.1:{self.ports[self.size + n]}"\n'
                 f'certificate = "{self.name}-{name}.crt"\nkey = "{self.name}-{name}.key"'
             )
-        for reach, kinds in {
-            "global": ["flag", "stop"],
-            "jurisdiction": ["workflow"],
-            "home-only": ["election"],
-        }.items():
+        for reach, kinds in DEFAULTS.items():
             lines.append(
                 f'[[partition]]\nid = "{self.name}.prod.{reach}"\nenvironment = "prod"\nreach = "{reach}"\n'
                 f"default_for = {kinds!r}"
@@ -324,11 +321,11 @@ class Fleet:
         identity = Identity(FLEET, "prod", region, role, name)
         return Caller(f"127.0.0.1:{served.ports[n]}", self.credentials(identity))
 
-    def peer(self, region: str, at: str, node: str = "", **other: str) -> Caller:
-        """A node of `region` that talks to region `at`, with a certificate of its own."""
+    def peer(self, of: str, at: str, node: str = "", **other: str) -> Caller:
+        """A node of region `of` that talks to region `at`, with a certificate of its own."""
         parts = {"fleet": FLEET, "environment": "all", "role": "peer", "name": "", **other}
-        parts["name"] = parts["name"] or self[region].node_names[0]
-        identity = Identity(region=parts.pop("region", region), **parts)
+        parts["name"] = parts["name"] or self[of].node_names[0]
+        identity = Identity(region=parts.pop("region", of), **parts)
         n = self[at].node_names.index(node) if node else 0
         return Caller(f"127.0.0.1:{self[at].ports[n]}", self.credentials(identity))
 
@@ -379,6 +376,14 @@ class Spy:
                 raise status.from_call(code, await self._stream.details(), trailers)
         self.messages.append(encoded)
         return wire.FollowReply.FromString(encoded)
+
+    async def end(self) -> ControlPlaneError:
+        """Read on until the stream ends; return the error that ended it."""
+        while True:
+            try:
+                await self.read()
+            except ControlPlaneError as error:
+                return error
 
     def close(self) -> None:
         self._stream.cancel()

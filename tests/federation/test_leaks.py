@@ -1,0 +1,159 @@
+"""A canary in what is pinned, in who wrote it and why: it is looked for in all that another region holds or hears."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from controlplane import status
+from controlplane.errors import ControlPlaneError
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1 import records_pb2
+from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION
+from tests.federation.fleet import CENTRAL, EAST, WEST, Spy, running
+from tests.server.regions import create, flag, until, write_header
+
+CANARY = "kanarienvogel"
+PINNED = f"{WEST}.prod.home-only"
+TERMS_OF_REACH = {EAST: (GLOBAL,), CENTRAL: (JURISDICTION, GLOBAL)}
+
+
+async def plant(fleet, count=3):
+    """Put the canary into all that does not travel: values and names of pinned records, and who wrote any, and why."""
+    async with fleet.caller(WEST, name=CANARY) as writer:
+        for n in range(count):
+            await writer.call("CreateWorkflow", create(f"{CANARY}-{n}", CANARY.encode(), partition=PINNED))
+            reason = {"partition": PINNED, "reason": f"because of {CANARY}"}
+            await writer.call("SetFlag", flag(f"{CANARY}{n}", **reason))
+            scope = records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name=f"{CANARY}{n}")
+            engaged = api.EngageSwitchRequest(header=write_header(reason=f"{CANARY} broke"), scope=scope)
+            await writer.call("EngageSwitch", engaged)
+            # What travels: the record, not who wrote it and why.
+            await writer.call("SetFlag", flag(f"public{n}", reason=f"asked for by {CANARY}"))
+            await writer.call("CreateWorkflow", create(f"shared{n}", reason=f"{CANARY} again"))
+
+
+def holds_canary(chunks):
+    return [chunk for chunk in chunks if CANARY.encode() in chunk]
+
+
+async def spied_on(fleet, region):
+    """Every message that a follower in `region` can get out of the home, by listing and by following."""
+    found = []
+    for reach in TERMS_OF_REACH[region]:
+        for hello in ({"revision": 1}, {"revision": fleet[WEST].node.revision, "listing": True}):
+            # Another stream of the same region may take the place of this one, and then it is asked again.
+            while True:
+                async with fleet.peer(region, WEST) as peer:
+                    spy = Spy(fleet, region, WEST, reach, peer, **hello)
+                    await spy.open()
+                    with contextlib.suppress(ControlPlaneError):
+                        while not (reply := await spy.read()).progress and not reply.page.last:
+                            if reply.revision >= fleet[WEST].node.revision - 3 and reply.HasField("transaction"):
+                                break
+                    found += spy.messages
+                    spy.close()
+                    if len(spy.messages) > 1:
+                        break
+    return found
+
+
+@pytest.mark.parametrize("region", [EAST, CENTRAL])
+async def test_nothing_pinned_is_in_any_message_or_store_of_another_region(tmp_path, region):
+    async with running(tmp_path) as fleet:
+        await plant(fleet)
+        await fleet.settled()
+        await fleet[region].member.federation.stop()
+        heard = await spied_on(fleet, region)
+        assert any(b"public0" in message for message in heard)
+        assert any(b"shared0" in message for message in heard) is (region == CENTRAL)
+        assert holds_canary(heard) == []
+        assert any(b"public0" in row for row in fleet[region].everything())
+        assert holds_canary(fleet[region].everything()) == []
+        assert holds_canary(fleet[WEST].everything()) != []
+
+
+async def test_not_through_cuts_restarts_and_another_file_either(tmp_path):
+    async with running(tmp_path) as fleet:
+        await plant(fleet, 1)
+        await fleet.cut(WEST, EAST)
+        await plant_more(fleet, "cut")
+        await fleet.heal(WEST, EAST)
+        await fleet.settled()
+        for name in (WEST, EAST):
+            await fleet[name].restart()
+            await plant_more(fleet, f"restart {name}")
+        fleet[WEST].may_leave = {CENTRAL: [], EAST: ["global"]}
+        await fleet[WEST].restart()
+        await plant_more(fleet, "narrower")
+        fleet[WEST].may_leave = {}
+        await fleet[WEST].restart()
+        await plant_more(fleet, "as before")
+        await fleet.settled()
+        for region in (EAST, CENTRAL):
+            assert holds_canary(fleet[region].everything()) == []
+            assert fleet[region].held(WEST, HOME_ONLY) == {}
+        assert fleet[EAST].held(WEST, JURISDICTION) == {}
+
+
+async def plant_more(fleet, name):
+    async with fleet.caller(WEST, name=CANARY) as writer:
+        await writer.call("CreateWorkflow", create(f"{CANARY}-{name}", CANARY.encode(), partition=PINNED))
+        await writer.call("SetFlag", flag(f"public-{name}", reason=CANARY))
+
+
+async def test_not_from_stores_on_disk_and_through_another_leader(tmp_path):
+    """The stores of the home are those of real nodes, which read ranges in another way than those in memory."""
+    async with running(tmp_path, eu_west=3, us_east=1) as fleet:
+        await plant(fleet, 30)
+        await fleet.settled()
+        await fleet[WEST].member.stop()
+        await until(lambda: any(m.running and m.node.log.status().ready for m in fleet[WEST].members.values()))
+        leader = fleet[WEST].member
+        async with fleet.caller(WEST, node=leader.name, name=CANARY) as writer:
+            await writer.call("SetFlag", flag("public-after", reason=CANARY), timeout_s=10)
+        await fleet.settled()
+        await fleet[EAST].member.federation.stop()
+        async with fleet.peer(EAST, WEST, leader.name) as peer:
+            for hello in ({"revision": 1}, {"revision": leader.node.revision, "listing": True}):
+                spy = Spy(fleet, EAST, WEST, GLOBAL, peer, **hello)
+                await spy.open()
+                while not (reply := await spy.read()).progress and not reply.page.last:
+                    pass
+                spy.close()
+                assert any(b"public-after" in message for message in spy.messages)
+                assert holds_canary(spy.messages) == []
+        assert holds_canary(fleet[EAST].everything()) == []
+        assert leader.server.counts.defects == 0
+
+
+async def test_not_by_asking_nor_in_what_is_said_about_it(tmp_path, caplog):
+    partition = {"partition": PINNED}
+    async with running(tmp_path) as fleet, fleet.caller(EAST) as maria, fleet.caller(CENTRAL) as neighbour:
+        await plant(fleet)
+        await fleet.settled()
+        heard = []
+        for caller in (maria, neighbour):
+            header = api.RequestHeader(**partition)
+            for method, request in {
+                "GetWorkflow": api.GetWorkflowRequest(header=header, id=f"{CANARY}-0"),
+                "ListWorkflows": api.ListWorkflowsRequest(header=header),
+                "GetFlag": api.GetFlagRequest(header=header, name=f"{CANARY}0"),
+                "ListFlags": api.ListFlagsRequest(header=header),
+                "ListSwitches": api.ListSwitchesRequest(header=header),
+                "ListEvents": api.ListEventsRequest(header=header),
+                "CreateWorkflow": create(f"{CANARY}-0", **partition),
+                "SetFlag": flag(f"{CANARY}0", **partition),
+            }.items():
+                with pytest.raises(ControlPlaneError) as raised:
+                    await caller.call(method, request)
+                assert raised.value.reason == "PARTITION_PINNED", method
+                heard.append(status.encode(raised.value))
+        for region in (EAST, CENTRAL):
+            heard.append(fleet[region].link(WEST).SerializeToString())
+            heard.append(repr(fleet[region].metrics()).encode())
+        heard += [repr(fleet[WEST].metrics()).encode(), fleet[WEST].link(EAST).SerializeToString()]
+        heard += [each.SerializeToString() for each in fleet[WEST].passages()]
+        heard += [record.getMessage().encode() for record in caplog.records]
+        assert holds_canary(heard) == []
