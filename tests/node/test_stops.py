@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane import limits, watch
-from controlplane.errors import Compacted
+from controlplane.errors import Compacted, Invalid
 from controlplane.features import federation, partitions, switches
 from controlplane.geography import Atlas
 from controlplane.kernel import keys
@@ -383,6 +383,26 @@ async def test_after_a_snapshot_is_installed_a_watch_of_stops_begins_anew() -> N
         behind.store.commit(replacement(ahead.store))
         behind.node.reloaded()
         assert await refused(following) == "PARTITIONS_CHANGED"
+
+
+async def test_exceptions_are_watched_where_the_switches_lie() -> None:
+    flags, kills = (
+        Partition(id=f"eu.prod.{kind}", home="eu", epoch=1, reach=GLOBAL, environment="prod", default_for=[kind])
+        for kind in ("flag", "switch")
+    )
+    async with Here() as here:
+        following = here.watch(api.WatchRequest(kinds=KINDS))
+        await message(following)
+        await here.make_exception(SEARCH, "us", 7)
+        while not (reply := await message(following)).changes:
+            pass
+        assert [(change.kind, change.name) for change in reply.changes] == [("exception", "us/tool:search")]
+    async with Region(partitions=[flags, kills]) as apart:
+        with pytest.raises(Invalid) as caught:
+            await message(apart.watch(api.WatchRequest(kinds=KINDS)))
+        assert caught.value.reason == "PARTITION_AMBIGUOUS"
+        for kinds in Mirror(1.0).split():
+            assert (await message(apart.watch(api.WatchRequest(kinds=kinds)))).kind == STARTED
 
 
 # What agents hold of it
