@@ -23,6 +23,7 @@ from tests.ledger.material import (
     signer,
     transfer,
     trust,
+    unpacked,
     witness_of,
 )
 
@@ -493,6 +494,42 @@ def test_a_kept_checkpoint_that_the_bundle_does_not_reach(desk: Desk):
     assert only(desk.says(desk.written(report), trust=trust(**{"eu-west": desk.ledger.signed(LAST + 2)}))) == {}
     # Between two sizes that it proves anything about.
     assert only(desk.says(trust=trust(**{"eu-west": desk.ledger.signed(12)}))) == failed(unchecked=["IDENTITY"])
+
+
+SIGNED_LEAVES = {
+    "another class": (b'"open":[]', b'"open":[["gossip","' + b"ab" * 32 + b'"]]'),
+    "a record without a class": (b'"open":[]', b'"open":["' + b"ab" * 32 + b'"]'),
+    "records run together": (
+        b'"open":[]',
+        b'"open":[["egress","' + b"ab" * 32 + b'"]["egress","' + b"ab" * 32 + b'"]]',
+    ),
+    "records named twice": (b'"open":[]', b'"open":[],"open":[["egress","' + b"ab" * 32 + b'"]]'),
+    "another version": (b'"v":1', b'"v":2'),
+    "another place": (b'"index":40', b'"index":41'),
+    "a place written otherwise": (b'"index":40', b'"index":040'),
+    "a revision that went back": (b'"revision":81', b'"revision":78'),
+    "a revision beyond the next": (b'"revision":81', b'"revision":84'),
+    "a time that went back": (b'"at_ms":1700002400000', b'"at_ms":1700002339999'),
+    "a time beyond the next": (b'"at_ms":1700002400000', b'"at_ms":1700002460001'),
+}
+
+
+@pytest.mark.parametrize("name", SIGNED_LEAVES)
+def test_a_leaf_that_the_region_signed_and_that_is_none(desk: Desk, name):
+    """The tree is over this very line, so that its root is no reason to refuse it."""
+    ledger = honest("eu-west")
+    lines = [leaves.encode(leaf) for leaf in ledger.leaves]
+    old, new = SIGNED_LEAVES[name]
+    assert old in lines[40]
+    lines[40] = lines[40].replace(old, new)
+    frontier = merkle.Frontier()
+    for line in lines:
+        ledger.nodes.update({(level, at): value for level, at, value in frontier.append(merkle.leaf_hash(line))})
+    files = unpacked(desk.written(ledger.report()))
+    files["leaves.jsonl"] = b"".join(line + b"\n" for line in lines[20:80])
+    says = desk.says(packed(files, desk.folder / "signed.tar"), trust=trust())
+    assert says["LEAVES"][0] == FAIL
+    assert "root" not in says["LEAVES"][1]
 
 
 LEAKS = {
