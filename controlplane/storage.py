@@ -166,7 +166,9 @@ class RocksStore:
         bounds = ReadOptions()
         bounds.set_iterate_upper_bound(end)
         cursor = self._db.iter(bounds)
-        return _down(cursor, start, self._path) if reverse else _up(cursor, start, self._path)
+        # An iterator of rocksdict 0.3.29 points into its bounds without owning them: they have to live as long.
+        walk = _down if reverse else _up
+        return walk(cursor, start, self._path, bounds)
 
     def commit(self, batch: Batch) -> None:
         """Write `batch` as one, in the order of effect that `Batch` says.
@@ -571,18 +573,19 @@ def _place(cursor: RdictIter, key: bytes, *, first: bool, reverse: bool) -> None
         (cursor.prev if reverse else cursor.next)()
 
 
-def _up(cursor: RdictIter, start: bytes, path: Path) -> Iterator[Row]:
+def _up(cursor: RdictIter, start: bytes, path: Path, bounds: ReadOptions) -> Iterator[Row]:
     cursor.seek(start)
-    return _walk(cursor, cursor.next, path)
+    return _walk(cursor, cursor.next, path, bounds)
 
 
-def _down(cursor: RdictIter, start: bytes, path: Path) -> Iterator[Row]:
+def _down(cursor: RdictIter, start: bytes, path: Path, bounds: ReadOptions) -> Iterator[Row]:
     """From the upper bound to `start`, which is not set as a bound: rocksdict 0.3.29 takes a lower for an upper one."""
     cursor.seek_to_last()
-    return takewhile(lambda row: row[0] >= start, _walk(cursor, cursor.prev, path))
+    return takewhile(lambda row: row[0] >= start, _walk(cursor, cursor.prev, path, bounds))
 
 
-def _walk(cursor: RdictIter, step: Callable[[], None], path: Path) -> Iterator[Row]:
+def _walk(cursor: RdictIter, step: Callable[[], None], path: Path, _bounds: ReadOptions) -> Iterator[Row]:
+    """Rows from where `cursor` stands; `_bounds` lives as long as it does."""
     while (row := _row(cursor, path)) is not None:
         yield row
         step()

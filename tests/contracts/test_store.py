@@ -109,6 +109,18 @@ def test_a_scan_that_is_dropped_half_way_is_in_nobody_s_way(store: Store) -> Non
     assert len(content(store)) == 3
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_needs_nobody_to_keep_its_bounds(store: Store, reverse: bool) -> None:
+    """rocksdict's iterators point into their bounds: with the bounds gone, rows at the end were left out."""
+    put(store, pa="1", pb="2", pc="3", z="4")
+    for _ in range(200):
+        # Bounds that nobody else refers to, and whose memory others take before the first row is read.
+        rows = store.scan(bytes([112]), bytes([112, 255]) + bytes(40), reverse=reverse)
+        others = [bytes([65]) * size for size in range(30, 60)]
+        assert len(list(rows)) == 3
+        assert others
+
+
 def test_a_batch_handed_in_is_not_kept(store: Store) -> None:
     batch = Batch(puts={b"a": b"1"})
     store.commit(batch)
