@@ -31,7 +31,8 @@ from controlplane.v1.state_pb2 import Event
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-EVERY_S = 5.0
+EVERY_S = 2.0
+"""How often a tree that grew is shown to the peers."""
 _TIMEOUT_S = 5.0
 _PROOF_MAX = merkle.PROOF_HASHES_MAX
 
@@ -79,18 +80,24 @@ class Auditor:
         self._node, self._keys, self._ask = node, keys_of_region, ask
         self.origin = checkpoint.origin_of(node.fleet, node.region)
         self._task: asyncio.Task[None] | None = None
+        self._missing: dict[str, str] = {}
         self._system = partitions.system(node.region)
 
     def start(self) -> None:
         """Begin to ask for cosignatures while this node leads; nothing is done without a key."""
         if self._keys is not None and self._keys.peers:
             self._task = asyncio.create_task(self._run(), name="auditor")
+            self._task.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Stop at once."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None and not self._node.failed.done():
+            self._node.failed.set_exception(task.exception() or RuntimeError("the auditor ended"))
 
     @property
     def size(self) -> int:
@@ -175,10 +182,12 @@ class Auditor:
                 reply = await self._ask(peer, self._request(note, reply.seen, size))
             if reply.line:
                 await self._keep_cosigned(peer, size, checkpoint.with_cosignatures(note, reply.line))
+                self._missing.pop(peer, None)
         except ControlPlaneError as error:
-            # A peer that cannot be asked now is asked again; one that refuses has logged why, and so does this side.
-            if isinstance(error, Refused):
-                _log.error("cosignature_refused", peer=peer, reason=error.reason)
+            # It is asked again. Said once for each reason: a peer may be away for long.
+            if self._missing.get(peer) != error.reason:
+                self._missing[peer] = error.reason
+                _log.warning("cosignature_missing", peer=peer, reason=error.reason, problem=str(error))
 
     def _request(self, note: bytes, old: int, new: int) -> CosignRequest:
         proof = merkle.consistency_proof(old, new, audit.node_reader(self._node.store))
