@@ -203,6 +203,7 @@ TAMPERINGS = {
     "a leaf too long": (put("leaves.jsonl", b"x" * (5 << 20)), failed("LEAVES", unchecked=ON_LEAVES)),
     "no file of leaves": (without("leaves.jsonl"), failed("FILES", "LEAVES", unchecked=ON_LEAVES)),
     "no file of records": (without("records.jsonl"), failed("FILES", "RECORDS", *MATCHED, unchecked=["REACH"])),
+    "first and last the same": (put("checkpoints/first.note", signed(LAST)), failed()),
     "a range without its first leaf": (from_21(), failed("RANGE")),
     "a range without its last leaf": (
         both(on_lines("leaves.jsonl", lambda lines: lines[:-1]), manifest_range(20, 79), proven(79)),
@@ -401,7 +402,7 @@ TAMPERINGS = {
     "no proof from what a peer saw": (unproven(SEEN), failed(COSIGNED[1])),
     "a wrong proof from what a peer saw": (misproven(SEEN), failed(COSIGNED[1])),
     "a peer that saw nothing of the range": (
-        both(put("checkpoints/cosigned/us-east.note", cosigned(18, witness_of("us-east"))), proven(18)),
+        both(put("checkpoints/cosigned/us-east.note", cosigned(20, witness_of("us-east"))), proven(20)),
         failed(unchecked=COSIGNED[1:]),
     ),
     # Scans.
