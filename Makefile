@@ -72,6 +72,10 @@ demo-region: $(READY) ## The quick demo, of one region.
 bench: $(READY) ## Side by side with etcd where it is installed; build/bench.json. ARGS=--quick for a short run.
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: bench-fleet
+bench-fleet: $(READY) ## Of this only what is about several regions and the ledger; build/bench-fleet.json.
+	@$(BIN)/python -m bench --only fleet --only ledger --only bundle --out build/bench-fleet.json $(ARGS)
+
 .PHONY: chaos
 chaos: $(READY) ## Everything that breaks it on purpose; takes long. ARGS="simulate ..." runs one thing.
 	@$(BIN)/python -m chaos $(or $(ARGS),tier commit)

@@ -15,19 +15,18 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench.figures import SPECS, figures
+from bench.figures import FLEET_SPECS, SPECS, figures
 from bench.peer import installed
-from bench.report import plot, table
-from bench.run import FULL, QUICK, Run, Say
+from bench.report import plot, table, targets
+from bench.run import FULL, OF_FLEET, QUICK, SIDE_BY_SIDE, Run, Say
 
-PHASES = ("writes", "fanout", "failover", "mirror", "records", "snapshots")
-_FULL_S = 720
-_QUICK_S = 180
+_FULL_S = 1080
+_QUICK_S = 300
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="At most three minutes; rougher figures, and the plot stays as it is.")
-@click.option("--only", multiple=True, type=click.Choice(PHASES), help="These phases alone.")
+@click.option("--quick", is_flag=True, help="At most five minutes; rougher figures, and the plot stays as it is.")
+@click.option("--only", multiple=True, type=click.Choice(SIDE_BY_SIDE + OF_FLEET), help="These phases alone.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench.json"), show_default=True)
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Else docs/bench.png, if the run was full.")
 def main(*, quick: bool, only: tuple[str, ...], out: Path, picture: Path | None) -> None:
@@ -49,16 +48,22 @@ def main(*, quick: bool, only: tuple[str, ...], out: Path, picture: Path | None)
         sys.exit(1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    made = figures(run.samples, SPECS)
-    out.write_text(json.dumps(made, indent=1) + "\n")
-    console.print(table(made))
-    console.print(_conditions(time.monotonic() - began))
+    compared = figures(run.samples, SPECS if _any_of(SIDE_BY_SIDE, only) else [])
+    alone = figures(run.samples, FLEET_SPECS if _any_of(OF_FLEET, only) else [])
+    out.write_text(json.dumps(compared + alone, indent=1) + "\n")
+    for made in [table(compared)] * bool(compared) + [targets(alone)] * bool(alone):
+        console.print(made)
+    console.print(_conditions(time.monotonic() - began, with_peer=bool(compared)))
     if target := picture or (None if quick or only else Path("docs/bench.png")):
         plot(run.samples, target)
         console.print(f"plot: {target}")
     for trouble in run.trouble:
         console.print(f"not measured whole: {trouble}", style="red")
     sys.exit(1 if run.trouble else 0)
+
+
+def _any_of(phases: tuple[str, ...], only: tuple[str, ...]) -> bool:
+    return not only or any(phase in phases for phase in only)
 
 
 async def _measured(folder: Path, say: Say, *, quick: bool, only: tuple[str, ...]) -> Run:
@@ -75,13 +80,14 @@ async def _measured(folder: Path, say: Say, *, quick: bool, only: tuple[str, ...
     return run
 
 
-def _conditions(took_s: float) -> str:
+def _conditions(took_s: float, *, with_peer: bool) -> str:
     peer = (
         "etcd without TLS (mTLS: with), synced; ours with mutual TLS, synced"
         if installed()
         else "etcd is not installed"
     )
-    return f"{platform.machine()}, Python {platform.python_version()}, {took_s:.0f} s; {peer}; medians"
+    told = [f"{platform.machine()}, Python {platform.python_version()}, {took_s:.0f} s", peer, "medians"]
+    return "; ".join(each for each in told if with_peer or each is not peer)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from math import inf
 
 import grpc
 
@@ -18,13 +19,19 @@ PROBE_EVERY_S = 0.005
 FAILOVER_TIMEOUT_S = 15.0
 # Probes of one failover that may be under way at once.
 _PROBES_MAX = 4096
+
+
+class NotMeasured(Exception):
+    """What was to be measured did not come about; the text says what did."""
+
+
 # What a call raises when the system could not do it, as opposed to a defect of the benchmark.
-FAILURES = (grpc.RpcError, ControlPlaneError, TimeoutError)
+FAILURES = (grpc.RpcError, ControlPlaneError, TimeoutError, NotMeasured)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a closed loop did: writes per second, and latencies in milliseconds."""
+    """What a closed loop did: writes per second, and latencies in milliseconds (infinite if no write ended)."""
 
     rate: float
     p50_ms: float
@@ -52,7 +59,7 @@ async def closed_loop(write: Write, *, workers: int, seconds: float, warm_s: flo
 
 
 def _quantile(ordered: list[float], q: float) -> float:
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else inf
 
 
 Client = AbstractAsyncContextManager[Sequence[Write]]

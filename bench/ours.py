@@ -27,8 +27,12 @@ class Ours:
 
     name = "controlplane"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ledger: bool = True) -> None:
+        """Without its `ledger` it is there to be compared with."""
         self._region = LoopbackRegion(folder, fleet="bench")
+        if not ledger:
+            for node in self.nodes:
+                node.argv[node.argv.index("controlplane")] = "bench.unledgered"
         self._identity = self._region.identity("operator", "bench")
         contents = [self._identity[part].read_bytes() for part in ("ca", "key", "cert")]
         self._credentials = grpc.ssl_channel_credentials(*contents)
@@ -70,7 +74,20 @@ class Ours:
                 yield self._unary(channel)
         else:
             async with sdk.ControlPlane.connect(self._region.addresses, mirror=False, **self._identity) as plane:
-                yield self._stream(plane)
+                yield stream_writer(plane, self._versions)
+
+    @asynccontextmanager
+    async def switcher(self) -> AsyncIterator[Write]:
+        """A client over the SDK's stream that engages, and the next time releases, the worker's own kill switch."""
+        async with sdk.ControlPlane.connect(self._region.addresses, mirror=False, **self._identity) as plane:
+            engaged: set[int] = set()
+
+            async def write(worker: int) -> None:
+                scope = sdk.Scope(kind=sdk.SCOPE_TENANT, name=f"tenant-{worker}")
+                await (plane.release if worker in engaged else plane.engage)(scope, reason="benchmark")
+                engaged.symmetric_difference_update({worker})
+
+            yield write
 
     @asynccontextmanager
     async def probe(self, nodes: Sequence[int]) -> AsyncIterator[Sequence[Write]]:
@@ -147,20 +164,6 @@ class Ours:
         options = [*RECONNECT, *told_apart(number)]
         return grpc.aio.secure_channel(self._region.addresses[node], self._credentials, options=options)
 
-    def _stream(self, plane: sdk.ControlPlane) -> Write:
-        versions = self._versions
-
-        async def write(worker: int) -> None:
-            version = versions.get(worker)
-            if version is None:
-                reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply
-                reply = await plane.create_workflow(_id(worker), VALUE)
-            else:
-                reply = await plane.compare_and_swap(_id(worker), version, VALUE)
-            versions[worker] = reply.version
-
-        return write
-
     def _unary(self, channel: grpc.aio.Channel) -> Write:
         create = _method(channel, "Agents/CreateWorkflow", api.CreateWorkflowReply)
         swap = _method(channel, "Agents/CompareAndSwapWorkflow", api.CompareAndSwapWorkflowReply)
@@ -191,6 +194,21 @@ class Ours:
             return await create(request, timeout=CALL_TIMEOUT_S)
 
         return write
+
+
+def stream_writer(plane: sdk.ControlPlane, versions: dict[int, int]) -> Write:
+    """Writes of one workflow for each worker; `versions` are those that were written already, and is kept up."""
+
+    async def write(worker: int) -> None:
+        version = versions.get(worker)
+        if version is None:
+            reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply
+            reply = await plane.create_workflow(_id(worker), VALUE)
+        else:
+            reply = await plane.compare_and_swap(_id(worker), version, VALUE)
+        versions[worker] = reply.version
+
+    return write
 
 
 def _method(channel: grpc.aio.Channel, path: str, reply: type[R]) -> grpc.aio.UnaryUnaryMultiCallable[Message, R]:

@@ -32,6 +32,25 @@ def table(figures: list[dict[str, Any]]) -> RenderableType:
     return made
 
 
+def targets(figures: list[dict[str, Any]]) -> RenderableType:
+    """Figures of fleet and ledger, with what each is to be."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("figure", "measured", "(range)", "target", "reached", "unit", "n", "how"):
+        made.add_column(heading, justify="left" if heading in ("figure", "unit", "how") else "right")
+    for figure in figures:
+        made.add_row(
+            figure["name"],
+            _number(figure["ours"]),
+            _span(figure["ours_range"]),
+            f"{figure['target_is']} {_number(figure['target'])}" if figure["target_is"] else "",
+            {True: "yes", False: "no", None: "-" if figure["target_is"] else ""}[figure["reached"]],
+            figure["unit"],
+            str(figure["n"]),
+            figure["note"],
+        )
+    return made
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "-"

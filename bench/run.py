@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import load
+from bench import fleet, load, reviewer
 from bench.figures import ETCD, OURS, SECURE, TUNED, Samples
+from bench.ledger import alone, leaves_in
 from bench.local import mirror_us, snapshot_stalls_ms
 from bench.ours import Ours
 from bench.peer import Etcd, installed
@@ -22,6 +23,7 @@ from controlplane.loopback import ending
 
 _FILL_WORKERS = 256
 _IDLE_S = 3.0
+_SHARED_RECORDS = 10_000
 _BACK_TIMEOUT_S = 60.0
 # One size of fan-out is enough to say what TLS costs.
 _SECURE_WATCHERS = 500
@@ -39,6 +41,10 @@ class Plan:
     records: Sequence[int]
     restarts: int
     snapshots: int
+    shared: int
+    isolations: int
+    ledger_rounds: int
+    leaves: int
 
 
 FULL = Plan(
@@ -50,6 +56,10 @@ FULL = Plan(
     records=(1_000, 10_000, 100_000),
     restarts=3,
     snapshots=5,
+    shared=200,
+    isolations=3,
+    ledger_rounds=4,
+    leaves=1_000_000,
 )
 QUICK = Plan(
     seconds=0.7,
@@ -60,10 +70,19 @@ QUICK = Plan(
     records=(100_000,),
     restarts=1,
     snapshots=2,
+    shared=60,
+    isolations=1,
+    ledger_rounds=2,
+    leaves=50_000,
 )
 
 Say = Callable[[str], None]
 Phase = Callable[[], Awaitable[None]]
+
+SIDE_BY_SIDE = ("writes", "fanout", "failover", "mirror", "records", "snapshots")
+"""Phases that are about one region."""
+OF_FLEET = ("fleet", "ledger", "bundle")
+"""Phases about federation and the ledger, after the others."""
 
 
 class Run:
@@ -75,16 +94,29 @@ class Run:
         self._folder = folder
         self._plan = plan
         self._say = say
-        self._ours = Ours(_made(folder / "ours"))
-        self._sides: list[Side] = [self._ours]
-        if installed():
-            self._sides.append(Etcd(_made(folder / "etcd")))
-            self._sides.append(Etcd(_made(folder / "tuned"), heartbeat_ms=30, election_ms=150))
-            self._sides.append(Etcd(_made(folder / "secure"), secure=True))
+        self._sides: list[Side] = []
 
     async def measure(self, only: Iterable[str]) -> None:
         """Run all phases, or those named."""
-        wanted = set(only)
+        wanted = set(only or (*SIDE_BY_SIDE, *OF_FLEET))
+        if wanted.intersection(SIDE_BY_SIDE):
+            await self._side_by_side(wanted)
+        phases: dict[str, tuple[float, Phase]] = {
+            "fleet": (150, self._fleet),
+            "ledger": (150, self._ledger),
+            "bundle": (280, self._bundle),
+        }
+        for name, (budget_s, phase) in phases.items():
+            if name in wanted:
+                await self._phase(name, budget_s, phase)
+
+    async def _side_by_side(self, wanted: set[str]) -> None:
+        self._ours = Ours(_made(self._folder / "ours"))
+        self._sides.append(self._ours)
+        if installed():
+            self._sides.append(Etcd(_made(self._folder / "etcd")))
+            self._sides.append(Etcd(_made(self._folder / "tuned"), heartbeat_ms=30, election_ms=150))
+            self._sides.append(Etcd(_made(self._folder / "secure"), secure=True))
         phases: dict[str, tuple[float, Phase]] = {
             "writes": (180, self._writes),
             "fanout": (120, self._fan_out),
@@ -96,7 +128,7 @@ class Run:
         with ending([node for side in self._sides for node in side.nodes]):
             await self._start()
             for name, (budget_s, phase) in phases.items():
-                if not wanted or name in wanted:
+                if name in wanted:
                     await self._phase(name, budget_s, phase)
 
     async def _phase(self, name: str, budget_s: float, phase: Phase) -> None:
@@ -158,8 +190,9 @@ class Run:
         async with side.writer(way) as write:
             done = await load.closed_loop(write, workers=workers, seconds=self._plan.seconds)
         self.samples.add(side.name, name, done.rate)
-        self.samples.add(side.name, f"{name}_p50", done.p50_ms)
-        self.samples.add(side.name, f"{name}_p99", done.p99_ms)
+        if done.writes:
+            self.samples.add(side.name, f"{name}_p50", done.p50_ms)
+            self.samples.add(side.name, f"{name}_p99", done.p99_ms)
 
     async def _fan_out(self) -> None:
         for count in self._plan.watchers:
@@ -200,6 +233,82 @@ class Run:
         self.samples.add(OURS, "mirror_check", *check)
         self.samples.add(OURS, "mirror_config", *config)
 
+    async def _fleet(self) -> None:
+        self._say("starting three regions of one node each")
+        async with fleet.running(_made(self._folder / "fleet")) as regions:
+            await self._phase("fresh region", 90, lambda: self._fresh(regions))
+            await regions.join()
+            await self._phase("shared records", 60, lambda: self._shared(regions))
+            await self._phase("isolation", 120, lambda: self._isolation(regions))
+
+    async def _fresh(self, regions: fleet.Fleet) -> None:
+        self._say(f"{_SHARED_RECORDS} shared records, for regions that have none of them")
+        revision = await regions.fill(_SHARED_RECORDS)
+        for abroad in (True, False):
+            found = await regions.fresh(abroad=abroad, revision=revision, count=_SHARED_RECORDS)
+            self.samples.add(OURS, "fresh", found.seconds)
+            self.samples.add(OURS, "fresh_copying", found.copying_s)
+
+    async def _shared(self, regions: fleet.Fleet) -> None:
+        self._say("shared records on their way to every region")
+        await asyncio.sleep(_IDLE_S)
+        found = await regions.shared(self._plan.shared)
+        commits = [1e3 * (each.acknowledged - each.began) for each in found]
+        self.samples.add(OURS, "shared", *(1e3 * (each.arrived - each.began) for each in found))
+        self.samples.add(OURS, "shared_after_ack", *(1e3 * (each.arrived - each.acknowledged) for each in found))
+        self.samples.add(OURS, "shared_commit", *commits)
+        self.samples.add(OURS, "shared_bound", 1.5e3 * fleet.LINK_S + statistics.median(commits))
+
+    async def _isolation(self, regions: fleet.Fleet) -> None:
+        for number in range(self._plan.isolations):
+            self._say(f"a region is cut off and healed, round {number + 1} of {self._plan.isolations}")
+            found = await regions.isolated(self._plan.seconds)
+            self.samples.add(OURS, "connected_rate", found.before)
+            self.samples.add(OURS, "isolated_rate", found.during)
+            self.samples.add(OURS, "isolated", _ratio(found.during, found.before))
+            self.samples.add(OURS, "healed", _ratio(found.after, found.before))
+
+    async def _ledger(self) -> None:
+        plan = self._plan
+        async with alone(_made(self._folder / "alone") / "store") as node:
+            for number in range(plan.ledger_rounds):
+                self._say(f"a node alone with and without ledger, round {number + 1} of {plan.ledger_rounds}")
+                found = {each: await node.rates(ledger=each, seconds=plan.seconds / 2) for each in _turns(number)}
+                self._compare("alone", found)
+        regions = {each: Ours(_made(self._folder / f"ledger-{each}"), ledger=each) for each in (True, False)}
+        with ending([node for region in regions.values() for node in region.nodes]):
+            for region in regions.values():
+                await region.start()
+                pause(region)
+            for number in range(plan.ledger_rounds):
+                self._say(f"a region with and without ledger, round {number + 1} of {plan.ledger_rounds}")
+                self._compare("ledger", {each: await self._rates(regions[each]) for each in _turns(number)})
+        for each, region in regions.items():
+            if (leaves_in(region.store_folder(0)) > 0) != each:
+                raise load.NotMeasured("the region without a ledger has one, or the one with a ledger has none")
+
+    def _compare(self, prefix: str, found: dict[bool, dict[str, float]]) -> None:
+        for name, rate in found[True].items():
+            self.samples.add(OURS, f"{prefix}_{name}", _ratio(rate, found[False][name]))
+
+    async def _rates(self, region: Ours) -> dict[str, float]:
+        rates = {}
+        async with self._alone(region):
+            for name, client in (("writes", region.writer("stream")), ("switches", region.switcher())):
+                async with client as write:
+                    rates[name] = (await load.closed_loop(write, workers=64, seconds=self._plan.seconds)).rate
+        return rates
+
+    async def _bundle(self) -> None:
+        count = self._plan.leaves
+        folder = _made(self._folder / "bundle")
+        self._say(f"making a bundle of {count} leaves")
+        await reviewer.made(folder, count)
+        self._say("verifying it")
+        seconds, peak_mb = await reviewer.verified(folder)
+        self.samples.add(OURS, f"verify_{count}", seconds)
+        self.samples.add(OURS, f"verify_{count}_peak", peak_mb)
+
     async def _snapshots(self) -> None:
         """Snapshots of what one of our nodes holds, in this process; on a copy of its store."""
         self._say("snapshots beside a running loop")
@@ -233,6 +342,17 @@ class Run:
                 self._say(f"restart with {count} records, round {number + 1} of {self._plan.restarts}: {side.name}")
                 async with self._alone(side):
                     self.samples.add(side.name, "restart", await _restart_s(side))
+
+
+def _ratio(rate: float, compared: float) -> float:
+    if not compared:
+        raise load.NotMeasured("there was not one write to compare with")
+    return rate / compared
+
+
+def _turns(number: int) -> tuple[bool, bool]:
+    """With and without, each first in every other round: what changes along a run is then in neither's favour."""
+    return (True, False) if number % 2 else (False, True)
 
 
 def _said(error: BaseException) -> str:

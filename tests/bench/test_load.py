@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import pytest
@@ -26,6 +27,11 @@ async def test_a_closed_loop_counts_what_ends_in_its_time() -> None:
     assert done.rate == pytest.approx(done.writes / 0.4)
     # Four workers cannot end more than one write each in 10 ms.
     assert 0 < done.rate <= 400
+
+
+async def test_a_closed_loop_in_which_nothing_ended_has_a_rate_of_zero() -> None:
+    done = await load.closed_loop(lambda _: asyncio.sleep(0.3), workers=2, seconds=0.1, warm_s=0.0)
+    assert (done.rate, done.writes, done.p99_ms) == (0.0, 0, math.inf)
 
 
 async def test_the_first_success_ends_a_failover_and_failures_do_not() -> None:
