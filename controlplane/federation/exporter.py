@@ -133,7 +133,7 @@ class Exporter:
         link = self._links.get(region)
         if link is None:
             raise Denied("the caller's region is no peer of this one", reason="PEER_UNKNOWN")
-        place = self._placed(link, await self._hello(stream))
+        place = await self._placed(link, await self._hello(stream))
         export = _Export(self, self._node, place, stream)
         former = self._streams.get((region, place.reach))
         if former is not None:
@@ -188,7 +188,7 @@ class Exporter:
             raise Invalid("the first message is not a hello", reason="HELLO_MISSING")
         return request.hello
 
-    def _placed(self, link: Link, hello: wire.FollowHello) -> _Place:
+    async def _placed(self, link: Link, hello: wire.FollowHello) -> _Place:
         if not leads(self._node):
             self.check(link, hello.reach)
         if hello.terms.region != link.region:
@@ -206,6 +206,9 @@ class Exporter:
             )
         self.check(link, hello.reach)
         source = f"{link.region} is ahead in {Reach.Name(hello.reach)}"
+        if hello.revision > self._node.revision:
+            # A leader that is about to learn that another one leads has not seen everything.
+            await self._node.log.barrier(timeout_s=_TIMEOUT_S)
         if hello.revision > self._node.revision:
             why = (
                 f"{link.region} has copied up to revision {hello.revision} of {self._node.region}, which is at"

@@ -48,7 +48,7 @@ IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
 ACK_S: Final = 1.0
 ACK_MESSAGES: Final = 1000
 
-_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_DENIED_S = 0.05, 2.0, 5.0
+_PAUSE_MIN_S, _PAUSE_MAX_S, _PAUSE_DENIED_S = 0.05, 2.0, 60.0
 _SILENCE_S = 5.0
 _TIMEOUT_S = 5.0
 _PARTITIONS_MAX = 256
@@ -88,6 +88,7 @@ class Follower:
     def start(self) -> None:
         """Begin; idle unless this node leads."""
         self._node.log.on_change(self._change.set)
+        self._link.on_agreement(self._change.set)
         name = f"follow {self._link.region} {Reach.Name(self._reach)}"
         self._task = asyncio.create_task(self._run(), name=name)
 
@@ -119,9 +120,11 @@ class Follower:
             pause_s = min(2 * pause_s, _PAUSE_MAX_S) if least_s >= 0 else _PAUSE_MIN_S
 
     async def _pause(self, pause_s: float) -> None:
+        """Wait, but not while what the peer did not share is shared now."""
+        shared = self._reach in self._link.receives
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                while self._goes_on():
+                while self._goes_on() and (shared or self._reach not in self._link.receives):
                     self._change.clear()
                     await self._change.wait()
 
@@ -154,6 +157,7 @@ class Follower:
                 link.dispute(str(error))
             elif error.reason == "CURSOR_AHEAD":
                 link.pause(ahead, str(error))
+                self._turn += 1
             self._heard(error, alive=False)
         except ControlPlaneError as error:
             self._turn += 1

@@ -116,7 +116,10 @@ class Link:
         self._pauses: dict[str, str] = {}
         self._troubles = {EGRESS: "nothing was heard from it yet"}
         self._told = ("down", "")
+        self.receives: frozenset[Reach] = frozenset()
+        """Reaches that the peer shares, as it said last."""
         self._listeners: list[Callable[[], None]] = []
+        self._agreed: list[Callable[[], None]] = []
         self._lines, self._lines_since = 0, node.clock()
 
     # -- what is known of it
@@ -137,13 +140,20 @@ class Link:
         """Call `listener`, which must not raise or block, when the two sides begin to disagree."""
         self._listeners.append(listener)
 
+    def on_agreement(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, which must not raise or block, when the other side has said what it holds true."""
+        self._agreed.append(listener)
+
     def meet(self, theirs: wire.Terms) -> Agreement:
         """Work out what the link carries from what the other side says now. Raises `Invalid`."""
         agreement = geography.agreement(self.terms, unpacked(theirs))
+        self.receives = frozenset(agreement.receives)
         if agreement.paused:
             self.dispute("; ".join(agreement.pauses))
         else:
             self.resume(_MAP)
+        for listener in self._agreed:
+            listener()
         return agreement
 
     def dispute(self, why: str) -> None:

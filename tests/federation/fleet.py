@@ -93,6 +93,8 @@ class Member:
     def __init__(self, region: Region, name: str) -> None:
         self.region, self.name = region, name
         self.memory = MemoryStore()
+        self.log: Log | None = None
+        """One that the test decides, instead of the usual one."""
         self.node: Node
         self.server: Server
         self.federation: Federation
@@ -102,7 +104,7 @@ class Member:
         own, loop = self.region.config, asyncio.get_running_loop()
         credentials = process.read_credentials(own, own.node(self.name))
         store: Store = self.memory
-        log: Log = LocalLog(self.name)
+        log: Log = self.log or LocalLog(self.name)
         if len(own.nodes) > 1:
             folder = open_folder(
                 self.region.fleet.folder / own.name / self.name, fleet=FLEET, region=own.name, node=self.name, start=how

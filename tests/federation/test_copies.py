@@ -40,6 +40,7 @@ async def test_a_region_that_was_cut_off_goes_on_says_so_and_catches_up(tmp_path
         await write_some(fleet, "a")
         await fleet.settled()
         assert fleet[EAST].link(WEST).state == "up"
+        await until(lambda: fleet[EAST].link(WEST).views[0].age_ms < 60_000)
         for other in (WEST, CENTRAL):
             await fleet.cut(EAST, other)
         await until(lambda: all(fleet[EAST].link(other).state == "down" for other in (WEST, CENTRAL)))

@@ -259,6 +259,7 @@ async def test_a_home_that_lies_writes_nothing_here(tmp_path, lie):
         await fleet.settled()
         fleet[WEST].member_before = fleet[WEST].member
         await fleet[WEST].stop()
+        await until(lambda: fleet[EAST].link(WEST).state == "down")
         before = [fleet[EAST].held(home, reach) for home in (WEST, EAST, CENTRAL) for reach in (GLOBAL, HOME_ONLY)]
         cursor = rules.cursor_at(fleet[EAST].node.store, EAST, WEST, GLOBAL)
         home = LyingHome(fleet, LIES[lie])
