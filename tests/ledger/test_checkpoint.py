@@ -69,6 +69,35 @@ def test_a_changed_note_is_not_opened(old, new):
         notes.parse(PUBLISHED_NOTE.replace(old, new)).opened([VerifierKey.parse(PUBLISHED_KEY)])
 
 
+LINE = LOG.line("text\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"text\n{LINE}",
+        f"text\n\n{LINE[:-1]}",
+        f"text\n\n\t{LINE}",
+        f"te\rxt\n\n{LINE}",
+        f"text\n\n{LINE[1:]}",
+        f"text\n\n{LINE}x\n",
+        "text\n\n\u2014 name AAAA\n",
+        "text\n\n\u2014 name AAAAAA==\n",
+        "text\n\n\u2014 na+me AAAAAAA=\n",
+        "text\n\n\u2014  AAAAAAA=\n",
+    ],
+)
+def test_what_is_no_note_is_not_taken_apart(content):
+    with pytest.raises(NoteInvalid):
+        notes.parse(content.encode())
+
+
+@pytest.mark.parametrize("text", ["text", "", "te\txt\n", "te\rxt\n", "\0\n"])
+def test_texts_that_no_note_can_have(text):
+    with pytest.raises(ValueError, match="newline"):
+        notes.write(text, LINE)
+
+
 def test_sizes_are_looked_at_first():
     with pytest.raises(NoteInvalid, match="too long"):
         notes.parse(b"x" * (notes.NOTE_BYTES_MAX + 1))
