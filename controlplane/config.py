@@ -299,7 +299,7 @@ def _region(table: _Table, file: Path) -> RegionConfig:
         jurisdiction=jurisdiction,
         authority=_file(table, "authority", "the path of the certificate authority's certificate", file),
         nodes=nodes,
-        partitions=_partitions(table, name),
+        partitions=_partitions(table, name, shares=bool(jurisdictions)),
         administrators=_administrators(table, fleet, name),
         timing=_timing(table.table("timing"), table),
         quota_bytes=table.integer("quota_bytes", 16 * _MIB, 1 << 44, limits.QUOTA_BYTES),
@@ -448,11 +448,18 @@ def _unique(table: _Table, key: str, what: str, values: Iterable[str]) -> None:
         seen.add(value)
 
 
-def _partitions(table: _Table, region: str) -> tuple[records_pb2.Partition, ...]:
+def _partitions(table: _Table, region: str, *, shares: bool) -> tuple[records_pb2.Partition, ...]:
     partitions = tuple(_partition(each, region) for each in table.tables("partition", _PARTITIONS_MAX))
     if not partitions:
         table.problem("partition", "there is none; write at least one [[partition]] table")
     _unique(table, "partition", "id", (partition.id for partition in partitions))
+    for partition in partitions:
+        if "switch" in partition.default_for and partition.reach not in (records_pb2.HOME_ONLY, 0) and shares:
+            table.problem(
+                "partition",
+                f'{partition.id!r} holds kill switches, which say who and why: write reach "home-only", and have'
+                ' other regions told by a partition with default_for = ["stop"]',
+            )
     _unique(
         table,
         "partition",

@@ -396,3 +396,19 @@ def test_any_damage_is_a_config_error_or_harmless(line, inserted, column):
     for peer in region.peers:
         # What may leave is what the file says, and the law never has to take away from it.
         assert set(exported(region.atlas, peer.region)) == peer.may_leave
+
+
+def test_kill_switches_that_say_who_and_why_do_not_travel():
+    fleet = Path("regions/fleet/eu-west.toml")
+    text = fleet.read_text()
+    at = text.index('id = "eu-west.prod.switches"')
+    wider = text[:at] + text[at:].replace('reach = "home-only"', 'reach = "jurisdiction"', 1)
+    (problem,) = problems_of(wider, fleet)
+    assert "eu-west.prod.switches" in problem
+    assert "stop" in problem
+
+
+def problems_of(text, file):
+    with pytest.raises(config.ConfigError) as raised:
+        config.parse(text, file)
+    return raised.value.problems

@@ -18,7 +18,7 @@ _kinds = click.option(
     "--kind",
     "kinds",
     multiple=True,
-    type=click.Choice(["flag", "switch", "workflow", "election"]),
+    type=click.Choice(["flag", "switch", "exception", "stop", "workflow", "election"]),
     help="Only these kinds.",
 )
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from controlplane import limits
 from controlplane.errors import Refused
 from controlplane.features import partitions
+from controlplane.features.switches import EXCEPTION, SWITCH
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Tx, scope_of
@@ -36,6 +37,7 @@ PASSAGE = Kind("passage", Passage, reserved=True)
 AGE_UNKNOWN_MS = (1 << 32) - 1
 """Age of a state that was never proven current, or that is not as new as the last one that was."""
 
+_SAYING_WHO = frozenset({SWITCH.name, EXCEPTION.name})
 _WRITES = limits.WRITES_PER_TXN_MAX - 1
 """Copies of one transaction: the cursor is written beside them."""
 
@@ -146,8 +148,12 @@ def learn(tx: Tx, peer: str, reach: Reach, found: Iterable[Partition]) -> Reques
 
 
 def shared(events: Iterable[Event]) -> list[Shared]:
-    """Events as they leave: without who and why."""
-    return [_stripped(event) for event in events]
+    """Events as they leave: without who and why.
+
+    Kill switches and exceptions from them say it in their values too, so they do not leave at all, wherever an operator
+    had them put; what other regions need of them is a stop.
+    """
+    return [each for event in events if (each := _stripped(event)) is not None]
 
 
 def grant(tx: Tx, wanted: Grant) -> RequestHeader | None:
@@ -200,8 +206,10 @@ def fingerprint(revision: int, records: Iterable[Shared]) -> bytes:
     return sha.digest()
 
 
-def _stripped(event: Event) -> Shared:
+def _stripped(event: Event) -> Shared | None:
     key = keys.decode(event.key)
+    if key.kind in _SAYING_WHO:
+        return None
     out = Shared(
         key=event.key,
         origin=Origin(

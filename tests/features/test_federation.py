@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from controlplane import limits
 from controlplane.errors import Refused
-from controlplane.features import federation
+from controlplane.features import federation, switches
 from controlplane.features.partitions import system
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import MemoryStore, Store
 from controlplane.kernel.transaction import Kind, Tx, scope_of
+from controlplane.v1.api_pb2 import EngageSwitchRequest
 from controlplane.v1.federation_pb2 import Shared, SharedPage
-from controlplane.v1.records_pb2 import GLOBAL, Cursor, Grant, Partition, Passage, Workflow
+from controlplane.v1.records_pb2 import GLOBAL, SCOPE_TENANT, Cursor, Grant, Partition, Passage, Scope, Workflow
 from controlplane.v1.state_pb2 import Entry, Origin, Outcome
 
 HOME, HERE = "eu", "us"
@@ -314,3 +315,17 @@ def test_both_sides_of_a_passage_compute_one_digest() -> None:
     passage = Passage(direction=Passage.EGRESS, counterparty="us", reach=GLOBAL, epoch=1, upto=3, digest=digest)
     assert transact(home, system(HOME), lambda tx: federation.record_passage(tx, passage)) is not None
     assert transact(home, system(HOME), lambda tx: federation.record_passage(tx, passage)) is None
+
+
+def test_kill_switches_stay_at_home_wherever_they_lie_and_what_is_only_called_so_does_not() -> None:
+    home = MemoryStore()
+    scope = Scope(kind=SCOPE_TENANT, name="acme")
+
+    def throw(tx: Tx) -> Message:
+        tx.put(THING, "dark-switch", Workflow(id="dark-switch"))
+        return switches.engage(tx, EngageSwitchRequest(scope=scope))
+
+    transact(home, ONE, throw)
+    events = list(machine.events(home, DOMAIN, 0, 1))
+    assert len(events) == 2
+    assert [keys.decode(each.key).name for each in federation.shared(events)] == ["dark-switch"]

@@ -27,7 +27,7 @@ from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.storage import RocksStore
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1 import drill_pb2, records_pb2
+from controlplane.v1 import audit_pb2, drill_pb2, records_pb2
 
 FLEET, REGION = "acme", "eu-west"
 
@@ -157,7 +157,7 @@ class Caller:
 
     def stream(self, method: str, request: Any = b"") -> Any:
         encoded = request if isinstance(request, bytes) else request.SerializeToString()
-        return self.channel.unary_stream(f"/controlplane.v1.Agents/{method}")(encoded)
+        return self.channel.unary_stream(f"/controlplane.v1.{SERVICE_OF[method]}/{method}")(encoded)
 
     async def session(self) -> Talk:
         """Open a session and take its first message."""
@@ -168,7 +168,7 @@ class Caller:
 
 SERVICE_OF = {
     method.name: service.name
-    for file in (api.DESCRIPTOR, drill_pb2.DESCRIPTOR)
+    for file in (api.DESCRIPTOR, audit_pb2.DESCRIPTOR, drill_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
 }

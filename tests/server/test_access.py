@@ -51,7 +51,8 @@ async def test_streams_are_authorized(tmp_path, method):
     async with running(tmp_path) as region:
         async with region.caller("reviewer") as reviewer:
             stream = reviewer.stream(method)
-            assert await stream.read() is not grpc.aio.EOF
+            # The ledger of a region that shares nothing is empty, and read to its end at once.
+            assert (await stream.read() is grpc.aio.EOF) is (method == "ReadLedger")
             stream.cancel()
         async with region.caller("peer") as peer:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
