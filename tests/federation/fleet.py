@@ -12,7 +12,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
-from controlplane import certs, config, process, status
+from controlplane import certs, config, limits, process, status
 from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
 from controlplane.errors import ControlPlaneError
@@ -124,6 +124,7 @@ class Member:
             wall_ms=process.wall_ms,
             entropy=os.urandom,
             atlas=own.atlas,
+            quota_bytes=self.region.quota_bytes,
         )
         await self.node.start()
         self.controllers = Controllers(self.node)
@@ -156,6 +157,7 @@ class Region:
         self.members = {node: Member(self, node) for node in self.node_names}
         self.law: Law = LAW
         self.may_leave: dict[str, list[str]] = {}
+        self.quota_bytes = limits.QUOTA_BYTES
         self.config: config.RegionConfig
 
     @property

@@ -6,19 +6,21 @@ import asyncio
 import io
 import socket
 
+import pytest
 from rich.console import Console
 
-from controlplane import process
+from controlplane import limits, process
 from controlplane.cli import shapes
 from controlplane.cli.region import _status
 from controlplane.config import split_address
 from controlplane.datadir import Start
-from controlplane.errors import ControlPlaneError
+from controlplane.errors import ControlPlaneError, Refused
 from controlplane.v1 import api_pb2 as api
+from controlplane.v1 import records_pb2
 from controlplane.v1.records_pb2 import GLOBAL
 from tests.federation.fleet import CENTRAL, EAST, WEST, Fleet, running
 from tests.node.harness import ScriptedLog
-from tests.server.regions import create, flag, until
+from tests.server.regions import create, flag, until, write_header
 
 
 async def test_a_log_that_discards_delays_or_loses_the_lead_skips_and_repeats_nothing(tmp_path):
@@ -60,6 +62,51 @@ async def test_a_log_that_discards_delays_or_loses_the_lead_skips_and_repeats_no
         log.lead()
         await fleet.settled()
         assert len(fleet[EAST].held(WEST, GLOBAL)) == 80
+
+
+async def test_a_call_whose_answer_was_lost_on_the_way_happens_once(tmp_path):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(EAST) as maria:
+        await fleet.settled()
+        log = ScriptedLog()
+        fleet[WEST].members["west1"].log = log
+        await fleet[WEST].restart()
+        await until(lambda: fleet[EAST].link(WEST).state == "up")
+        log.automatic = False
+        request = flag("once", partition=f"{WEST}.prod.global")
+        call = asyncio.create_task(maria.call("SetFlag", request, timeout_s=15))
+        while b"SetFlag" not in (attempt := await asyncio.wait_for(log.appends.get(), 20)).entry:
+            attempt.commit()
+        await fleet.cut(WEST, EAST)
+        attempt.commit()
+        log.automatic = True
+        await until(lambda: fleet[EAST].link(WEST).state == "down")
+        await fleet.heal(WEST, EAST)
+        reply = api.SetFlagReply.FromString(await call)
+        assert (reply.header.region, reply.meta.version) == (WEST, 1)
+        await fleet.settled()
+
+
+async def test_copies_leave_room_for_kill_switches(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "QUOTA_RESERVED_BYTES", 40_000)
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        await fleet[EAST].stop()
+        fleet[EAST].quota_bytes = 10_000
+        async with fleet.caller(WEST) as maria:
+            for n in range(300):
+                await maria.call("SetFlag", flag(f"f{n}"))
+        await fleet[EAST].start()
+        await until(lambda: "STORE_FULL" in fleet[EAST].link(WEST).reason)
+        async with fleet.caller(EAST) as maria:
+            with pytest.raises(Refused) as raised:
+                await maria.call("SetFlag", flag("own"))
+            assert raised.value.reason == "STORE_FULL"
+            scope = records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name="t")
+            engaged = api.EngageSwitchRequest(header=write_header(reason="it broke"), scope=scope)
+            assert api.EngageSwitchReply.FromString(await maria.call("EngageSwitch", engaged)).changed
+        # With more room, it goes on where it stood.
+        fleet[EAST].quota_bytes = limits.QUOTA_BYTES
+        await fleet[EAST].restart()
+        await fleet.settled()
 
 
 async def test_the_status_shows_links_copies_and_isolation(tmp_path):
