@@ -18,8 +18,9 @@ What is about several regions and the ledger has no other side; it is told with 
    takes no longer than that, though between distant machines it would. One clock times both ends.
 8. What the ledger costs is measured twice, in turns: two regions of three nodes, one of which runs a program without
    the ledger (`bench.unledgered`); and one node in this process, where it weighs most, because nothing else is there.
-   The first load is what the ledger ignores, the second all audited. Afterwards the stores are looked at, so that it
-   is certain which of them had a ledger.
+   The first load is what the ledger ignores, the second all audited. Writes per second of the processor are told too:
+   they do not depend on what else the machine does. Afterwards the stores are looked at, so that it is certain which
+   of them had a ledger.
 9. A copy counts as whole when its region says so, and its records are then counted. A bundle counts as verified when
    every claim that needs no other bundle is PASS.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,13 +53,18 @@ class Alone:
         return self._with.size
 
     async def rates(self, *, ledger: bool, seconds: float) -> dict[str, float]:
-        """Writes per second with or without the ledger: of workflows, which it ignores, and of audited switches."""
+        """Writes per second with or without the ledger: of workflows, which it ignores, and of audited switches.
+
+        Those of name + "_cpu" are per second of this process on the processor.
+        """
         self._node.ledger = self._with if ledger else self._without
         loads: dict[str, Write] = {"writes": self._write, "switches": self._switch}
-        return {
-            name: (await load.closed_loop(write, workers=_WORKERS, seconds=seconds, warm_s=0.2)).rate
-            for name, write in loads.items()
-        }
+        rates = {}
+        for name, write in loads.items():
+            rates[name], rates[f"{name}_cpu"] = await load.costed(
+                write, time.process_time, workers=_WORKERS, seconds=seconds, warm_s=0.2
+            )
+        return rates
 
     async def _write(self, worker: int) -> None:
         version, header, name = self._versions.get(worker), _header(), f"bench/{worker:06}"

@@ -58,6 +58,28 @@ async def closed_loop(write: Write, *, workers: int, seconds: float, warm_s: flo
     return Loaded(len(taken) / seconds, 1e3 * _quantile(taken, 0.5), 1e3 * _quantile(taken, 0.99), len(taken))
 
 
+async def costed(
+    write: Write, cpu_s: Callable[[], float], *, workers: int, seconds: float, warm_s: float
+) -> tuple[float, float]:
+    """Do what `closed_loop` does; writes per second, and per second of the processor that `cpu_s` counts.
+
+    The latter does not depend on what else the machine does. Raises `NotMeasured` if no write ended.
+    """
+    ended = 0
+
+    async def counted(worker: int) -> None:
+        nonlocal ended
+        await write(worker)
+        ended += 1
+
+    began = cpu_s()
+    done = await closed_loop(counted, workers=workers, seconds=seconds, warm_s=warm_s)
+    spent = cpu_s() - began
+    if not done.writes or not spent:
+        raise NotMeasured("no write ended")
+    return done.rate, ended / spent
+
+
 def _quantile(ordered: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else inf
 

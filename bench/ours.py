@@ -109,6 +109,10 @@ class Ours:
 
             yield [write]
 
+    def cpu_s(self) -> float:
+        """Seconds that the processes of all nodes have had of the processor."""
+        return sum(_cpu_s(node.pid) for node in self.nodes)
+
     @asynccontextmanager
     async def mirrored(self) -> AsyncIterator[sdk.ControlPlane]:
         """A client with a mirror that holds some flags and switches."""
@@ -194,6 +198,12 @@ class Ours:
             return await create(request, timeout=CALL_TIMEOUT_S)
 
         return write
+
+
+def _cpu_s(pid: int) -> float:
+    # After the name of the program, which may contain anything but stands in parentheses: user and system time.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def stream_writer(plane: sdk.ControlPlane, versions: dict[int, int]) -> Write:

@@ -296,7 +296,9 @@ class Run:
         async with self._alone(region):
             for name, client in (("writes", region.writer("stream")), ("switches", region.switcher())):
                 async with client as write:
-                    rates[name] = (await load.closed_loop(write, workers=64, seconds=self._plan.seconds)).rate
+                    rates[name], rates[f"{name}_cpu"] = await load.costed(
+                        write, region.cpu_s, workers=64, seconds=self._plan.seconds, warm_s=0.5
+                    )
         return rates
 
     async def _bundle(self) -> None:
