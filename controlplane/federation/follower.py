@@ -55,6 +55,7 @@ _PARTITIONS_MAX = 256
 _KEY_BYTES_MAX = 4096
 
 
+_DOOR = "door"
 _LAST = b"\xff\xff"
 """Stands for the end of the last page: no key is as high."""
 
@@ -140,6 +141,7 @@ class Follower:
             nonlocal agreed
             agreed = True
             link.resume(ahead)
+            link.resume(_DOOR)
             link.prefer(endpoint)
 
         session = _Session(self._node, link, reach, endpoint, welcomed)
@@ -148,8 +150,7 @@ class Follower:
         except _Dropped:
             return -1.0
         except Denied as error:
-            # Somebody is there, and shares nothing of this reach, or does not know us.
-            self._heard(error, alive=error.reason == "MAY_NOT_LEAVE")
+            self._denied(error)
             return _PAUSE_DENIED_S
         except Refused as error:
             # Only as the answer to a hello: if both sides took the end of a stream for a dispute, it would never end.
@@ -169,6 +170,14 @@ class Follower:
         else:
             link.closed(INGRESS, reach, "this node stopped following")
         return 0.0
+
+    def _denied(self, error: Denied) -> None:
+        """Somebody is there, and shares nothing of this reach, or does not let this region in at all."""
+        link, shares_nothing = self._link, error.reason == "MAY_NOT_LEAVE"
+        link.receives -= {self._reach}
+        if not shares_nothing:
+            link.pause(_DOOR, f"{link.region} does not let this region in: {error}")
+        self._heard(error, alive=shares_nothing)
 
     def _heard(self, error: ControlPlaneError, *, alive: bool) -> None:
         if alive:

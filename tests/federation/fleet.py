@@ -157,6 +157,8 @@ class Region:
         self.members = {node: Member(self, node) for node in self.node_names}
         self.law: Law = LAW
         self.may_leave: dict[str, list[str]] = {}
+        self.forgotten: set[str] = set()
+        """Regions that are no peers of it."""
         self.quota_bytes = limits.QUOTA_BYTES
         self.config: config.RegionConfig
 
@@ -193,7 +195,7 @@ class Region:
                 f"default_for = {kinds!r}"
             )
         for other, region in self.fleet.regions.items():
-            if other != self.name:
+            if other != self.name and other not in self.forgotten:
                 may = self.may_leave.get(other, self._lawful(other))
                 lines.append(
                     f'[[peer]]\nregion = "{other}"\n'

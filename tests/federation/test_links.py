@@ -90,6 +90,25 @@ async def test_what_operators_do_not_let_leave_stays_whatever_the_law(tmp_path):
         }
 
 
+async def test_a_region_that_is_no_peer_any_more_is_not_let_in_and_its_grant_is_closed(tmp_path):
+    async with running(tmp_path) as fleet:
+        await fleet.settled()
+        assert {(g.peer, g.open) for g in grants(fleet[WEST])} == {(EAST, True), (CENTRAL, True)}
+        fleet[WEST].forgotten = {EAST}
+        await fleet[WEST].restart()
+        await until(lambda: fleet[EAST].link(WEST).state == "paused")
+        assert "does not let this region in" in fleet[EAST].link(WEST).reason
+        await until(lambda: {(g.peer, g.open) for g in grants(fleet[WEST])} == {(EAST, False), (CENTRAL, True)})
+        async with fleet.caller(WEST) as at_home:
+            await at_home.call("SetFlag", flag("f"))
+        await until(lambda: fleet.copied(WEST, CENTRAL, GLOBAL))
+        assert fleet[EAST].held(WEST, GLOBAL) == {}
+        fleet[WEST].forgotten = set()
+        await fleet[WEST].restart()
+        await fleet.settled()
+        await until(lambda: fleet[EAST].link(WEST).state == "up")
+
+
 def grants(region):
     start, end = keys.children(keys.RECORD + scope_of(system(region.name)) + keys.text("grant"))
     rows = region.node.store.scan(start, end)
