@@ -33,7 +33,13 @@ _CONTENT = keys.LEDGER + b"c"
 
 REACH_WORDS = {Reach.HOME_ONLY: "home-only", Reach.JURISDICTION: "jurisdiction", Reach.GLOBAL: "global"}
 """Reaches as region files write them."""
-_DOORS = {"copy": "federation", "listing": "federation", "answer": "agent", "denial": "agent"}
+_DOORS = {
+    "copy": "federation",
+    "listing": "federation",
+    "unconfirmed": "unconfirmed",
+    "answer": "agent",
+    "denial": "agent",
+}
 _DIGEST_BYTES = 32
 
 _AT_MS_MAX = 10**18
