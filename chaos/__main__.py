@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from chaos.checks import check_command
+from chaos.fleet import fleet_command
 from chaos.fuzzing import fuzz_command
 from chaos.plane_command import simulate_region_command
 from chaos.real.commands import run_command
@@ -23,6 +24,7 @@ main.add_command(simulate_command)
 main.add_command(sweep_command)
 main.add_command(plants_command)
 main.add_command(simulate_region_command)
+main.add_command(fleet_command)
 main.add_command(run_command)
 main.add_command(failover_command)
 main.add_command(disks_command)
