@@ -176,6 +176,7 @@ class Follower:
         link, shares_nothing = self._link, error.reason == "MAY_NOT_LEAVE"
         link.receives -= {self._reach}
         if not shares_nothing:
+            self._turn += 1
             link.pause(_DOOR, f"{link.region} does not let this region in: {error}")
         self._heard(error, alive=shares_nothing)
 

@@ -361,11 +361,22 @@ class Spy:
         self._hello = wire.FollowHello(
             terms=hello.pop("terms", None) or packed(self.terms), reach=reach, epoch=1, **hello
         )
-        self._stream: Any = caller.channel.stream_stream("/controlplane.v1.Federation/Follow")()
+        self._caller = caller
+        self._begin()
+
+    def _begin(self) -> None:
+        self._stream: Any = self._caller.channel.stream_stream("/controlplane.v1.Federation/Follow")()
 
     async def open(self) -> wire.FollowReply:
-        await self.send(wire.FollowRequest(hello=self._hello))
-        return await self.read()
+        while True:
+            try:
+                await self.send(wire.FollowRequest(hello=self._hello))
+                return await self.read()
+            except grpc.aio.AioRpcError as error:
+                # It was refused while the hello was written, and gRPC lost the reason.
+                if error.code() is not grpc.StatusCode.INTERNAL:
+                    raise
+                self._begin()
 
     async def send(self, request: wire.FollowRequest) -> None:
         await self._stream.write(request.SerializeToString())
