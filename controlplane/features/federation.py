@@ -7,7 +7,7 @@ whoever leads. Copies lie under their home's keys: no exporter, who is handed ke
 1. A copy is never older than what it replaces: the home's revisions decide, not the order of arrival.
 2. A listing goes through the keys in order. What is not in it and lies between two of its keys is gone at home, and is
    deleted in the same transaction.
-3. Who wrote a record, and why, stays at home.
+3. Who wrote a record, and why, stays at home: it is in no copy, and in no answer to a caller of another region.
 4. What may leave is written down before the first of it does (`Grant`), and what came in and went out after
    (`Passage`), by both sides, each from what it saw itself.
 """
@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from google.protobuf.message import Message
+
 from controlplane import limits
 from controlplane.errors import Refused
 from controlplane.features import partitions
@@ -24,6 +26,7 @@ from controlplane.features.switches import EXCEPTION, SWITCH
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Tx, scope_of
+from controlplane.v1 import api_pb2
 from controlplane.v1.api_pb2 import RequestHeader
 from controlplane.v1.federation_pb2 import Shared, SharedPage
 from controlplane.v1.records_pb2 import Cursor, Grant, Partition, Passage, Reach
@@ -156,6 +159,14 @@ def shared(events: Iterable[Event]) -> list[Shared]:
     return [each for event in events if (each := _stripped(event)) is not None]
 
 
+def told(method: str, reply: bytes, region: str) -> bytes:
+    """The encoded reply of a call as a caller of `region`, another one, hears it: with no who and why but its own."""
+    message = getattr(api_pb2, f"{method}Reply").FromString(reply)
+    _forget_who_and_why(message, region)
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
 def grant(tx: Tx, wanted: Grant) -> RequestHeader | None:
     """Write down that a peer may hold copies, or no longer. In the system partition."""
     name = keys.cursor_name(wanted.peer, Reach.Name(wanted.reach))
@@ -224,6 +235,18 @@ def _stripped(event: Event) -> Shared | None:
     if event.HasField("value"):
         out.value = event.value
     return out
+
+
+def _forget_who_and_why(message: Message, region: str) -> None:
+    if isinstance(message, api_pb2.Meta):
+        if message.actor.split("/")[4:5] != [region]:
+            for field in ("actor", "action", "reason"):
+                message.ClearField(field)
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            for each in [value] if isinstance(value, Message) else value:
+                _forget_who_and_why(each, region)
 
 
 def _take(tx: Tx, there: Shared | None, here: Event | None, *, page_revision: int) -> int:

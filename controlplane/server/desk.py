@@ -262,6 +262,7 @@ def plan(node: Node, region: RegionView, federation: Federation | None) -> Calla
             return asyncio.ensure_future(region.transfer(call))
         answered = submitted(node, federation, call)
         if call.region and federation is not None:
+            answered = asyncio.ensure_future(_told(call, answered))
             answered.add_done_callback(partial(_write_down, federation, call.region))
         return answered
 
@@ -277,6 +278,11 @@ def submitted(node: Node, federation: Federation | None, call: Call) -> asyncio.
     if not isinstance(error, HomedElsewhere):
         return answer
     return asyncio.ensure_future(federation.links.forward(call, error.home))
+
+
+async def _told(call: Call, answered: asyncio.Future[bytes]) -> bytes:
+    """What a caller of another region hears of an answer."""
+    return features.federation.told(call.method, await answered, call.region)
 
 
 def _write_down(federation: Federation, region: str, answer: asyncio.Future[bytes]) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from controlplane import status
 from controlplane.errors import ControlPlaneError
+from controlplane.federation.links import packed
 from controlplane.v1 import api_pb2 as api
+from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1 import records_pb2
 from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION
 from tests.federation.fleet import CENTRAL, EAST, WEST, Spy, running
@@ -157,3 +159,58 @@ async def test_not_by_asking_nor_in_what_is_said_about_it(tmp_path, caplog):
         heard += [each.SerializeToString() for each in fleet[WEST].passages()]
         heard += [record.getMessage().encode() for record in caplog.records]
         assert holds_canary(heard) == []
+
+
+def whom(reply):
+    """Everybody whom the metadata of a reply names, and every reason in it."""
+    found = set()
+    for field, value in reply.ListFields():
+        if field.message_type is not None:
+            for each in value if field.is_repeated else [value]:
+                found |= {each.actor, each.reason} if isinstance(each, api.Meta) else whom(each)
+    return found - {""}
+
+
+async def test_who_wrote_and_why_is_told_at_home_only_also_of_what_travels(tmp_path):
+    async with running(tmp_path) as fleet, contextlib.AsyncExitStack() as callers:
+        maria, neighbour, at_home = [
+            await callers.enter_async_context(fleet.caller(name)) for name in (EAST, CENTRAL, WEST)
+        ]
+        await plant(fleet, 1)
+        await fleet.settled()
+        shared, lawful = (api.RequestHeader(partition=f"{WEST}.prod.{word}") for word in ("global", "jurisdiction"))
+        public = {"header": shared, "name": "public0"}
+        for caller, request in [
+            (maria, api.GetFlagRequest(**public)),
+            (maria, api.GetFlagHistoryRequest(**public)),
+            (maria, api.ListFlagsRequest(header=shared)),
+            (neighbour, api.ListWorkflowsRequest(header=lawful)),
+            (neighbour, api.GetWorkflowHistoryRequest(header=lawful, id="shared0")),
+        ]:
+            reply = await said(caller, request)
+            assert reply.header.region == WEST
+            assert whom(reply) == set(), request
+        assert whom(await said(at_home, api.GetFlagRequest(**public))) == {
+            f"controlplane://acme/prod/{WEST}/operator/{CANARY}",
+            f"asked for by {CANARY}",
+        }
+        # Events are read where the copy is, unless a node asks for them.
+        async with fleet.peer(EAST, WEST) as peer:
+            events = api.ListEventsRequest(header=shared).SerializeToString()
+            terms = packed(fleet[EAST].member.federation.links.get(WEST).terms)
+            brought = wire.ForwardRequest(method="ListEvents", request=events, timeout_ms=5000, terms=terms)
+            brought.on_behalf_of = f"controlplane://acme/prod/{EAST}/operator/maria"
+            told = wire.ForwardReply.FromString(await peer.call("Forward", brought, service="Federation"))
+            reply = api.ListEventsReply.FromString(told.reply)
+            assert "public0" in [change.name for change in reply.changes]
+            assert whom(reply) == set()
+        # Who asks is told what they wrote themselves.
+        await maria.call("SetFlag", flag("hers", partition=f"{WEST}.prod.global", reason="mine"))
+        hers = api.GetFlagRequest(header=shared, name="hers")
+        assert whom(await said(maria, hers)) == {f"controlplane://acme/prod/{EAST}/operator/maria", "mine"}
+        assert whom(await said(neighbour, hers)) == set()
+
+
+async def said(caller, request):
+    method = type(request).__name__.removesuffix("Request")
+    return getattr(api, f"{method}Reply").FromString(await caller.call(method, request))
