@@ -7,6 +7,7 @@ between them are relays in this process, which take their time in each direction
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -231,7 +232,8 @@ async def _connected(addresses: Iterable[str], identity: Certificate) -> AsyncIt
         while True:
             try:
                 await plane.__aenter__()
-                await plane.create_workflow("bench/ready", b"{}")
+                # A name of its own for each attempt: an earlier one may have been committed after all.
+                await plane.create_workflow(f"bench/ready-{os.urandom(4).hex()}", b"{}")
                 break
             except (sdk.Unavailable, sdk.OutcomeUnknown):
                 await plane.close()
