@@ -50,7 +50,7 @@ from controlplane.kernel.store import Store
 from controlplane.kernel.transaction import Reader, Tx, scope_of
 from controlplane.replication import Log, LogStatus
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Cursor, Partition
+from controlplane.v1.records_pb2 import Cursor, Partition, Reach
 from controlplane.v1.state_pb2 import Entry, Event, Outcome, Refusal, RequestId, State, Txn
 from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Following, Tail, Watches, filter_of
@@ -370,6 +370,18 @@ class Node:
         if call.region and call.region != self.region:
             check_read(self.atlas, found, call.region, environment)
         return found
+
+    def reach_of(self, call: Call) -> Reach:
+        """The reach of the partition that a call is about; REACH_UNSPECIFIED if it is about none."""
+        method = features.WRITES.get(call.method) or features.READS.get(call.method)
+        try:
+            if method is not None:
+                request: Any = _parse(method.request, call.request)
+                return self.partition(request.header, method.kind.name, call).reach
+            listed = _parse(api.ListEventsRequest, call.request)
+            return self._partition_of_kinds(listed.header, listed.kinds, call).reach
+        except (ControlPlaneError, HomedElsewhere):
+            return Reach.REACH_UNSPECIFIED
 
     def _named(self, name: str, call: Call) -> Partition:
         checks.name(name, "header.partition")

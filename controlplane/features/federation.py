@@ -189,13 +189,18 @@ def granted(view: View, region: str, peer: str, reach: Reach) -> bool:
 
 def record_passage(tx: Tx, passage: Passage) -> RequestHeader | None:
     """Write down what passed; once. In the system partition."""
-    way = Passage.Direction.Name(passage.direction).lower()
-    place = keys.cursor_name(passage.counterparty, Reach.Name(passage.reach))
-    name = f"{way}/{place}/{passage.epoch}/{passage.upto:020d}/{passage.sort}/{passage.digest[:8].hex()}"
+    place = passages_of(passage.direction, passage.counterparty, passage.reach, passage.epoch)
+    name = f"{place}{passage.upto:020d}/{passage.sort}/{passage.digest[:8].hex()}"
     if tx.get(PASSAGE, name) is not None:
         return None
     tx.put(PASSAGE, name, passage)
     return RequestHeader()
+
+
+def passages_of(direction: Passage.Direction, counterparty: str, reach: Reach, epoch: int) -> str:
+    """How the names of passages one way over one link begin; they sort by the revision up to which they go."""
+    way = Passage.Direction.Name(direction).lower()
+    return f"{way}/{keys.cursor_name(counterparty, Reach.Name(reach))}/{epoch}/"
 
 
 def chained(digest: bytes, revision: int, records: Iterable[Shared]) -> bytes:

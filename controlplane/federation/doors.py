@@ -13,14 +13,14 @@ import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from controlplane.errors import ControlPlaneError
 from controlplane.features import federation
 from controlplane.features.partitions import system
 from controlplane.federation.links import leads
 from controlplane.node import Node
-from controlplane.v1.records_pb2 import Passage
+from controlplane.v1.records_pb2 import Passage, Reach
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,6 +29,14 @@ DENIAL: Final = "denial"
 PERIODS_S: Final = {ANSWER: 1.0, DENIAL: 60.0}
 
 _TIMEOUT_S = 5.0
+
+
+class _Place(NamedTuple):
+    """What is counted together."""
+
+    region: str
+    sort: str
+    reach: Reach
 
 
 @dataclass(slots=True)
@@ -43,8 +51,8 @@ class Doors:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._tallies: dict[tuple[str, str], _Tally] = {}
-        self._due: dict[tuple[str, str], float] = {}
+        self._tallies: dict[_Place, _Tally] = {}
+        self._due: dict[_Place, float] = {}
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -60,17 +68,17 @@ class Doors:
             for place in list(self._tallies):
                 await self._write(place)
 
-    def answered(self, region: str, reply: bytes) -> None:
-        """A caller of `region` was told `reply`."""
-        tally = self._tally(region, ANSWER)
+    def answered(self, region: str, reach: Reach, reply: bytes) -> None:
+        """A caller of `region` was told `reply`, about a partition of this reach."""
+        tally = self._tally(_Place(region, ANSWER, reach))
         tally.digest = hashlib.sha256((tally.digest or bytes(32)) + hashlib.sha256(reply).digest()).digest()
 
     def denied(self, region: str) -> None:
         """A caller of `region` was denied something."""
-        self._tally(region, DENIAL)
+        self._tally(_Place(region, DENIAL, Reach.REACH_UNSPECIFIED))
 
-    def _tally(self, region: str, sort: str) -> _Tally:
-        tally = self._tallies.setdefault((region, sort), _Tally(self._node.revision))
+    def _tally(self, place: _Place) -> _Tally:
+        tally = self._tallies.setdefault(place, _Tally(self._node.revision))
         tally.count += 1
         self._work.set()
         return tally
@@ -92,18 +100,19 @@ class Doors:
                     pass
             for place in list(self._tallies):
                 if self._due.get(place, 0.0) <= self._node.clock():
-                    self._due[place] = self._node.clock() + PERIODS_S[place[1]]
+                    self._due[place] = self._node.clock() + PERIODS_S[place.sort]
                     await self._write(place)
 
-    async def _write(self, place: tuple[str, str]) -> None:
+    async def _write(self, place: _Place) -> None:
         tally = self._tallies.pop(place, None)
         if tally is None or not leads(self._node):
             # Another node leads, and writes down what it answers itself.
             return
-        region, sort = place
+        region, sort, reach = place
         passage = Passage(
             direction=Passage.EGRESS,
             counterparty=region,
+            reach=reach,
             after=tally.after,
             upto=self._node.revision,
             records=tally.count,

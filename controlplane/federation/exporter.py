@@ -107,6 +107,7 @@ class Exporter:
         self._node.log.on_change(self._role_changed)
         for link in self._links:
             link.on_dispute(self._end_disputed)
+            link.on_severed(self._end_where_it_may_not)
         self._task = asyncio.create_task(self._grant_forever(), name="grants")
 
     def drain(self) -> None:
@@ -155,6 +156,7 @@ class Exporter:
         if not leads(self._node):
             leader = self._node.log.status().leader or ""
             raise Unavailable("this node does not lead the region", reason="NOT_LEADER", leader=leader)
+        self._links.admit(link.region)
         if link.disputed:
             raise Refused(link.state[1], reason="LINK_PAUSED", hint="make the region files of both sides agree")
         if not federation.granted(self._node.store, self._node.region, link.region, reach):
@@ -347,6 +349,7 @@ class _Export:
         if place.revision < welcome.oldest:
             # It begins a listing, and says so in its next hello: what would be sent now it could not use.
             raise _compacted(welcome.oldest)
+        await self._make_up()
         if place.listing:
             await self._list()
         cursor, told = place.revision, 0.0
@@ -365,6 +368,36 @@ class _Export:
                 await self._write(wire.FollowReply(revision=cursor, age_ms=age_ms, progress=True, asked=asked))
             if whole:
                 await self._until_woken(told + PROGRESS_S - node.clock())
+
+    async def _make_up(self) -> None:
+        """Write down what an earlier leader sent and fell before it could: the follower has it, so it has left."""
+        place = self.place
+        recorded = self._recorded()
+        if place.listing and not place.listed:
+            return
+        after = 0 if place.listing else recorded
+        sent = machine.events(self._node.store, self.domain, after, place.revision)
+        if after >= self._exporter.oldest() and next(sent, None) is None:
+            return
+        await self._exporter.write_down(
+            Passage(
+                direction=Passage.EGRESS,
+                counterparty=place.link.region,
+                reach=place.reach,
+                epoch=place.epoch,
+                after=after,
+                upto=place.revision,
+                sort=UNCONFIRMED,
+            )
+        )
+
+    def _recorded(self) -> int:
+        """The home's revision up to which the log says what left over this link."""
+        name = federation.passages_of(Passage.EGRESS, self.place.link.region, self.place.reach, self.place.epoch)
+        key = scope_of(partitions.system(self._node.region)) + keys.text(federation.PASSAGE.name) + name.encode()
+        start, end = keys.children(keys.RECORD + key)
+        newest = next(iter(self._node.store.scan(start, end, reverse=True)), None)
+        return 0 if newest is None else Passage.FromString(Event.FromString(newest[1]).value).upto
 
     async def _list(self) -> None:
         """Send all records in the order of their keys, page by page; each is read when there is room for it."""

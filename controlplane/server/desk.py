@@ -263,7 +263,7 @@ def plan(node: Node, region: RegionView, federation: Federation | None) -> Calla
         answered = submitted(node, federation, call)
         if call.region and federation is not None:
             answered = asyncio.ensure_future(_told(call, answered))
-            answered.add_done_callback(partial(_write_down, federation, call.region))
+            answered.add_done_callback(partial(_write_down, federation, node, call))
         return answered
 
     return answer
@@ -285,15 +285,16 @@ async def _told(call: Call, answered: asyncio.Future[bytes]) -> bytes:
     return features.federation.told(call.method, await answered, call.region)
 
 
-def _write_down(federation: Federation, region: str, answer: asyncio.Future[bytes]) -> None:
+def _write_down(federation: Federation, node: Node, call: Call, answer: asyncio.Future[bytes]) -> None:
     """Have it written down what a caller of another region was told: refusals tell what is there, too."""
     if answer.cancelled():
         return
     error = answer.exception()
     if isinstance(error, Denied):
-        federation.doors.denied(region)
+        federation.doors.denied(call.region)
     else:
-        federation.doors.answered(region, answer.result() if error is None else status.encode(error))
+        told = answer.result() if error is None else status.encode(error)
+        federation.doors.answered(call.region, node.reach_of(call), told)
 
 
 def _answer(request: Request, answer: Callable[[Call], bytes]) -> None:

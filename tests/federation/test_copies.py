@@ -11,7 +11,7 @@ from controlplane.kernel import keys
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION, Passage
 from controlplane.v1.state_pb2 import Event
-from tests.federation.fleet import CENTRAL, EAST, WEST, running
+from tests.federation.fleet import CENTRAL, EAST, WEST, Spy, running
 from tests.server.regions import create, flag, until, write_header
 
 
@@ -181,3 +181,31 @@ async def test_peers_that_cannot_be_reached_hold_up_neither_start_nor_stop(tmp_p
         await until(lambda: fleet[WEST].link(EAST).state == "down" and fleet[WEST].link(EAST).reason)
         async with asyncio.timeout(5):
             await fleet[WEST].stop()
+
+
+async def test_what_a_leader_sent_and_fell_before_it_wrote_it_down_is_written_by_the_next(tmp_path):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        await fleet.settled()
+        await fleet.cut(WEST, EAST)
+        before = fleet[WEST].node.revision
+        await write_some(fleet, "a")
+        seen = fleet[WEST].node.revision
+
+        def unconfirmed():
+            return fleet[WEST].passages(counterparty=EAST, sort="unconfirmed")
+
+        # A follower that has what no egress record names yet.
+        async with fleet.peer(EAST, WEST) as caller:
+            spy = Spy(fleet, EAST, WEST, GLOBAL, caller, revision=seen)
+            await spy.open()
+            await until(unconfirmed)
+            spy.close()
+            [made_up] = unconfirmed()
+            assert made_up.after <= before < made_up.upto == seen
+            # Once is enough, however often it comes back.
+            for _ in range(2):
+                spy = Spy(fleet, EAST, WEST, GLOBAL, caller, revision=seen)
+                await spy.open()
+                await spy.read()
+                spy.close()
+            assert unconfirmed() == [made_up]
