@@ -57,7 +57,7 @@ FULL = Plan(
     restarts=3,
     snapshots=5,
     shared=200,
-    isolations=3,
+    isolations=5,
     ledger_rounds=4,
     leaves=1_000_000,
 )
