@@ -133,7 +133,11 @@ async def serve(
     raft.on_sync(counts.sync_s.observe)
     started_as = folder.identity.standing.value
     facts = Facts(name, _hash_of(config.file), lambda: folder.identity.standing.value, started_as, raft.status)
-    under_drill = None if drills_line is None else _UnderDrill(drills_line, raft, stopping)
+    under_drill = (
+        None
+        if drills_line is None
+        else _UnderDrill(drills_line, raft, stopping, [peer.region for peer in config.peers])
+    )
     drills = Drills(facts, None if under_drill is None else under_drill.injector)
     # A node is the durable machine that this log asks for; the port promises its callers less.
     node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
@@ -153,6 +157,8 @@ async def serve(
     between_regions = []
     if federation is not None:
         collectors.append(FederationCollector(federation.links))
+        if under_drill is not None:
+            under_drill.injector.sever = federation.links.sever
         between_regions.append(Part("federation", _later(federation.start), federation.stop))
     failures = [node.failed, raft.failed]
     process = _process(config.node(name), node, server, failures, collectors, between_regions)
@@ -166,10 +172,10 @@ async def serve(
 class _UnderDrill:
     """What lets operators break this node: faults on its links, and the way to the process above it."""
 
-    def __init__(self, end: socket.socket, raft: RaftLog, stopping: asyncio.Event) -> None:
+    def __init__(self, end: socket.socket, raft: RaftLog, stopping: asyncio.Event, regions: Sequence[str]) -> None:
         self._line = Line(end)
         clock = asyncio.get_running_loop().time
-        self.injector = Injector(sorted(raft.config.peers), raft.send_undisturbed, self._line, clock)
+        self.injector = Injector(sorted(raft.config.peers), raft.send_undisturbed, self._line, clock, regions)
         raft.disturb(self.injector)
         self._stopping = stopping
         self._following = asyncio.create_task(self._follow(), name="line to the supervisor")

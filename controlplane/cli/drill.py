@@ -83,12 +83,19 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(body)
     def wrapped(
-        *args: Any, down: float | None, calm: float, past_compaction: bool, kill_switch: bool, **kwargs: Any
+        *args: Any,
+        down: float | None,
+        calm: float,
+        past_compaction: bool,
+        kill_switch: bool,
+        peer: tuple[str, ...],
+        **kwargs: Any,
     ) -> Any:
-        return body(*args, options=Options(down, calm, past_compaction, kill_switch), **kwargs)
+        return body(*args, options=Options(down, calm, past_compaction, kill_switch, peer), **kwargs)
 
     for parameter in (
         click.option("--with-kill-switch", "kill_switch", is_flag=True, help="Throw a kill switch meanwhile."),
+        click.option("--peer", multiple=True, metavar="REGION", help="region-cut: only from these.  [default: all]"),
         click.option("--past-compaction", is_flag=True, help="divergent-rejoin: past what is kept of the log."),
         click.option(
             "--calm",

@@ -28,6 +28,10 @@ KILL_BOUND_MS: Final = MIRROR_AGE_MAX_MS
 KILL_CONFIRMED_MORE_MS: Final = 3_000
 """A kill that is asked for right after a fault is confirmed so long after the region serves again, at the latest."""
 ACKNOWLEDGED_MIN: Final = 50
+CAUGHT_UP_MS_MAX: Final = 15_000
+"""Regions try to reach each other every two seconds, at most."""
+VIEW_AGE_LESS_MS: Final = 2_500
+"""A copy's age is looked at now and then: it need not have been seen as old as the cut lasted."""
 REPLICATION_MS_MAX: Final = 30_000
 
 _REGISTER_KINDS: Final = frozenset({"create", "cas", "read"})
@@ -112,6 +116,16 @@ class Seen:
     """Entries that the cut off leader held and could not commit, at most."""
     snapshot: str = "no"
     """Whether the leader was seen to send the rejoining node a snapshot."""
+    links_down: str = ""
+    """Of regions that were cut off: "all" if the leader said so of each, or those of which it did not."""
+    isolated: str = "no"
+    """Whether the leader was seen to have no link with any region."""
+    view_age_ms: int = 0
+    """How old the copy of each region that was cut off became at least."""
+    caught_up_ms: int | None = None
+    """How long after healing every copy was of a moment after it."""
+    stops_lost: int = 0
+    """Stops of other regions that were in force before and were not any more while they were cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +139,9 @@ class Wanted:
     rejoins: str = ""
     by_snapshot: bool = False
     unknown_percent_max: int = 5
+    cut_ms: int = 0
+    """How long other regions were to be cut off; 0: they were not."""
+    isolated: bool = False
 
 
 def measure(events: Sequence[Event], window: Window, agents: Collection[int]) -> Measured:
@@ -183,7 +200,19 @@ def claims(measured: Measured, seen: Seen, wanted: Wanted) -> list[Claim]:
         found.append(Claim("diverged_entries", "at least", 1, seen.diverged_entries, False))
     if wanted.by_snapshot:
         found.append(Claim("rejoined_by_snapshot", "is", "yes", seen.snapshot, False))
-    return found
+    return [*found, *_of_regions(seen, wanted)]
+
+
+def _of_regions(seen: Seen, wanted: Wanted) -> list[Claim]:
+    if not wanted.cut_ms:
+        return []
+    found = [
+        Claim("links_down", "is", "all", seen.links_down, False),
+        Claim("view_age_ms", "at least", max(0, wanted.cut_ms - VIEW_AGE_LESS_MS), seen.view_age_ms, False),
+        Claim("stops_lost", "is", 0, seen.stops_lost, False),
+        Claim("caught_up_ms", "at most", CAUGHT_UP_MS_MAX, seen.caught_up_ms, False),
+    ]
+    return [*found, Claim("isolated_mode_shown", "is", "yes", seen.isolated, False)] if wanted.isolated else found
 
 
 # -- silence and failures

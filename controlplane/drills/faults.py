@@ -29,6 +29,7 @@ class Kind(Enum):
     CUT_IN = messages.FAULT_CUT_IN
     CUT = messages.FAULT_CUT
     DELAY = messages.FAULT_DELAY
+    CUT_REGION = messages.FAULT_CUT_REGION
 
     @property
     def word(self) -> str:
@@ -53,6 +54,7 @@ class Fault:
     duration_ms: int
     reason: str
     peers: tuple[str, ...] = ()
+    """Nodes, or regions if regions are cut off."""
     delay_ms: int = 0
     actor: str = ""
 
@@ -69,8 +71,8 @@ class Fault:
         )
 
 
-def read(message: messages.Fault, actor: str, peers: Collection[str]) -> Fault:
-    """Check a fault that somebody asks for at a node with these peers. Raises `Invalid`."""
+def read(message: messages.Fault, actor: str, peers: Collection[str], regions: Collection[str] = ()) -> Fault:
+    """Check a fault that somebody asks for at a node with these peers, in a region with those. Raises `Invalid`."""
     kind = _kind(message.kind)
     longest = limits.RESERVATION_MS_MAX if kind is Kind.RESERVE else limits.FAULT_MS_MAX
     checks.between(message.duration_ms, limits.FAULT_MS_MIN, longest, "duration_ms")
@@ -82,7 +84,7 @@ def read(message: messages.Fault, actor: str, peers: Collection[str]) -> Fault:
         kind=kind,
         duration_ms=message.duration_ms,
         reason=reason_of(message.reason),
-        peers=_peers(message.peers, peers) if kind in LINK_KINDS else (),
+        peers=_ends(kind, message.peers, peers, regions),
         delay_ms=message.delay_ms if kind is Kind.DELAY else 0,
         actor=actor,
     )
@@ -108,17 +110,25 @@ def _name(text: str, what: str) -> str:
     return text
 
 
-def _peers(named: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
+def _ends(kind: Kind, named: Iterable[str], peers: Collection[str], regions: Collection[str]) -> tuple[str, ...]:
+    if kind is Kind.CUT_REGION:
+        if not regions:
+            raise Invalid("this region has no peers to be cut off from", reason="PEER_UNKNOWN", field="peers")
+        return _known(named, regions, "PEER_UNKNOWN")
+    return _known(named, peers, "NODE_UNKNOWN") if kind in LINK_KINDS else ()
+
+
+def _known(named: Iterable[str], known: Collection[str], reason: str) -> tuple[str, ...]:
     chosen = tuple(sorted(set(named)))
     for peer in chosen:
         if peer not in known:
             names = ", ".join(sorted(known))
-            raise Invalid(f"there is no such peer; the peers are {names}", reason="NODE_UNKNOWN", field="peers")
+            raise Invalid(f"there is no such peer; the peers are {names}", reason=reason, field="peers")
     return chosen or tuple(sorted(known))
 
 
 class Faults:
-    """The faults in effect at one node, and what they mean for its links."""
+    """The faults in effect at one node, and what they mean for its links with nodes and regions."""
 
     def __init__(self) -> None:
         self._active: dict[str, tuple[Fault, float]] = {}
@@ -127,6 +137,8 @@ class Faults:
         self.lost_out: frozenset[str] = frozenset()
         self.lost_in: frozenset[str] = frozenset()
         self.delay_s: dict[str, float] = {}
+        self.cut_off: frozenset[str] = frozenset()
+        """Regions with which nothing passes."""
 
     @property
     def aborted(self) -> tuple[str, ...]:
@@ -200,6 +212,7 @@ class Faults:
     def _derive(self) -> None:
         faults = [fault for fault, _ in self._active.values()]
         self.lost_out = frozenset(peer for fault in faults if fault.kind in _OUT for peer in fault.peers)
+        self.cut_off = frozenset(peer for fault in faults if fault.kind is Kind.CUT_REGION for peer in fault.peers)
         self.lost_in = frozenset(peer for fault in faults if fault.kind in _IN for peer in fault.peers)
         self.delay_s = {
             peer: fault.delay_ms / 1000 for fault in faults if fault.kind is Kind.DELAY for peer in fault.peers

@@ -1,4 +1,4 @@
-"""Faults at work in a node: links that lose or hold back messages, and orders to the process above.
+"""Faults at work in a node: links that lose or hold back messages, regions cut off, orders to the process above.
 
 All of it on the node's event loop. Whatever is in effect ends by a timer of this loop or of the process above (see
 `supervisor`), or earlier by `heal`; a fault of the process itself cannot be healed from inside and runs its time.
@@ -69,12 +69,22 @@ class Line:
 class Injector:
     """The faults of one node. Also what the transport asks before a message leaves or is taken in."""
 
-    def __init__(self, peers: Sequence[str], send: Send, line: Line | None, clock: Callable[[], float]) -> None:
-        """`send` hands a message to the links themselves, past every fault."""
-        self.peers = tuple(peers)
+    def __init__(
+        self,
+        peers: Sequence[str],
+        send: Send,
+        line: Line | None,
+        clock: Callable[[], float],
+        regions: Sequence[str] = (),
+    ) -> None:
+        """`send` hands a message to the links themselves, past every fault. `regions` are the peers of the region."""
+        self.peers, self.regions = tuple(peers), tuple(regions)
         self.faults = Faults()
         self.ended: Callable[[Fault], None] = _unheard
         """Called with every fault that ends by its time."""
+        self.sever: Callable[[frozenset[str]], None] = _not_severed
+        """Called with all regions that are cut off, whenever others are."""
+        self._severed: frozenset[str] = frozenset()
         self._send, self._line, self._clock = send, line, clock
         self._held: dict[str, deque[tuple[float, RaftMessage]]] = {peer: deque() for peer in peers}
         self._release: dict[str, asyncio.TimerHandle] = {}
@@ -92,6 +102,7 @@ class Injector:
                 raise
             finally:
                 self._arm()
+        self._tell()
         self._arm()
         return True
 
@@ -102,6 +113,7 @@ class Injector:
     def heal(self, drill: str, *, abort: bool) -> list[Fault]:
         """End what can be ended from here: everything but what was done to the process. Return it."""
         ended = self.faults.heal(drill, abort=abort)
+        self._tell()
         self._flush()
         self._arm()
         return ended
@@ -153,6 +165,12 @@ class Injector:
                 while held:
                     self._send(peer, held.popleft()[1])
 
+    def _tell(self) -> None:
+        """Have those regions cut off that are to be, and no others."""
+        if self._severed != self.faults.cut_off:
+            self._severed = self.faults.cut_off
+            self.sever(self._severed)
+
     # Time and orders.
 
     async def _order(self, fault: Fault) -> bool:
@@ -176,9 +194,14 @@ class Injector:
     def _expire(self) -> None:
         for fault in self.faults.expire(self._clock()):
             self.ended(fault)
+        self._tell()
         self._flush()
         self._arm()
 
 
 def _unheard(fault: Fault) -> None:
     """Nobody listens."""
+
+
+def _not_severed(regions: frozenset[str]) -> None:
+    """This node has to do with no other region."""

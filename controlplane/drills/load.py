@@ -177,6 +177,11 @@ class Load:
         reply = await self._roaming[0].list_switches(engaged_only=True, partition=self._partition)
         return list(reply.switches)
 
+    async def stops(self) -> set[tuple[str, str, int]]:
+        """Read which stops of other regions are in force: region, id and revision. Raises the eight errors."""
+        reply = await self._roaming[0].list_switches(engaged_only=True, partition=self._partition)
+        return {(stop.region, stop.id, stop.revision) for stop in reply.stops if stop.engaged}
+
     def _run(self, work: Coroutine[None, None, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
 

@@ -64,6 +64,8 @@ def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -
         rejoins=plan.rejoins,
         by_snapshot=plan.by_snapshot,
         unknown_percent_max=plan.unknown_percent_max,
+        cut_ms=plan.cut_ms,
+        isolated=plan.isolated,
     )
     agents = [number for number, name in enumerate(course.processes) if name.startswith("register roaming")]
     measured = evidence.measure(course.recorder.events, window, agents)

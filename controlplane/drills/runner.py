@@ -30,6 +30,8 @@ from controlplane.v1 import drill_pb2
 
 POLL_S: Final = 0.1
 WELL_TIMEOUT_S: Final = 60.0
+STOPS_BEFORE_HEALING_S: Final = 0.5
+"""So long before other regions are healed it is looked which of their stops are in force."""
 KILL_AFTER_S: Final = 0.05
 """How long after the first fault the kill switch is thrown."""
 STRANGER_SILENT_S: Final = 8.0
@@ -60,7 +62,7 @@ class Happening:
 
     at_ns: int
     what: str
-    """"step", "fault", "healed", "leader", "silent", "answers", "switch", "stopped" or "well"."""
+    """"step", "fault", "healed", "leader", "silent", "answers", "switch", "isolated", "stopped" or "well"."""
     says: str
     node: str = ""
     until_ns: int = 0
@@ -98,10 +100,12 @@ async def prepare(nodes: Nodes, name: str, options: Options) -> tuple[Plan | Non
     await nodes.meet()
     looks = await nodes.look()
     found = steadiness.facts(looks)
-    problems = steadiness.problems(looks)
+    scenario = scenarios.SCENARIOS.get(name)
+    problems = steadiness.problems(looks, nodes_min=3 if scenario is None else scenario.nodes_min)
     if found is None:
         return None, problems or ["no leader is known"], looks
-    return scenarios.plan(name, found, options), problems, looks
+    plan = scenarios.plan(name, found, options)
+    return plan, [*problems, *steadiness.problems_between(looks, plan.cut_off)], looks
 
 
 class Runner:
@@ -130,6 +134,12 @@ class Runner:
         self._replication_ms: int | None = None
         self._heal_asked_ns: int | None = None
         self._kill_engaged = False
+        self._down: set[str] = set()
+        self._ages_ms: dict[str, int] = {}
+        self._isolated = False
+        self._stops_before: set[tuple[str, str, int]] = set()
+        self._stops_lost = 0
+        self._caught_up_ms: int | None = None
 
     @property
     def prefix(self) -> str:
@@ -209,6 +219,7 @@ class Runner:
     async def _step(self, step: Step) -> None:
         if step.strikes:
             self._struck_at_commit = steadiness.commit(self.looks)
+            self._stops_before = await self.load.stops() if self.course.plan.cut_off else set()
         await asyncio.gather(*(self._strike(strike) for strike in step.strikes))
         bulk = asyncio.create_task(self.load.bulk(step.bulk_bytes, self._unharmed())) if step.bulk_bytes else None
         try:
@@ -220,6 +231,7 @@ class Runner:
                 bulk.cancel()
         if step.until is Until.WELL:
             await self._well()
+            await self._reunited()
             await self._reserve()
         await asyncio.sleep(step.more_s)
 
@@ -250,10 +262,16 @@ class Runner:
             await asyncio.sleep(max(0, struck_ns - self.now_ns()) / 1e9 + KILL_AFTER_S)
             if await self.load.throw(self._reason, engage=True):
                 self._note("switch", "the kill switch is confirmed")
-        await asyncio.sleep(max(0.0, end - asyncio.get_running_loop().time()))
+        left_s = end - asyncio.get_running_loop().time()
+        if step.strikes and self.course.plan.cut_off:
+            # Shortly before it heals: what was in force has to be, still.
+            await asyncio.sleep(max(0.0, left_s - STOPS_BEFORE_HEALING_S))
+            self._stops_lost = len(self._stops_before - await self.load.stops())
+            left_s = end - asyncio.get_running_loop().time()
+        await asyncio.sleep(max(0.0, left_s))
 
     async def _strike(self, strike: Strike) -> None:
-        fault = self._fault(strike.kind, strike.duration_ms, strike.delay_ms)
+        fault = self._fault(strike.kind, strike.duration_ms, strike.delay_ms, strike.regions)
         # In the timeline before it is asked for: whatever comes of it, comes after.
         begin_ns = self.now_ns()
         try:
@@ -269,8 +287,9 @@ class Runner:
             Happening(begin_ns, "fault", strike.says, strike.node, begin_ns + strike.duration_ms * _MS)
         )
 
-    def _fault(self, kind: Kind, duration_ms: int, delay_ms: int = 0) -> Fault:
-        return Fault(self.course.drill, secrets.token_hex(16), kind, duration_ms, self._reason, delay_ms=delay_ms)
+    def _fault(self, kind: Kind, duration_ms: int, delay_ms: int = 0, peers: tuple[str, ...] = ()) -> Fault:
+        name = secrets.token_hex(16)
+        return Fault(self.course.drill, name, kind, duration_ms, self._reason, peers=peers, delay_ms=delay_ms)
 
     async def _reserve(self) -> None:
         """Keep every node for this drill for as long as it may take. Raises `Refused` or `Stopped`."""
@@ -303,6 +322,22 @@ class Runner:
         took_ms = max(0, self.now_ns() - healed_ns) // _MS
         self._replication_ms = max(self._replication_ms or 0, took_ms)
         self._note("well", f"every node has caught up, {took_ms} ms after the faults had ended")
+
+    async def _reunited(self) -> None:
+        """Wait until what other regions share is here as it was after healing. Raises `Stopped`."""
+        regions = self.course.plan.cut_off
+        if not regions:
+            return
+        healed_ns = self._healed_by_ns()
+        self.step = "waiting until the copies of other regions have caught up"
+        try:
+            async with asyncio.timeout(WELL_TIMEOUT_S):
+                while not steadiness.caught_up(self.looks, regions, (self.now_ns() - healed_ns) // _MS):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise Stopped(f"not all of {', '.join(regions)} was copied again within {WELL_TIMEOUT_S:g} s") from None
+        self._caught_up_ms = (self.now_ns() - healed_ns) // _MS
+        self._note("well", f"what {', '.join(regions)} shared meanwhile is here, {self._caught_up_ms} ms after healing")
 
     def _healed_by_ns(self) -> int:
         """When the last fault has ended: by its time, or because the nodes were asked to heal and could."""
@@ -359,8 +394,24 @@ class Runner:
             elif look.faults is not None and any(each.fault.id == fault for each in look.faults.faults):
                 self._observed.add(fault)
         self._see_rejoin(name, look)
+        self._see_links(look)
         if name == self.course.plan.replaced and self._injected and look.faults is not None and look.status is not None:
             self._see_replaced(look.faults, look.status.uptime_ms)
+
+    def _see_links(self, look: Look) -> None:
+        """Notice that links are down, how old copies become, and that the region says that it is alone."""
+        cut_off, status = self.course.plan.cut_off, look.status
+        if not cut_off or not self._injected or status is None or status.role != "leader":
+            return
+        if all(link.state == "down" for link in status.links) and not self._isolated:
+            self._isolated = True
+            self._note("isolated", f"{status.node}: no other region can be reached", status.node)
+        for link in status.links:
+            if link.region in cut_off:
+                oldest = max((view.age_ms for view in link.views), default=0)
+                self._ages_ms[link.region] = max(oldest, self._ages_ms.get(link.region, 0))
+                if link.state == "down":
+                    self._down.add(link.region)
 
     def _see_rejoin(self, name: str, look: Look) -> None:
         """Notice entries that a cut off leader cannot commit, and a snapshot on its way to a node left behind."""
@@ -483,6 +534,11 @@ class Runner:
             votes=self._votes or "not seen",
             diverged_entries=self._diverged,
             snapshot="yes" if self._snapshot else "no",
+            links_down=", ".join(sorted(set(self.course.plan.cut_off) - self._down)) or "all",
+            isolated="yes" if self._isolated else "no",
+            view_age_ms=min((self._ages_ms.get(each, 0) for each in self.course.plan.cut_off), default=0),
+            caught_up_ms=self._caught_up_ms,
+            stops_lost=self._stops_lost,
         )
 
     def _replicas(self) -> str:

@@ -15,7 +15,7 @@ from controlplane import limits
 from controlplane.drills.faults import Kind
 from controlplane.errors import Invalid
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the set of drills; a record says which one it was made with."""
 
 CALM_S: Final = 3.0
@@ -45,6 +45,8 @@ class Facts:
 
     leader: str
     nodes: tuple[str, ...]
+    regions: tuple[str, ...] = ()
+    """The regions that this one has links with."""
 
     @property
     def followers(self) -> tuple[str, ...]:
@@ -65,6 +67,8 @@ class Options:
     calm_s: float = CALM_S
     past_compaction: bool = False
     kill_switch: bool = False
+    regions: tuple[str, ...] = ()
+    """The regions to be cut off from; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,13 @@ class Strike:
     kind: Kind
     duration_ms: int
     delay_ms: int = 0
+    regions: tuple[str, ...] = ()
 
     @property
     def says(self) -> str:
         """The fault in words."""
-        return f"{_DOES[self.kind]} {self.node} for {self.duration_ms / 1000:g} s"
+        away = f" from {', '.join(self.regions)}" if self.regions else ""
+        return f"{_DOES[self.kind]} {self.node}{away} for {self.duration_ms / 1000:g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +123,22 @@ class Plan:
     by_snapshot: bool = False
     """It can only do so by a snapshot."""
     kill_switch: bool = False
+    cut_off: tuple[str, ...] = ()
+    """Regions with which nothing passes meanwhile, and of which the copies must catch up."""
+    isolated: bool = False
+    """They are all there are: the region must say that it is alone."""
 
     @property
     def struck(self) -> frozenset[str]:
-        """The nodes that are harmed."""
-        return frozenset(strike.node for step in self.steps for strike in step.strikes)
+        """The nodes that are harmed. One that is only cut off from other regions goes on as before."""
+        strikes = (strike for step in self.steps for strike in step.strikes)
+        return frozenset(strike.node for strike in strikes if strike.kind is not Kind.CUT_REGION)
+
+    @property
+    def cut_ms(self) -> int:
+        """How long other regions are cut off."""
+        strikes = (strike for step in self.steps for strike in step.strikes if strike.kind is Kind.CUT_REGION)
+        return max((strike.duration_ms for strike in strikes), default=0)
 
     @property
     def seconds(self) -> float:
@@ -137,6 +154,8 @@ class Scenario:
     title: str
     down_s: float
     make: Callable[[Facts, Options, float], Plan]
+    nodes_min: int = 3
+    """A region needs so many nodes to survive it."""
 
 
 def plan(name: str, facts: Facts, options: Options = Options()) -> Plan:
@@ -144,7 +163,7 @@ def plan(name: str, facts: Facts, options: Options = Options()) -> Plan:
     scenario = SCENARIOS.get(name)
     if scenario is None:
         raise Invalid(f"there is no drill {name!r}", reason="DRILL_UNKNOWN", hint="cpctl drill list")
-    if len(facts.nodes) < 3:
+    if len(facts.nodes) < scenario.nodes_min:
         raise Invalid("a region of one node survives no fault", reason="REGION_TOO_SMALL", hint="drill three or five")
     down_s = scenario.down_s if options.down_s is None else options.down_s
     made = _framed(scenario.make(facts, options, down_s), options.calm_s)
@@ -315,6 +334,35 @@ def _kill_switch(facts: Facts, options: Options, down_s: float) -> Plan:
     )
 
 
+def _region_cut(facts: Facts, options: Options, down_s: float) -> Plan:
+    regions = tuple(sorted(set(options.regions or facts.regions)))
+    if not facts.regions:
+        raise Invalid("this region has no links with others", reason="PEER_UNKNOWN", hint="cpctl status shows links")
+    if strangers := set(regions) - set(facts.regions):
+        known = ", ".join(sorted(facts.regions))
+        raise Invalid(
+            f"there is no link with {', '.join(sorted(strangers))}; there are links with {known}", reason="PEER_UNKNOWN"
+        )
+    away, isolated = ", ".join(regions), set(regions) == set(facts.regions)
+    strikes = tuple(Strike(node, Kind.CUT_REGION, _ms(down_s), regions=regions) for node in facts.nodes)
+    return Plan(
+        "region-cut",
+        f"The region is cut off from {away}, and goes on with its own work",
+        (
+            "nothing breaks inside the region: its own reads and writes go on",
+            f"what {away} and this region share is not copied; each side goes on with what it has, which grows old",
+            f"calls for partitions at home in {away} fail, and so do theirs for partitions of this region",
+            f"a kill switch that is thrown meanwhile does not reach the other side for up to {down_s:g} s",
+            *(["the region is in isolated mode, and says so"] if isolated else []),
+        ),
+        (_hit(f"nothing passes between the region and {away}", *strikes),),
+        rto_target_ms=1_000,
+        silence_ms_max=OVERLAP_MS,
+        cut_off=regions,
+        isolated=isolated,
+    )
+
+
 _DOES: Final[Mapping[Kind, str]] = {
     Kind.KILL: "kill",
     Kind.RESTART: "drain and restart",
@@ -324,6 +372,7 @@ _DOES: Final[Mapping[Kind, str]] = {
     Kind.CUT_OUT: "lose what leaves",
     Kind.CUT_IN: "lose what reaches",
     Kind.DELAY: "slow the links of",
+    Kind.CUT_REGION: "cut off",
     Kind.RESERVE: "reserve",
 }
 
@@ -339,6 +388,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         Scenario("replace-node", "replace a node's disk by an empty one", 1.0, _replace_node),
         Scenario("divergent-rejoin", "rejoin with a log that went another way", 10.0, _divergent_rejoin),
         Scenario("kill-switch", "throw a kill switch while the leader is cut off", 8.0, _kill_switch),
+        Scenario("region-cut", "cut the region off from others", 8.0, _region_cut, nodes_min=1),
     )
 }
 """All drills, by name."""

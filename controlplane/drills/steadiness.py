@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from controlplane.drills.nodes import Look
 from controlplane.drills.scenarios import Facts
+from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import drill_pb2
 
+VIEW_AGE_MS_MAX: Final = 5_000
+"""A copy that is older is not up to date: while all is well, its home says something every second."""
 LAG_ENTRIES_MAX: Final = 1000
 """How far a follower may be behind a busy leader and still count as caught up before a drill."""
 
@@ -17,12 +20,42 @@ def facts(looks: Mapping[str, Look]) -> Facts | None:
     """Who leads and who follows, if everyone who answers names the same leader."""
     leaders = {look.status.region.leader for look in looks.values() if look.status is not None}
     leader = leaders.pop() if len(leaders) == 1 else ""
-    return Facts(leader, tuple(looks)) if leader in looks else None
+    if leader not in looks:
+        return None
+    return Facts(leader, tuple(looks), tuple(link.region for link in links(looks)))
 
 
-def problems(looks: Mapping[str, Look], drill: str = "") -> list[str]:
+def links(looks: Mapping[str, Look]) -> list[api.Link]:
+    """What the leader knows of other regions; nothing while nobody says that it leads."""
+    leading = (look.status for look in looks.values() if look.status is not None and look.status.role == "leader")
+    newest = max(leading, key=lambda status: status.region.term, default=None)
+    return [] if newest is None else list(newest.links)
+
+
+def problems_between(looks: Mapping[str, Look], regions: Collection[str]) -> list[str]:
+    """Every reason not to cut these regions off, in words: what is broken already shows nothing."""
+    found = []
+    for link in links(looks):
+        old = [view for view in link.views if view.listing or view.age_ms > VIEW_AGE_MS_MAX]
+        if link.region in regions and link.state != "up":
+            found.append(f"the link with {link.region} is {link.state}: {link.reason}")
+        elif link.region in regions and old:
+            found.append(f"the copy of what {link.region} shares is not up to date")
+    return found
+
+
+def caught_up(looks: Mapping[str, Look], regions: Collection[str], healed_ms_ago: int) -> bool:
+    """Whether the copies of all that these regions share are of a moment after healing."""
+    known = [link for link in links(looks) if link.region in regions]
+    return len(known) == len(regions) and all(
+        link.state == "up" and all(not view.listing and view.age_ms < healed_ms_ago for view in link.views)
+        for link in known
+    )
+
+
+def problems(looks: Mapping[str, Look], drill: str = "", *, nodes_min: int = 3) -> list[str]:
     """Every reason not to begin a drill, in words; empty: the region is steady. `drill` may be reserved already."""
-    found = [*_of_nodes(looks), *_of_drills(looks, drill)]
+    found = [*_of_nodes(looks, nodes_min), *_of_drills(looks, drill)]
     if not found:
         found = [*_of_agreement(looks), *_of_lag(looks)]
     return found
@@ -58,8 +91,8 @@ def commit(looks: Mapping[str, Look]) -> int:
     return max((look.status.commit for look in looks.values() if look.status is not None), default=0)
 
 
-def _of_nodes(looks: Mapping[str, Look]) -> Iterator[str]:
-    if len(looks) < 3:
+def _of_nodes(looks: Mapping[str, Look], nodes_min: int) -> Iterator[str]:
+    if len(looks) < nodes_min:
         yield "the region has one node: it survives no fault"
     for name, look in looks.items():
         if look.denied:

@@ -89,6 +89,7 @@ class Follower:
     def start(self) -> None:
         """Begin; idle unless this node leads."""
         self._node.log.on_change(self._change.set)
+        self._link.on_severed(self._change.set)
         self._link.on_agreement(self._change.set)
         name = f"follow {self._link.region} {Reach.Name(self._reach)}"
         self._task = asyncio.create_task(self._run(), name=name)
@@ -104,7 +105,7 @@ class Follower:
                 await asyncio.gather(task, return_exceptions=True)
 
     def _goes_on(self) -> bool:
-        return not self._stopping and leads(self._node)
+        return not self._stopping and not self._link.severed and leads(self._node)
 
     async def _run(self) -> None:
         pause_s = _PAUSE_MIN_S

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 import grpc
@@ -39,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 FOLLOW: Final = "/controlplane.v1.Federation/Follow"
 FORWARD: Final = "/controlplane.v1.Federation/Forward"
 COSIGN: Final = "/controlplane.v1.Federation/Cosign"
+SEVERED: Final = "REGION_CUT_OFF"
 INGRESS: Final = "ingress"
 EGRESS: Final = "egress"
 
@@ -118,7 +119,10 @@ class Link:
         self._told = ("down", "")
         self.receives: frozenset[Reach] = frozenset()
         """Reaches that the peer shares, as it said last."""
+        self.severed = False
+        """A drill cut the two regions off from each other: nothing passes, and nothing is begun."""
         self._listeners: list[Callable[[], None]] = []
+        self._severing: list[Callable[[], None]] = []
         self._agreed: list[Callable[[], None]] = []
         self._lines, self._lines_since = 0, node.clock()
 
@@ -127,6 +131,8 @@ class Link:
     @property
     def state(self) -> tuple[str, str]:
         """One of "up", "down" and "paused", and why, as far as this node saw itself."""
+        if self.severed:
+            return "down", "a drill cut it off: cpctl drill watch"
         if self._pauses:
             return "paused", "; ".join(self._pauses.values())
         return ("up", "") if self._live else ("down", self._troubles.get(INGRESS) or self._troubles[EGRESS])
@@ -143,6 +149,18 @@ class Link:
     def on_agreement(self, listener: Callable[[], None]) -> None:
         """Call `listener`, which must not raise or block, when the other side has said what it holds true."""
         self._agreed.append(listener)
+
+    def on_severed(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, which must not raise or block, when a drill cuts the other side off, and when it ends."""
+        self._severing.append(listener)
+
+    def sever(self, *, severed: bool) -> None:
+        """Cut the other side off, or heal that, at this node."""
+        if severed != self.severed:
+            self.severed = severed
+            self._tell()
+            for listener in self._severing:
+                listener()
 
     def meet(self, theirs: wire.Terms) -> Agreement:
         """Work out what the link carries from what the other side says now. Raises `Invalid`."""
@@ -234,6 +252,8 @@ class Link:
 
     async def forward(self, call: Call) -> bytes:
         """See `Links.forward`."""
+        if self.severed:
+            raise _unreachable(self.region, SEVERED)
         if self.disputed:
             raise _unreachable(self.region, "LINK_PAUSED")
         because = ""
@@ -249,6 +269,8 @@ class Link:
 
     async def cosign(self, request: wire.CosignRequest) -> wire.CosignReply:
         """Ask the peer, whose leader alone does it, for a cosignature. Raises the eight errors."""
+        if self.severed:
+            raise _unreachable(self.region, SEVERED)
         deadline, because = self._node.clock() + _COSIGN_S, ""
         for endpoint in self.endpoints:
             channel = self.channel(endpoint)
@@ -320,6 +342,17 @@ class Links:
     def get(self, region: str) -> Link | None:
         """The link with `region`, if it is a peer."""
         return self._links.get(region)
+
+    def sever(self, regions: Collection[str]) -> None:
+        """In a drill: let nothing pass between this node and these regions, and everything with the others."""
+        for link in self:
+            link.sever(severed=link.region in regions)
+
+    def admit(self, region: str) -> None:
+        """Let a node of `region` in. Raises `Unavailable` while a drill cuts it off."""
+        link = self._links.get(region)
+        if link is not None and link.severed:
+            raise Unavailable("a drill cut the two regions off from each other", reason=SEVERED)
 
     async def cosign(self, region: str, request: wire.CosignRequest) -> wire.CosignReply:
         """Ask `region` for a cosignature. Raises the eight errors."""

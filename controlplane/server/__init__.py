@@ -283,7 +283,7 @@ class Server:
 
     async def _export(self, context: Context) -> None:
         assert self._federation is not None
-        await self._federation.exporter.serve(self._desk.neighbour(context).region, context)
+        await self._federation.exporter.serve(self._neighbour(context).region, context)
 
     async def _forward(self, encoded: bytes, context: Context) -> bytes:
         return await self._guarded(FORWARD, context, self._forwarded(encoded, context))
@@ -293,7 +293,7 @@ class Server:
 
     async def _cosigned(self, encoded: bytes, context: Context) -> bytes:
         """Cosign the checkpoint of another region's ledger, as its leader asked."""
-        peer = self._desk.neighbour(context).region
+        peer = self._neighbour(context).region
         self._require_leader()
         try:
             request = federation_pb2.CosignRequest.FromString(encoded)
@@ -305,7 +305,7 @@ class Server:
     async def _forwarded(self, encoded: bytes, context: Context) -> bytes:
         """Answer a call that a node of another region brought."""
         assert self._federation is not None
-        node = self._desk.neighbour(context)
+        node = self._neighbour(context)
         try:
             request = federation_pb2.ForwardRequest.FromString(encoded)
         except DecodeError:
@@ -325,6 +325,13 @@ class Server:
         times = [each for each in (context.time_remaining(), request.timeout_ms / 1000) if each]
         call = self._desk.call(caller, request.method, request.request, min(times, default=None))
         return federation_pb2.ForwardReply(reply=await self._answered(call)).SerializeToString()
+
+    def _neighbour(self, context: Context) -> Identity:
+        """Which node of another region calls. Raises `Denied`, and `Unavailable` while a drill cuts that region off."""
+        node = self._desk.neighbour(context)
+        if self._federation is not None:
+            self._federation.links.admit(node.region)
+        return node
 
     def _require_leader(self) -> None:
         """What passes between regions is written down, which only the leader can do: let the caller find it."""

@@ -61,7 +61,7 @@ class Drills:
 
     async def _inject(self, request: api.InjectFaultRequest, actor: str) -> api.InjectFaultReply:
         injector = self._required()
-        fault = faults.read(request.fault, actor, injector.peers)
+        fault = faults.read(request.fault, actor, injector.peers, injector.regions)
         _log.warning("fault_asked", **_fields(fault))
         new = await injector.inject(fault)
         if new:

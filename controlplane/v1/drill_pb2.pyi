@@ -19,6 +19,7 @@ class FaultKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAULT_CUT_IN: _ClassVar[FaultKind]
     FAULT_CUT: _ClassVar[FaultKind]
     FAULT_DELAY: _ClassVar[FaultKind]
+    FAULT_CUT_REGION: _ClassVar[FaultKind]
 FAULT_KIND_UNSPECIFIED: FaultKind
 FAULT_RESERVE: FaultKind
 FAULT_KILL: FaultKind
@@ -29,6 +30,7 @@ FAULT_CUT_OUT: FaultKind
 FAULT_CUT_IN: FaultKind
 FAULT_CUT: FaultKind
 FAULT_DELAY: FaultKind
+FAULT_CUT_REGION: FaultKind
 
 class Fault(_message.Message):
     __slots__ = ("drill", "id", "kind", "duration_ms", "peers", "delay_ms", "reason")

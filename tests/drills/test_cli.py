@@ -27,6 +27,7 @@ def test_all_drills_are_listed(cpctl):
         "replace-node",
         "divergent-rejoin",
         "kill-switch",
+        "region-cut",
     }
 
 
