@@ -201,7 +201,7 @@ class Controllers:
 
     def _all_partitions(self) -> list[Partition]:
         node = self._node
-        return [partitions.system(node.region), *node.partitions.values(), *node.foreign.values()]
+        return [partitions.system(node.region), *node.partitions.values(), *node.abroad.partitions.values()]
 
     async def _attempt(self, action: str, partition: Partition, feature: Callable[[Tx], RequestHeader | None]) -> bool:
         try:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any, NamedTuple, NoReturn
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, NoReturn
 from google.protobuf.message import DecodeError, Message
 
 from controlplane import errors, features, limits
+from controlplane.abroad import Abroad
 from controlplane.errors import (
     Contended,
     ControlPlaneError,
@@ -42,7 +43,6 @@ from controlplane.errors import (
     Unavailable,
 )
 from controlplane.features import audit, checks, federation, leases, switches
-from controlplane.features import partitions as systems
 from controlplane.geography import Atlas, check_read
 from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied, Working
@@ -51,7 +51,7 @@ from controlplane.kernel.transaction import Reader, Tx, scope_of
 from controlplane.replication import Log, LogStatus
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Cursor, Partition, Reach
-from controlplane.v1.state_pb2 import Entry, Event, Outcome, Refusal, RequestId, State, Txn
+from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
 from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Following, Tail, Watches, filter_of
 
@@ -166,16 +166,9 @@ class Node:
         self._conflicts = 0
         self._header_tails: dict[int, bytes] = {}
         self._watches = Watches(region, Tail(self._state.revision))
-        system = scope_of(systems.system(region))
-        self._foreign_keys = system + keys.text(federation.FOREIGN.name)
-        self._cursor_keys = system + keys.text(federation.CURSOR.name)
-        self.foreign: dict[str, Partition] = {}
-        """Partitions of other regions that share them, by id, as their homes described them."""
-        self._earlier: dict[str, list[Partition]] = {}
-        self._foreign_since = 0
-        """The revision at which what is known of them changed last."""
-        self._views_seen: dict[str, tuple[float, Cursor]] = {}
-        self._look_abroad()
+        self.abroad = Abroad(region)
+        """What is known of other regions."""
+        self.abroad.look(store, clock())
         self.failed: asyncio.Future[None] = asyncio.get_event_loop().create_future()
         self.failed.add_done_callback(_seen)
 
@@ -253,7 +246,7 @@ class Node:
         self._asked.forget(self._state.revision)
         self._marks.clear()
         self._watches.reset(self._state.revision)
-        self._look_abroad()
+        self.abroad.look(self.store, self.clock())
 
     # -- what callers want
 
@@ -332,10 +325,9 @@ class Node:
         if everywhere and call.region in ("", self.region):
             await self._consistent(request.header, call.deadline)
             # Only now: what was learned while this waited is to be seen too.
-            wanted = filter_of(
-                self._stop_partitions(call.environment), request.kinds, request.prefix, self._foreign_keys
-            )
-            return self._watches.follow(self.store, wanted, 0, request, self.fresh_ms, since=self._foreign_since)
+            among = self._stop_partitions(call.environment)
+            wanted = filter_of(among, request.kinds, request.prefix, self.abroad.learned)
+            return self._watches.follow(self.store, wanted, 0, request, self.fresh_ms, since=self.abroad.since)
         partition = self._partition_of_kinds(request.header, request.kinds, call)
         await self._consistent(request.header, call.deadline)
         wanted = filter_of([partition], request.kinds, request.prefix)
@@ -343,11 +335,8 @@ class Node:
 
     def views(self) -> list[tuple[Cursor, int]]:
         """How far, and how freshly, this region has copied what each other one shares; ages in milliseconds."""
-        now, own_ms = self.clock(), self.fresh_ms()
-        return [
-            (cursor, min(ceil((now - seen) * 1000) + cursor.age_ms + own_ms, AGE_UNKNOWN_MS))
-            for _, (seen, cursor) in sorted(self._views_seen.items())
-        ]
+        own_ms = self.fresh_ms()
+        return [(cursor, min(age_ms + own_ms, AGE_UNKNOWN_MS)) for cursor, age_ms in self.abroad.views(self.clock())]
 
     def partition(self, header: api.RequestHeader, kind: str, call: Call) -> Partition:
         """The partition that a request means, which may be a copy of another region's.
@@ -385,7 +374,7 @@ class Node:
 
     def _named(self, name: str, call: Call) -> Partition:
         checks.name(name, "header.partition")
-        found = self.partitions.get(name) or self.foreign.get(name)
+        found = self.partitions.get(name) or self.abroad.partitions.get(name)
         if found is not None:
             return found
         home = name.partition(".")[0]
@@ -404,9 +393,7 @@ class Node:
 
     def _stop_partitions(self, environment: str) -> list[Partition]:
         """Where stops of all regions are told in an environment, this region's own first."""
-        every = [*self.partitions.values()]
-        for name in sorted(self.foreign):
-            every += [self.foreign[name], *self._earlier.get(name, ())]
+        every = [*self.partitions.values(), *self.abroad.everywhere()]
         return [p for p in every if p.environment == environment and switches.STOP.name in p.default_for]
 
     def _stopped_elsewhere(self, reader: Reader, environment: str) -> switches.Abroad:
@@ -414,48 +401,6 @@ class Node:
         there = [p for p in self._stop_partitions(environment) if p.home != own]
         readers = [Reader(self.store, partition, self._state.revision) for partition in there]
         return switches.Abroad(self.fleet, environment, reader, readers)
-
-    def _look_abroad(self) -> None:
-        """Learn from the store what was learned of other regions before."""
-        now = self.clock()
-        self.foreign.clear()
-        self._earlier.clear()
-        self._foreign_since = 0
-        self._views_seen.clear()
-        start, end = keys.children(keys.RECORD + self._foreign_keys)
-        for key, packed in self.store.scan(start, end):
-            self._saw_abroad(key[len(keys.RECORD) :], Event.FromString(packed), now)
-        start, end = keys.children(keys.RECORD + self._cursor_keys)
-        for key, packed in self.store.scan(start, end):
-            cursor = Cursor.FromString(Event.FromString(packed).value)
-            # How long ago it was written is not known.
-            cursor.age_ms = AGE_UNKNOWN_MS
-            self._views_seen[keys.decode(key[len(keys.RECORD) :]).name] = (now, cursor)
-
-    def _saw_abroad(self, key: bytes, event: Event, now: float) -> None:
-        if key.startswith(self._foreign_keys):
-            partition = Partition.FromString(event.value)
-            self.foreign[partition.id] = partition
-            self._earlier[partition.id] = [*self._earlier_epochs(partition)]
-            self._foreign_since = max(self._foreign_since, event.revision)
-        elif key.startswith(self._cursor_keys):
-            name, cursor, seen = keys.decode(key).name, Cursor.FromString(event.value), now
-            if cursor.age_ms == AGE_UNKNOWN_MS and name in self._views_seen:
-                # It only came nearer to what home was like then.
-                seen, known = self._views_seen[name]
-                cursor.age_ms = known.age_ms
-            self._views_seen[name] = (seen, cursor)
-
-    def _earlier_epochs(self, partition: Partition) -> Iterator[Partition]:
-        """The partition as it was in earlier epochs of which there are copies: their stops are still in force."""
-        now = scope_of(partition)
-        start, end = keys.RECORD + now[: -len(keys.number(0))], keys.RECORD + now
-        while row := next(iter(self.store.scan(start, end)), None):
-            earlier = Partition()
-            earlier.CopyFrom(partition)
-            earlier.epoch = keys.decode(row[0][len(keys.RECORD) :]).epoch
-            yield earlier
-            start = keys.RECORD + scope_of(earlier) + b"\xff"
 
     def _partition_of_kinds(self, header: api.RequestHeader, kinds: Sequence[str], call: Call) -> Partition:
         """The one partition that holds all `kinds`: a watcher must not believe that it sees what lies in another."""
@@ -697,9 +642,7 @@ class Node:
         self._marks[applied.state.revision] = applied.state.hash
         if len(self._marks) > _MARKS_KEPT:
             self._marks.popitem(last=False)
-        for changed in applied.changed:
-            if changed.key.startswith((self._foreign_keys, self._cursor_keys)):
-                self._saw_abroad(changed.key, changed.event, self.clock())
+        self.abroad.took(self.store, applied.changed, self.clock())
         # Also when nothing changed: a refusal has a revision too, and watchers and readers wait for it.
         self._watches.took(applied)
         for listener in self._applied_listeners:
@@ -739,7 +682,7 @@ class Node:
             reader = Reader(self.store, partition, self._state.revision)
             reply = method.run(reader, request)
             if partition.home != self.region:
-                age_ms = self._view_age_ms(partition)
+                age_ms = min(age_ms + self.abroad.age_ms(partition, self.clock()), AGE_UNKNOWN_MS)
             elif call.region not in ("", self.region):
                 pass  # What third regions stop is not this one's to show to others.
             elif isinstance(reply, api.CheckSwitchesReply):
@@ -749,11 +692,6 @@ class Node:
             return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
 
         return run, request.header
-
-    def _view_age_ms(self, partition: Partition) -> int:
-        name = federation.cursor_name(partition.home, partition.reach)
-        ages = (age for cursor, age in self.views() if federation.cursor_name(cursor.peer, cursor.reach) == name)
-        return next(ages, AGE_UNKNOWN_MS)
 
     def _reading_of_node(self, call: Call) -> tuple[Callable[[int], bytes], api.RequestHeader]:
         request: Any

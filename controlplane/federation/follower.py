@@ -304,7 +304,7 @@ class _Session:
             if (partition.home, partition.reach) != (peer, reach) or not partition.id.startswith(f"{peer}."):
                 raise Invalid(f"{peer} does not share such a partition", reason="PARTITION_FOREIGN")
         self._partitions = {partition.id: partition for partition in found}
-        if any(self._node.foreign.get(partition.id) != partition for partition in found):
+        if any(self._node.abroad.partitions.get(partition.id) != partition for partition in found):
             await self._transact(self._system, "LearnPartitions", lambda tx: federation.learn(tx, peer, reach, found))
 
     async def _begin_listing(self, revision: int) -> None:

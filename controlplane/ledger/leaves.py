@@ -55,6 +55,9 @@ _FORM = re.compile(
     rf'"hash":"([0-9a-f]{{64}})","entry":"([0-9a-f]{{64}})","open":\[([^ ]*)\]\}}'.encode()
 )
 
+# Made once: json.dumps with options makes one for every call.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
 Value = str | int | bool | Sequence["Value"]
 Content = Mapping[str, Value]
 
@@ -163,7 +166,7 @@ def entry_commitment(salt: bytes, entry: bytes) -> bytes:
 def canonical(content: Content) -> bytes:
     """The one encoding of a content. Raises ValueError if it holds anything that has more than one, or is too long."""
     _check(content)
-    encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded = _ENCODER.encode(content).encode()
     if len(encoded) > CONTENT_BYTES_MAX:
         raise ValueError("the content of an audited record is too long")
     return encoded

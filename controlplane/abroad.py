@@ -1,0 +1,110 @@
+"""What a node knows of other regions: the partitions that they share, and how old its copies of them are.
+
+All of it is read from the store, where the leader's followers of other regions put it, so every node of a region knows
+the same. Only the time since a cursor moved is this node's own: ages are counted on its clock from when it saw that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import ceil
+
+from controlplane.features import federation, partitions
+from controlplane.features.federation import AGE_UNKNOWN_MS
+from controlplane.kernel import keys
+from controlplane.kernel.machine import Changed
+from controlplane.kernel.store import View
+from controlplane.kernel.transaction import scope_of
+from controlplane.v1.records_pb2 import Cursor, Partition
+from controlplane.v1.state_pb2 import Event
+
+
+class Abroad:
+    """Kept up to date by `took`; `look` begins anew."""
+
+    def __init__(self, region: str) -> None:
+        system = scope_of(partitions.system(region))
+        self.partitions: dict[str, Partition] = {}
+        """Partitions of other regions that share them, by id, as their homes described them."""
+        self.since = 0
+        """The newest revision at which one was learned of or changed."""
+        self.learned = system + keys.text(federation.FOREIGN.name)
+        """How the keys of the records begin that describe them."""
+        self._cursors = system + keys.text(federation.CURSOR.name)
+        self._earlier: dict[str, list[Partition]] = {}
+        self._seen: dict[str, tuple[float, Cursor]] = {}
+
+    def look(self, view: View, now: float) -> None:
+        """Learn from a store what was learned before."""
+        self.partitions.clear()
+        self._earlier.clear()
+        self._seen.clear()
+        self.since = 0
+        start, end = keys.children(keys.RECORD + self.learned)
+        for _, packed in view.scan(start, end):
+            self._learn(view, Event.FromString(packed))
+        start, end = keys.children(keys.RECORD + self._cursors)
+        for _, packed in view.scan(start, end):
+            event = Event.FromString(packed)
+            cursor = Cursor.FromString(event.value)
+            # How long ago it was written is not known.
+            cursor.age_ms = AGE_UNKNOWN_MS
+            self._seen[keys.decode(event.key).name] = (now, cursor)
+
+    def took(self, view: View, changed: Iterable[Changed], now: float) -> None:
+        """Take in what an entry changed."""
+        for each in changed:
+            if each.key.startswith(self.learned):
+                self._learn(view, each.event)
+            elif each.key.startswith(self._cursors):
+                self._moved(each.event, now)
+
+    def everywhere(self) -> Iterator[Partition]:
+        """All partitions of other regions, and what there are copies of from their earlier epochs."""
+        for name in sorted(self.partitions):
+            yield self.partitions[name]
+            yield from self._earlier.get(name, ())
+
+    def views(self, now: float) -> list[tuple[Cursor, int]]:
+        """How far each other region was copied, and how old that is here, in milliseconds, by this node's store."""
+        return [
+            (cursor, min(ceil((now - seen) * 1000) + cursor.age_ms, AGE_UNKNOWN_MS))
+            for _, (seen, cursor) in sorted(self._seen.items())
+        ]
+
+    def age_ms(self, partition: Partition, now: float) -> int:
+        """How old the copy of a partition is."""
+        ages = (age for cursor, age in self.views(now) if (cursor.peer, cursor.reach) == _place(partition))
+        return next(ages, AGE_UNKNOWN_MS)
+
+    def _learn(self, view: View, event: Event) -> None:
+        if not event.HasField("value"):
+            return
+        partition = Partition.FromString(event.value)
+        self.partitions[partition.id] = partition
+        self._earlier[partition.id] = [*_earlier_epochs(view, partition)]
+        self.since = max(self.since, event.revision)
+
+    def _moved(self, event: Event, now: float) -> None:
+        name, cursor, seen = keys.decode(event.key).name, Cursor.FromString(event.value), now
+        if cursor.age_ms == AGE_UNKNOWN_MS and name in self._seen:
+            # It only came nearer to what home was like then.
+            seen, known = self._seen[name]
+            cursor.age_ms = known.age_ms
+        self._seen[name] = (seen, cursor)
+
+
+def _place(partition: Partition) -> tuple[str, int]:
+    return partition.home, partition.reach
+
+
+def _earlier_epochs(view: View, partition: Partition) -> Iterator[Partition]:
+    """The partition as it was in earlier epochs of which there are copies: their stops are still in force."""
+    now = scope_of(partition)
+    start, end = keys.RECORD + now[: -len(keys.number(0))], keys.RECORD + now
+    while row := next(iter(view.scan(start, end)), None):
+        earlier = Partition()
+        earlier.CopyFrom(partition)
+        earlier.epoch = keys.decode(row[0][len(keys.RECORD) :]).epoch
+        yield earlier
+        start = keys.RECORD + scope_of(earlier) + b"\xff"
