@@ -1,5 +1,7 @@
 """What is computed from a history: known histories, known answers."""
 
+from dataclasses import replace
+
 import pytest
 
 from controlplane.checking.histories import Recorder
@@ -176,3 +178,36 @@ def test_what_a_drill_wants_becomes_a_claim(story):
     assert names - plain == {"kill_confirmed_ms", "acted_after_kill", "replaced_node_votes"}
     fencing = {claim.name: claim.target for claim in evidence.claims(measured, seen, Wanted(1, True, False, ""))}
     assert fencing["fencing_refusals"] == 1
+
+
+CUT_SEEN = Seen("all", "equal", 0, links_down="all", isolated="yes", view_age_ms=7_800, caught_up_ms=900, stops_lost=0)
+
+
+def of_regions(seen, **wanted):
+    measured = Story().measured()
+    found = evidence.claims(measured, seen, Wanted(1_000, False, False, "", **wanted))
+    names = ("links_down", "view_age_ms", "stops_lost", "caught_up_ms", "isolated_mode_shown")
+    return {each.name: each.passed for each in found if each.name in names}
+
+
+def test_a_region_that_was_cut_off_has_to_show_it_and_to_have_caught_up():
+    assert of_regions(CUT_SEEN) == {}
+    assert len(of_regions(CUT_SEEN, cut_ms=8_000, isolated=True)) == 5
+    assert all(of_regions(CUT_SEEN, cut_ms=8_000, isolated=True).values())
+    assert "isolated_mode_shown" not in of_regions(CUT_SEEN, cut_ms=8_000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "broken"),
+    [
+        ({"links_down": "us-east"}, "links_down"),
+        ({"isolated": "no"}, "isolated_mode_shown"),
+        ({"view_age_ms": 900}, "view_age_ms"),
+        ({"caught_up_ms": None}, "caught_up_ms"),
+        ({"caught_up_ms": 60_000}, "caught_up_ms"),
+        ({"stops_lost": 1}, "stops_lost"),
+    ],
+)
+def test_each_thing_that_a_cut_region_did_not_show_fails(changes, broken):
+    found = of_regions(replace(CUT_SEEN, **changes), cut_ms=8_000, isolated=True)
+    assert [name for name, passed in found.items() if not passed] == [broken]

@@ -14,6 +14,7 @@ from controlplane.v1.raft_pb2 import RaftMessage
 
 DRILL, OTHER = "a" * 32, "b" * 32
 PEERS = ("n2", "n3")
+REGIONS = ("eu-central", "us-east")
 
 
 def message(**changes):
@@ -41,11 +42,12 @@ def fault(number, kind=Kind.CUT, *, drill=DRILL, peers=PEERS, duration_ms=1000, 
         ({"reason": " "}, "REASON_MISSING"),
         ({"reason": "a\nb"}, "TEXT_BAD_CHARACTERS"),
         ({"peers": ["n1"]}, "NODE_UNKNOWN"),
+        ({"kind": messages.FAULT_CUT_REGION, "peers": ["n2"]}, "PEER_UNKNOWN"),
     ],
 )
 def test_what_no_node_takes(changes, reason):
     with pytest.raises(Invalid) as raised:
-        faults.read(message(**changes), "somebody", PEERS)
+        faults.read(message(**changes), "somebody", PEERS, REGIONS)
     assert raised.value.reason == reason
 
 
@@ -154,3 +156,30 @@ async def test_a_slow_link_holds_back_so_much_and_no_more():
         injector.leaving("n2", RaftMessage())
     assert len(injector._held["n2"]) == limits.FAULT_HELD_MAX
     injector.stop()
+
+
+def test_a_region_without_peers_is_cut_off_from_nobody():
+    with pytest.raises(Invalid) as raised:
+        faults.read(message(kind=messages.FAULT_CUT_REGION), "somebody", PEERS)
+    assert raised.value.reason == "PEER_UNKNOWN"
+    assert faults.read(message(kind=messages.FAULT_CUT_REGION), "", PEERS, REGIONS).peers == REGIONS
+
+
+async def test_regions_are_cut_off_until_the_last_fault_on_them_ends():
+    told = []
+    injector = Injector(PEERS, lambda *_: None, None, asyncio.get_running_loop().time, REGIONS)
+    injector.sever = lambda regions: told.append(set(regions))
+    await injector.inject(fault(1, Kind.CUT_REGION, peers=REGIONS, duration_ms=60_000))
+    await injector.inject(fault(2, Kind.CUT_REGION, peers=("us-east",), duration_ms=60_000))
+    await injector.inject(fault(3, duration_ms=60_000))
+    assert told == [set(REGIONS)]
+    assert injector.faults.lost_in == set(PEERS)
+    injector.heal(DRILL, abort=True)
+    assert told == [set(REGIONS), set()]
+    again = Injector(PEERS, lambda *_: None, None, asyncio.get_running_loop().time, REGIONS)
+    over = asyncio.Event()
+    again.sever = lambda regions: over.set() if not regions else None
+    await again.inject(fault(4, Kind.CUT_REGION, peers=REGIONS, duration_ms=limits.FAULT_MS_MIN))
+    # By the node's own timer: nobody asks for it.
+    async with asyncio.timeout(5):
+        await over.wait()

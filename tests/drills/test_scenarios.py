@@ -8,8 +8,9 @@ from controlplane.drills.faults import Kind
 from controlplane.drills.scenarios import SCENARIOS, Facts, Options, Until
 from controlplane.errors import Invalid
 
-THREE = Facts("n2", ("n1", "n2", "n3"))
-FIVE = Facts("n4", ("n1", "n2", "n3", "n4", "n5"))
+REGIONS = ("eu-central", "us-east")
+THREE = Facts("n2", ("n1", "n2", "n3"), REGIONS)
+FIVE = Facts("n4", ("n1", "n2", "n3", "n4", "n5"), REGIONS)
 
 
 def strikes(plan):
@@ -95,9 +96,24 @@ def test_what_the_operator_chooses_is_done():
         ("kill-leader", Facts("n1", ("n1",)), Options(), "REGION_TOO_SMALL"),
         ("kill-leader", THREE, Options(down_s=121), "OUT_OF_RANGE"),
         ("pause-leader", THREE, Options(down_s=3), "OUT_OF_RANGE"),
+        ("region-cut", Facts("n1", ("n1", "n2", "n3")), Options(), "PEER_UNKNOWN"),
+        ("region-cut", THREE, Options(regions=("eu-west",)), "PEER_UNKNOWN"),
     ],
 )
 def test_what_cannot_be_planned(name, facts, options, reason):
     with pytest.raises(Invalid) as raised:
         scenarios.plan(name, facts, options)
     assert raised.value.reason == reason
+
+
+def test_a_region_is_cut_off_at_every_node_and_none_of_them_is_harmed():
+    plan = scenarios.plan("region-cut", THREE)
+    assert {each.node for each in strikes(plan)} == set(THREE.nodes)
+    assert {each.regions for each in strikes(plan)} == {REGIONS}
+    assert not plan.struck
+    assert (plan.cut_off, plan.isolated, plan.cut_ms) == (REGIONS, True, 8_000)
+    assert "cut off n1 from eu-central, us-east for 8 s" in [each.says for each in strikes(plan)]
+    alone = scenarios.plan("region-cut", Facts("n1", ("n1",), REGIONS), Options(regions=("us-east",)))
+    assert (alone.cut_off, alone.isolated) == (("us-east",), False)
+    assert not any("isolated" in line for line in alone.blast)
+    assert scenarios.plan("kill-leader", THREE).cut_ms == 0
