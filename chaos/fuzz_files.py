@@ -29,7 +29,7 @@ from controlplane.replication.tail import Entry, Op, Recovered, Tail
 from controlplane.storage import Tuning, read_snapshot, rocks_options, write_snapshot
 from controlplane.v1.peer_pb2 import SnapshotHeader
 
-REGION_FILE = Path(__file__).parent.parent / "regions" / "demo.toml"
+REGION_FILE = Path(__file__).parent.parent / "regions" / "eu-west.toml"
 _PREFIX: Final = struct.Struct(">BI")
 
 
