@@ -7,6 +7,7 @@ import click
 from chaos.checks import check_command
 from chaos.fleet import fleet_command
 from chaos.fuzzing import fuzz_command
+from chaos.leaks import leaks_command
 from chaos.plane_command import simulate_region_command
 from chaos.real.commands import run_command
 from chaos.real.failover import failover_command
@@ -31,6 +32,7 @@ main.add_command(disks_command)
 main.add_command(check_command)
 main.add_command(tier_command)
 main.add_command(fuzz_command)
+main.add_command(leaks_command)
 
 if __name__ == "__main__":
     main()

@@ -102,7 +102,10 @@ TIERS: Mapping[str, Tier] = {
             _region(300, _HOUR_S),
             _consensus(2_000, _HOUR_S),
         ),
-        real=(Part("real processes", "run --matrix --seed {seed}", _HOUR_S),),
+        real=(
+            Part("real processes", "run --matrix --seed {seed}", _HOUR_S),
+            Part("leaks", "leaks --scenario short --seed {seed}", _HOUR_S),
+        ),
     ),
     "nightly": Tier(
         counted=(
@@ -115,6 +118,7 @@ TIERS: Mapping[str, Tier] = {
         real=(
             # 24 runs of a minute each, and the control experiment.
             Part("real processes", "run --matrix --seconds 60 --seed {seed}", 2 * _HOUR_S, seeds=20),
+            Part("leaks", "leaks --seconds 10 --seed {seed}", _HOUR_S, seeds=10),
             Part(
                 "an hour of everything", "run --workload cas --nemesis mixed --seconds 3600 --seed {seed}", 2 * _HOUR_S
             ),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+from random import Random
 
 import pytest
 
+from chaos import leaks_peer, leaks_search
 from controlplane import status
 from controlplane.errors import ControlPlaneError
 from controlplane.federation.links import packed
+from controlplane.identity import Identity
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1 import records_pb2
 from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION
-from tests.federation.fleet import CENTRAL, EAST, WEST, Spy, running
+from tests.federation.fleet import CENTRAL, EAST, FLEET, WEST, Spy, running
 from tests.server.regions import create, flag, until, write_header
 
 CANARY = "kanarienvogel"
@@ -214,3 +218,66 @@ async def test_who_wrote_and_why_is_told_at_home_only_also_of_what_travels(tmp_p
 async def said(caller, request):
     method = type(request).__name__.removesuffix("Request")
     return getattr(api, f"{method}Reply").FromString(await caller.call(method, request))
+
+
+@pytest.mark.parametrize(("region", "law"), [(EAST, "eu"), (CENTRAL, "us")])
+async def test_not_by_any_call_nor_to_a_peer_that_lies(tmp_path, region, law):
+    """Every call with every consistency, there and by a node's hand, and every beginning of a stream that may pass."""
+    planted = leaks_search.words(Random(7))
+    reaches = {"home-only": planted.pinned, "jurisdiction": planted.law, "global": planted.shared}
+    async with running(tmp_path) as fleet, contextlib.AsyncExitStack() as open_ones:
+        home, ear = leaks_peer.Ear(), leaks_peer.Ear()
+
+        async def caller(identity, at, told):
+            address = f"127.0.0.1:{fleet[at].ports[0]}"
+            made = leaks_peer.Caller(address, fleet.credentials(identity), told, identity.region, quiet_s=0.05)
+            return await open_ones.enter_async_context(made)
+
+        writers = {word: await caller(Identity(FLEET, "prod", WEST, "operator", word), WEST, home) for word in planted}
+        partitions = {f"{WEST}.prod.{reach}": word for reach, word in reaches.items()}
+        revision = await leaks_peer.plant(writers, planted, partitions, "1")
+        await fleet.settled()
+        own = await caller(Identity(FLEET, "prod", region, "operator", "maria"), region, ear)
+        node = Identity(FLEET, "all", region, "peer", fleet[region].node_names[0])
+        peer = await caller(node, WEST, ear)
+        terms = packed(fleet[region].member.federation.links.get(WEST).terms)
+        asked = ["", *partitions]
+        await own.everything(leaks_peer.every_request(asked, revision, own=True))
+        requests = leaks_peer.every_request(asked, revision, own=False)
+        await peer.forwarded(requests, terms, f"controlplane://{FLEET}/prod/{region}/operator/maria")
+        # The true follower would take the streams away from the one that lies.
+        await fleet[region].member.federation.stop()
+        third = CENTRAL if region == EAST else EAST
+        counts = [await peer.follow(*each) for each in leaks_peer.every_hello(terms, third, law, revision)]
+        assert sum(count > 1 for count in counts) > 20
+        assert ear.answers["ok"] > 100
+        assert {"PARTITION_PINNED", "MAY_NOT_LEAVE", "TERMS_OF_ANOTHER", "LINK_PAUSED"} <= {*ear.answers}
+
+        searched = leaks_search.Searched(region, planted._asdict())
+        for what, message in ear.heard:
+            searched.look("told", what, message)
+        for row in fleet[region].everything():
+            searched.look("rows", "", row)
+        found = {(each.what, each.place.partition(":")[0]) for each in searched.findings}
+        arrives = ["shared", "law"] if region == CENTRAL else ["shared"]
+        assert found == {(word, place) for word in arrives for place in ("told", "rows")}
+        assert all(fleet[name].member.server.counts.defects == 0 for name in fleet.regions)
+
+
+def test_the_search_sees_a_word_however_it_is_written():
+    word = leaks_search.words(Random(3)).pinned
+    for ahead in range(3):
+        text = b"x" * ahead + word.encode() + b"tail"
+        for written in (
+            text,
+            text.hex().encode(),
+            base64.b64encode(text),
+            text.upper(),
+            text.decode().encode("utf-16-le"),
+        ):
+            searched = leaks_search.Searched(EAST, {"pinned": word})
+            searched.look("told", "", b"before " + written + b" after")
+            assert searched.findings, (ahead, written)
+    searched.findings.clear()
+    searched.look("told", "", word[:-1].encode() + b"-" + base64.b64encode(b"something else entirely"))
+    assert searched.findings == []
