@@ -104,6 +104,7 @@ TIERS: Mapping[str, Tier] = {
         ),
         real=(
             Part("real processes", "run --matrix --seed {seed}", _HOUR_S),
+            Part("a fleet", "fleet --scenario mixed --seconds 30 --seed {seed}", _HOUR_S),
             Part("leaks", "leaks --scenario short --seed {seed}", _HOUR_S),
         ),
     ),
@@ -118,6 +119,8 @@ TIERS: Mapping[str, Tier] = {
         real=(
             # 24 runs of a minute each, and the control experiment.
             Part("real processes", "run --matrix --seconds 60 --seed {seed}", 2 * _HOUR_S, seeds=20),
+            Part("a fleet", "fleet --scenario mixed --seconds 120 --seed {seed}", _HOUR_S, seeds=20),
+            Part("a fleet of nine", "fleet --scenario mixed --seconds 120 --size 3 --seed {seed}", _HOUR_S, seeds=5),
             Part("leaks", "leaks --seconds 10 --seed {seed}", _HOUR_S, seeds=10),
             Part(
                 "an hour of everything", "run --workload cas --nemesis mixed --seconds 3600 --seed {seed}", 2 * _HOUR_S
