@@ -29,7 +29,7 @@ from controlplane.kernel.transaction import Kind, Tx, scope_of
 from controlplane.v1 import api_pb2
 from controlplane.v1.api_pb2 import RequestHeader
 from controlplane.v1.federation_pb2 import Shared, SharedPage
-from controlplane.v1.records_pb2 import Cursor, Grant, Partition, Passage, Reach
+from controlplane.v1.records_pb2 import Cursor, Grant, Partition, Passage, Reach, Switch
 from controlplane.v1.state_pb2 import Event, Origin
 
 CURSOR = Kind(keys.CURSOR_KIND, Cursor, reserved=True)
@@ -248,6 +248,8 @@ def _forget_who_and_why(message: Message, region: str) -> None:
             for field in ("actor", "action", "reason"):
                 message.ClearField(field)
         return
+    if isinstance(message, Switch) and message.engaged_by.split("/")[4:5] != [region]:
+        message.engaged_by = message.engaged_reason = ""
     for descriptor, value in message.ListFields():
         if descriptor.message_type is not None:
             for each in [value] if isinstance(value, Message) else value:

@@ -447,6 +447,9 @@ class _Export:
         events = machine.events(self._node.store, self.domain, after, last)
         for revision, together in groupby(events, key=lambda event: event.revision):
             records = federation.shared(together)
+            if not records:
+                # Nothing in it leaves: to the follower this revision is one of those that change nothing.
+                continue
             found.append((revision, records))
             count, size = count + len(records), size + sum(len(each.value) for each in records)
             if count >= _READ_RECORDS or size >= PAGE_BYTES:

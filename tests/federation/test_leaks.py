@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 from random import Random
@@ -213,6 +214,31 @@ async def test_who_wrote_and_why_is_told_at_home_only_also_of_what_travels(tmp_p
         hers = api.GetFlagRequest(header=shared, name="hers")
         assert whom(await said(maria, hers)) == {f"controlplane://acme/prod/{EAST}/operator/maria", "mine"}
         assert whom(await said(neighbour, hers)) == set()
+
+
+async def test_a_switch_among_shared_records_stays_and_holds_nothing_up(tmp_path):
+    async with running(tmp_path) as fleet, fleet.caller(WEST, name=CANARY) as writer, fleet.caller(EAST) as maria:
+        await fleet.settled()
+        there = {"partition": f"{WEST}.prod.global"}
+        scope = records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name="somebody")
+        reason = f"{CANARY} broke"
+        await writer.call(
+            "EngageSwitch", api.EngageSwitchRequest(header=write_header(reason=reason, **there), scope=scope)
+        )
+        await writer.call("SetFlag", flag("after", **there))
+        header = api.RequestHeader(consistency=api.LOCAL, **there)
+
+        async def has_come():
+            listed = await said(maria, api.ListFlagsRequest(header=header))
+            return [view.flag.name for view in listed.flags] == ["after"]
+
+        async with asyncio.timeout(20):
+            while not await has_come():  # noqa: ASYNC110 - what is awaited has no event here.
+                await asyncio.sleep(0.01)
+        assert holds_canary(fleet[EAST].everything()) == []
+        asked = api.ListSwitchesRequest(header=api.RequestHeader(**there))
+        assert CANARY in str(await said(writer, asked))
+        assert CANARY not in str(await said(maria, asked))
 
 
 async def said(caller, request):
