@@ -608,7 +608,7 @@ def show(reports: Sequence[Report], console: Console) -> None:
         table.add_column(heading, justify="right" if heading == "s" else "left", overflow="fold")
     for each in reports:
         searched = "\n".join(
-            f"{region}: " + ", ".join(f"{sort} {number / 1e6:.1f} MB" for sort, number in sorted(sorts.items()))
+            f"{region}: " + ", ".join(f"{sort} {number / 1e3:,.0f} kB" for sort, number in sorted(sorts.items()))
             for region, sorts in each.sizes.items()
         )
         table.add_row(each.name, each.verdict, f"{each.seconds:.0f}", searched, "; ".join(each.done) or each.problem)
