@@ -95,6 +95,7 @@ class Forwarder:
         self._sent: dict[int, Request] = {}
         self._next_id = 1
         self._wake = asyncio.Event()
+        self._stopping = False
         self.up = False
 
     @property
@@ -134,16 +135,20 @@ class Forwarder:
 
     async def stop(self) -> None:
         """Close the session for good."""
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         backoff_s = _BACKOFF_MIN_S
-        while True:
+        # A session that is cancelled may end with an error of gRPC's instead: then nobody would cancel this again.
+        while not self._stopping:
             began = self._clock()
             with contextlib.suppress(grpc.RpcError, DecodeError):
                 await self._session()
+            if self._stopping:
+                return
             if self._clock() - began > _BACKOFF_MAX_S:
                 backoff_s = _BACKOFF_MIN_S
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret

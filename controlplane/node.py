@@ -432,6 +432,9 @@ class Node:
         rid = self._request_id(call, header, partition)
         fence = header.fence if header.HasField("fence") else None
         elections = self._elections_at.get(call.environment)
+        if fence is not None and elections is not None and call.region not in ("", self.region):
+            # Whether a fence is refused tells whether, and since when, somebody holds it.
+            check_read(self.atlas, elections, call.region, call.environment)
 
         def feature(tx: Tx) -> Message:
             if fence is not None:
@@ -681,17 +684,22 @@ class Node:
         def run(age_ms: int) -> bytes:
             reader = Reader(self.store, partition, self._state.revision)
             reply = method.run(reader, request)
-            if partition.home != self.region:
-                age_ms = min(age_ms + self.abroad.age_ms(partition, self.clock()), AGE_UNKNOWN_MS)
-            elif call.region not in ("", self.region):
-                pass  # What third regions stop is not this one's to show to others.
-            elif isinstance(reply, api.CheckSwitchesReply):
-                reply.stopped_by.extend(self._stopped_elsewhere(reader, call.environment).stopping(request.subject))
-            elif isinstance(reply, api.ListSwitchesReply) and not request.after:
-                reply.stops.extend(self._stopped_elsewhere(reader, call.environment).stops(request.engaged_only))
+            age_ms = self._age_of(partition, age_ms)
+            # What other regions stop is told to this region's callers: it is not this one's to show to others.
+            if partition.home == self.region and call.region in ("", self.region):
+                if isinstance(reply, api.CheckSwitchesReply):
+                    reply.stopped_by.extend(self._stopped_elsewhere(reader, call.environment).stopping(request.subject))
+                elif isinstance(reply, api.ListSwitchesReply) and not request.after:
+                    reply.stops.extend(self._stopped_elsewhere(reader, call.environment).stops(request.engaged_only))
             return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
 
         return run, request.header
+
+    def _age_of(self, partition: Partition, own_ms: int) -> int:
+        """How old what is here of a partition is, given the age of this node's state."""
+        if partition.home == self.region:
+            return own_ms
+        return min(own_ms + self.abroad.age_ms(partition, self.clock()), AGE_UNKNOWN_MS)
 
     def _reading_of_node(self, call: Call) -> tuple[Callable[[int], bytes], api.RequestHeader]:
         request: Any
@@ -703,8 +711,11 @@ class Node:
         if call.method == "ListEvents":
             request = _parse(api.ListEventsRequest, call.request)
             partition = self._partition_of_kinds(request.header, request.kinds, call)
+            if request.header.consistency == api.LINEARIZABLE:
+                self._home_only(partition, call)
 
             def run(age_ms: int) -> bytes:
+                age_ms = self._age_of(partition, age_ms)
                 reply = self._watches.list_events(self.store, partition, request, self._state.revision)
                 return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
 

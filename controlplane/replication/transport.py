@@ -178,6 +178,7 @@ class Transport:
         self._links = {peer: _Link(peer, address) for peer, address in peers.items() if peer != me.name}
         self._server: grpc.aio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
         self.counters = LinkCounters()
         self.disturbance: Disturbance | None = None
         self.port = 0
@@ -203,6 +204,7 @@ class Transport:
 
     async def stop(self) -> None:
         """Say goodbye on every link and close."""
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -301,9 +303,12 @@ class Transport:
         """Keep one stream to the peer for ever; the pause between attempts grows, and ends when the peer dials us."""
         bounds, loop = self._bounds, asyncio.get_running_loop()
         pause_s = bounds.redial_min_s
-        while True:
+        # A stream that is cancelled may end with an error of gRPC's instead: then nobody would cancel this again.
+        while not self._stopping:
             began_s = loop.time()
             await self._dialled(link)
+            if self._stopping:
+                return
             if loop.time() - began_s > bounds.redial_max_s:
                 pause_s = bounds.redial_min_s
             await asyncio.sleep(min(pause_s, _REDIAL_AT_LEAST_S) * self._random.uniform(0.5, 1.0))

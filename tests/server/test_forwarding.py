@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 
+import grpc
 import pytest
 
 from controlplane import limits, status
 from controlplane.datadir import Start
 from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
+from controlplane.forward import Forwarder
 from controlplane.v1 import api_pb2 as api
 from tests.server.regions import create, flag, operation, running, until
 
@@ -189,3 +191,22 @@ async def test_waiting_calls_are_bounded_and_end_by_their_deadline(tmp_path, mon
             reasons = [(await talk.error(n)).reason for n in range(12)]
             assert reasons == ["NO_LEADER"] * 10 + ["OVERLOADED"] * 2
             assert region.members[leader].server.router.waiting == 0
+
+
+class EndsWithAnErrorWhenCancelled(Forwarder):
+    """gRPC may answer the cancelling of a stream with an error of its own."""
+
+    async def _session(self):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise grpc.RpcError from None
+
+
+async def test_a_session_that_ends_otherwise_than_cancelled_does_not_keep_a_node_from_stopping():
+    forwarder = EndsWithAnErrorWhenCancelled(
+        "127.0.0.1:1", None, asyncio.get_running_loop().time, lambda: None, lambda request, error: None
+    )
+    forwarder.start()
+    await asyncio.sleep(0)
+    await asyncio.wait_for(forwarder.stop(), 10)
