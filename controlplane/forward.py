@@ -143,7 +143,7 @@ class Forwarder:
     async def _run(self) -> None:
         backoff_s = _BACKOFF_MIN_S
         # A session that is cancelled may end with an error of gRPC's instead: then nobody would cancel this again.
-        while not self._stopping:
+        while True:
             began = self._clock()
             with contextlib.suppress(grpc.RpcError, DecodeError):
                 await self._session()

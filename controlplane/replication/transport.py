@@ -304,7 +304,7 @@ class Transport:
         bounds, loop = self._bounds, asyncio.get_running_loop()
         pause_s = bounds.redial_min_s
         # A stream that is cancelled may end with an error of gRPC's instead: then nobody would cancel this again.
-        while not self._stopping:
+        while True:
             began_s = loop.time()
             await self._dialled(link)
             if self._stopping:
