@@ -207,7 +207,7 @@ class LoopbackRegion:
             f'fleet = "{self.fleet}"',
             f'region = "{self.name}"',
             f'jurisdiction = "{jurisdiction}"',
-            f'authority = "{self._authority.file}"',
+            f'authority = "{self._authority.file.resolve()}"',
         ]
         nodes = [line for number in range(len(self.names)) for line in self._node_lines(number)]
         places = [line for place in partitions for line in self._partition_lines(place)]
