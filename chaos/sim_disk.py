@@ -119,7 +119,8 @@ class Disk:
                 del self.entries[from_index - self.boundary[0] - 1 :]
             case Meta(term, voted_for):
                 self.term, self.voted_for = term, voted_for
-                self.votes[term] = voted_for
+                # A disk that was replaced learns of the term anew; what the old one voted in it was voted.
+                self.votes[term] = voted_for or self.votes.get(term)
             case Commit(index):
                 self.commit = index
             case Trim(index, term):

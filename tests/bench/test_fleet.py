@@ -69,7 +69,7 @@ async def test_the_ledger_is_there_in_every_other_turn(tmp_path: Path):
     async with alone(tmp_path / "store") as node:
         sizes = []
         for ledger in (False, True, False, True):
-            await node.rates(ledger=ledger, seconds=0.2)
+            await node.rates(ledger=ledger, seconds=1.0)
             sizes.append(node.leaves)
     assert 0 == sizes[0] < sizes[1] == sizes[2] < sizes[3] == leaves_in(tmp_path / "store")
 
