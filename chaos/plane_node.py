@@ -248,6 +248,7 @@ class Replica(sim_node.Node):
         self._numbers = count()
         self._news = self._poked = False
         self._links: dict[str, bool] = {}
+        self._begun: dict[str, tuple[tuple[int, int], set[int]]] = {}
         self._told: dict[object, Answer] = {}
         self._watches: dict[object, asyncio.Task[None]] = {}
         super().__init__(world, name, peers, disk, clock, process)
@@ -370,7 +371,15 @@ class Replica(sim_node.Node):
             self.router.sessions[peer].linked(up)
 
     def _serve_forwarded(self, peer: str, message: Forwarded) -> None:
+        # These links repeat messages, a session does not: an operation comes once, or its session ends.
+        session, begun = (message.process, message.session), set[int]()
+        if self._begun.get(peer, ((0, 0), begun))[0] == session:
+            begun = self._begun[peer][1]
+        self._begun[peer] = session, begun
         for operation in api.SessionRequest.FromString(message.encoded).operations:
+            if operation.id in begun:
+                continue
+            begun.add(operation.id)
             actor = operation.on_behalf_of
             call = Call(
                 operation.method,
