@@ -122,12 +122,14 @@ class WriteAheadLogs:
         names = {name for name in os.listdir(self._folder) if name.endswith(".log")}  # noqa: PTH208 - a hot path.
         for name in self._open.keys() - names:
             os.close(self._open.pop(name))
-        for name in names - self._open.keys():
+        for name in sorted(names - self._open.keys()):
             with contextlib.suppress(FileNotFoundError):
                 self._open[name] = os.open(self._folder / name, os.O_RDONLY)
                 sync_folder(self._folder)
-        for descriptor in self._open.values():
-            os.fdatasync(descriptor)
+        # The oldest first: a power cut in between may cut the end off, but must not leave a hole before it, which RocksDB
+        # does not notice where one file ends and the next begins.
+        for name in sorted(self._open):
+            os.fdatasync(self._open[name])
 
     def close(self) -> None:
         """Let go of the files."""
