@@ -126,8 +126,8 @@ class WriteAheadLogs:
             with contextlib.suppress(FileNotFoundError):
                 self._open[name] = os.open(self._folder / name, os.O_RDONLY)
                 sync_folder(self._folder)
-        # The oldest first: a power cut in between may cut the end off, but must not leave a hole before it, which RocksDB
-        # does not notice where one file ends and the next begins.
+        # The oldest first: a power cut in between may cut off the end, but must not leave a hole before it, which
+        # RocksDB does not notice where one file ends and the next begins.
         for name in sorted(self._open):
             os.fdatasync(self._open[name])
 
