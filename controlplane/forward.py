@@ -9,8 +9,8 @@ notice a failover unless its deadline is shorter than one.
 2. A forwarded request is never forwarded again: the node it reaches answers, or says NOT_LEADER, and then the first
    node routes it anew.
 3. A request whose forward broke off, or whose leader fell, may have happened. It is sent again as it stands, which is
-   safe because its request id names the request and not the attempt. If its deadline passes first, the caller gets
-   `OutcomeUnknown` (FORWARD_BROKEN), never `Unavailable`.
+   safe because its request id names the request and not the attempt, whatever says meanwhile that nobody can be asked
+   now. If its deadline passes first, the caller gets `OutcomeUnknown` (FORWARD_BROKEN), never `Unavailable`.
 4. A request that was never sent stays definite: it ends as `Unavailable` (NO_LEADER).
 5. When another node leads, requests still unanswered at the old one are routed anew: a leader that fell silent answers
    nobody.
@@ -247,7 +247,7 @@ class Router:
             peer: Forwarder(address, credentials, clock, self._flush, self.failed) for peer, address in peers.items()
         }
         self._waiting: deque[Request] = deque()
-        self._leads = self._elected = False
+        self._leads = self._elected = self._stopped = False
         self._leader = ""
         self._task: asyncio.Task[None] | None = None
         self.forwarded = 0
@@ -272,9 +272,10 @@ class Router:
             await asyncio.gather(self._task, return_exceptions=True)
         self._leads, self._leader = False, ""
         await asyncio.gather(*(forwarder.stop() for forwarder in self._forwarders.values()))
+        self._stopped = True
         while self._waiting:
             request = self._waiting.popleft()
-            request.failed(request.doubt or Unavailable("this node is stopping", reason="STOPPING"))
+            request.failed(request.doubt or _stopping())
 
     def submit(self, request: Request) -> None:
         """Have `request` answered. Those submitted in one turn of the loop reach the leader in that order."""
@@ -314,7 +315,7 @@ class Router:
 
     def _planned(self, request: Request, answer: asyncio.Future[bytes]) -> None:
         if answer.cancelled():
-            self.failed(request, Unavailable("this node is stopping", reason="STOPPING"))
+            self.failed(request, _stopping())
             return
         error = answer.exception()
         if error is None:
@@ -323,13 +324,12 @@ class Router:
             self.failed(request, error)
 
     def _wait(self, request: Request) -> None:
-        if len(self._waiting) < _room_for(request):
+        if self._stopped:
+            request.failed(request.doubt or _stopping())
+        elif len(self._waiting) < _room_for(request):
             self._waiting.append(request)
         else:
-            overloaded = Unavailable(
-                "too many calls wait for a leader", reason="OVERLOADED", hint="back off, ask again"
-            )
-            request.failed(request.doubt or overloaded)
+            request.failed(request.doubt or _overloaded())
 
     def _changed(self) -> None:
         """The log has another leader, term or readiness."""
@@ -373,7 +373,7 @@ class Router:
 
 def _is_curable(request: Request, error: BaseException) -> bool:
     if isinstance(error, Unavailable):
-        return error.reason in ROUTED_ANEW
+        return error.reason in ROUTED_ANEW or request.doubt is not None
     if isinstance(error, OutcomeUnknown):
         return _is_repeatable(request) and error.reason not in SETTLED_DOUBTS
     return False
@@ -411,6 +411,10 @@ def _no_leader() -> Unavailable:
 
 def _overloaded() -> Unavailable:
     return Unavailable("too many calls wait for a leader", reason="OVERLOADED", hint="back off, then ask again")
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("this node is stopping", reason="STOPPING")
 
 
 def _not_leader(leader: str) -> Unavailable:

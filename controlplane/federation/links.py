@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 
 from controlplane import geography, limits, status
 from controlplane.config import PeerConfig, RegionConfig
-from controlplane.errors import NotFound, OutcomeUnknown, Unavailable
+from controlplane.errors import ControlPlaneError, NotFound, OutcomeUnknown, Unavailable
 from controlplane.geography import Agreement, Terms
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
@@ -280,8 +280,7 @@ class Link:
                 ask: Any = channel.unary_unary(COSIGN)
                 return wire.CosignReply.FromString(await ask(request.SerializeToString(), timeout=_COSIGN_S))
             except grpc.aio.AioRpcError as error:
-                trailers = [(str(name), value) for name, value in error.trailing_metadata() or ()]
-                failure = status.from_call(error.code(), error.details(), trailers)
+                failure = _failure_of(error)
                 if not isinstance(failure, Unavailable):
                     raise failure from error
                 because = failure.reason
@@ -304,8 +303,14 @@ class Link:
             encoded: bytes = await ask(request.SerializeToString(), timeout=remaining_s)
             return wire.ForwardReply.FromString(encoded).reply
         except grpc.aio.AioRpcError as error:
-            trailers = [(str(name), value) for name, value in error.trailing_metadata() or ()]
-            raise status.from_call(error.code(), error.details(), trailers) from error
+            failure = _failure_of(error)
+            if failure.reason == "CONNECTION_LOST":
+                raise OutcomeUnknown(
+                    f"the connection to {self.region} broke before it had answered",
+                    reason=failure.reason,
+                    hint="ask again with the same request id",
+                ) from error
+            raise failure from error
         except DecodeError:
             raise OutcomeUnknown(
                 f"the answer of {self.region} cannot be read", reason="FORWARD_BROKEN", hint="ask again"
@@ -409,6 +414,11 @@ def leads(node: Node) -> bool:
         return node.log.status().ready
     except Unavailable:
         return False
+
+
+def _failure_of(error: grpc.aio.AioRpcError) -> ControlPlaneError:
+    trailers = [(str(name), value) for name, value in error.trailing_metadata() or ()]
+    return status.from_call(error.code(), error.details(), trailers)
 
 
 def _unreachable(region: str, because: str) -> Unavailable:

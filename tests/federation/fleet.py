@@ -303,6 +303,8 @@ class Fleet:
             for relay in relays:
                 await relay.open()
         await asyncio.gather(*(region.start() for region in self.regions.values()))
+        for one, other in self._relays:
+            await until(lambda one=one, other=other: self[one].link(other).state == "up")
 
     async def stop(self) -> None:
         await asyncio.gather(*(region.stop() for region in self.regions.values()))
