@@ -58,7 +58,7 @@ check: $(READY) check-proto ## Style, types, layers, generated code.
 
 .PHONY: test
 test: check ## Everything a change has to pass.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 .PHONY: demo
 demo: $(READY) ## Three regions, agents, failures, residency reports; what happened stands in build/demo.json.

@@ -11,6 +11,9 @@ from hypothesis import settings
 
 from chaos.scratch import scratch
 
+# What gRPC has to say of every connection that a test cut would stand between the dots.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 if place := scratch():
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", place)
 
