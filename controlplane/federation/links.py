@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 
 from controlplane import geography, limits, status
 from controlplane.config import PeerConfig, RegionConfig
-from controlplane.errors import ControlPlaneError, NotFound, OutcomeUnknown, Unavailable
+from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
 from controlplane.geography import Agreement, Terms
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
@@ -374,7 +374,8 @@ class Links:
         """
         link = self._links.get(home)
         if link is None:
-            raise NotFound("there is no such partition", reason="PARTITION_UNKNOWN")
+            # Copies of its records stay in the store when the region file does not name it any more.
+            raise _unreachable(home, "PEER_UNKNOWN")
         return await link.forward(call)
 
     async def close(self) -> None:

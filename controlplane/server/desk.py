@@ -272,12 +272,19 @@ def plan(node: Node, region: RegionView, federation: Federation | None) -> Calla
 def submitted(node: Node, federation: Federation | None, call: Call) -> asyncio.Future[bytes]:
     """Have `node` answer a call, or the region that alone can."""
     answer = node.submit(call)
-    if federation is None or not answer.done() or answer.cancelled():
+    if not answer.done() or answer.cancelled():
         return answer
     error = answer.exception()
     if not isinstance(error, HomedElsewhere):
         return answer
-    return asyncio.ensure_future(federation.links.forward(call, error.home))
+    return asyncio.ensure_future(_at_home(federation, call, error.home))
+
+
+async def _at_home(federation: Federation | None, call: Call, home: str) -> bytes:
+    if federation is None:
+        # As `links.forward` has it, where the region file names no peer at all any more.
+        raise Unavailable(f"{home}, the partition's home, is no peer of this region", reason="HOME_UNREACHABLE")
+    return await federation.links.forward(call, home)
 
 
 async def _told(call: Call, answered: asyncio.Future[bytes]) -> bytes:

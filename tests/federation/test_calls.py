@@ -7,6 +7,8 @@ import pytest
 from controlplane import status
 from controlplane.errors import ControlPlaneError, Denied, Invalid, NotFound, Refused, Unavailable
 from controlplane.federation.links import packed
+from controlplane.node import Call
+from controlplane.server.desk import submitted
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1.records_pb2 import GLOBAL, Passage
@@ -125,6 +127,21 @@ async def test_a_home_that_cannot_be_reached_is_said_and_copies_are_still_read(t
         await fleet.heal(EAST, WEST)
         await until(lambda: fleet[EAST].link(WEST).state == "up")
         await maria.call("SetFlag", flag("g", partition=home))
+
+
+async def test_the_home_of_a_copy_that_is_no_peer_any_more_cannot_be_reached(tmp_path):
+    home = f"{WEST}.prod.global"
+    async with running(tmp_path) as fleet, fleet.caller(EAST) as maria, fleet.caller(WEST) as at_home:
+        await at_home.call("SetFlag", flag("f"))
+        await fleet.settled()
+        fleet[EAST].forgotten = {WEST}
+        await fleet[EAST].restart()
+        error = await error_of(maria.call("SetFlag", flag("g", partition=home)))
+        assert (type(error), error.reason) == (Unavailable, "HOME_UNREACHABLE")
+        node = fleet[EAST].node
+        call = Call("SetFlag", flag("g", partition=home).SerializeToString(), node.actor, "prod", node.clock() + 5)
+        with pytest.raises(Unavailable, match="no peer"):
+            await submitted(node, None, call)
 
 
 async def test_a_copy_is_watched_where_it_is(tmp_path):
