@@ -3,8 +3,8 @@
 Theory of operation. A partition has a home and a reach; the law of its reach says in which regions its records may be
 at all. The operators of each region say in its file, for every peer, which reaches may leave for it: that can only
 take away from the law, never add to it. An `Atlas` holds both, as one region knows them. Every door of a node asks the
-same three questions of it: what may be copied to a peer (`exported`), may this caller see (`check_read`), may this
-caller write (`check_write`). When a link between two regions opens, each side says what it holds true (`terms`), and
+same two questions of it: what may be copied to a peer (`exported`), and may this caller see (`check_read`), without
+which nobody may write either. When a link between two regions opens, each side says what it holds true (`terms`), and
 both compute from the two statements what the link carries (`agreement`). An atlas is read from a file at start and
 never changes, so a restart decides as before.
 
@@ -184,15 +184,6 @@ def check_read(atlas: Atlas, partition: Partition, region: str, environment: str
             reason="MAY_NOT_LEAVE",
             hint="`may_leave` of the peer in the region file says what may",
         )
-
-
-def check_write(atlas: Atlas, partition: Partition, region: str, environment: str) -> None:
-    """Return if a caller of `region` and `environment` may write to `partition` from here. Raises `Denied`.
-
-    Whoever may read may (rule 6), at the home or by way of it: where the home is another region, the write is for
-    that region's log, and is forwarded once. The reasons are those of `check_read`.
-    """
-    check_read(atlas, partition, region, environment)
 
 
 def terms(atlas: Atlas, peer: str) -> Terms:

@@ -86,7 +86,7 @@ def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
     first, end = max(cursor.listed + b"\0", scope), min(page.upto + b"\0", scope + b"\xff")
     here = {event.key: event for event in tx.copies(first, end)} if first < end else {}
     there = {each.key: each for each in page.records if each.key > cursor.listed}
-    writes, listed = 0, page.upto
+    writes, listed = 0, cursor.listed
     for key in sorted({*here, *there}):
         if writes == _WRITES:
             break
@@ -169,7 +169,7 @@ def told(method: str, reply: bytes, region: str) -> bytes:
 
 def grant(tx: Tx, wanted: Grant) -> RequestHeader | None:
     """Write down that a peer may hold copies, or no longer. In the system partition."""
-    name = keys.cursor_name(wanted.peer, Reach.Name(wanted.reach))
+    name = cursor_name(wanted.peer, wanted.reach)
     row = tx.get(GRANT, name)
     if (row is None and not wanted.open) or (row is not None and row.value == wanted):
         return None
@@ -179,7 +179,7 @@ def grant(tx: Tx, wanted: Grant) -> RequestHeader | None:
 
 def granted(view: View, region: str, peer: str, reach: Reach) -> bool:
     """Whether it is written down that `peer` may hold copies of this reach."""
-    key = keys.within(scope_of(partitions.system(region)), GRANT.name, keys.cursor_name(peer, Reach.Name(reach)))
+    key = keys.within(scope_of(partitions.system(region)), GRANT.name, cursor_name(peer, reach))
     event = machine.event_at(view, key)
     return event is not None and Grant.FromString(event.value).open
 
@@ -200,21 +200,16 @@ def record_passage(tx: Tx, passage: Passage) -> RequestHeader | None:
 def passages_of(direction: Passage.Direction, counterparty: str, reach: Reach, epoch: int) -> str:
     """How the names of passages one way over one link begin; they sort by the revision up to which they go."""
     way = Passage.Direction.Name(direction).lower()
-    return f"{way}/{keys.cursor_name(counterparty, Reach.Name(reach))}/{epoch}/"
-
-
-def chained(digest: bytes, revision: int, records: Iterable[Shared]) -> bytes:
-    """The digest of what passed, with one more transaction: of keys, revisions and values' hashes, in order."""
-    return extended(digest, fingerprint(revision, records))
+    return f"{way}/{cursor_name(counterparty, reach)}/{epoch}/"
 
 
 def extended(digest: bytes, print_of_next: bytes) -> bytes:
-    """`chained`, for what is known by its fingerprint only."""
+    """The digest of what passed, with one more transaction, given its `fingerprint`."""
     return hashlib.sha256(digest + print_of_next).digest()
 
 
 def fingerprint(revision: int, records: Iterable[Shared]) -> bytes:
-    """What stands for one transaction in a digest."""
+    """What stands for one transaction in a digest: keys, revisions and values' hashes, in order."""
     sha = hashlib.sha256(keys.number(revision))
     for each in records:
         value = hashlib.sha256(each.value).digest() if each.HasField("value") else b""

@@ -301,16 +301,16 @@ def test_both_sides_of_a_passage_compute_one_digest() -> None:
     sent = transactions(home, 0)
     digest = bytes(32)
     for revision, found in sent:
-        digest = federation.chained(digest, revision, found)
+        digest = federation.extended(digest, federation.fingerprint(revision, found))
     wire = [(r, [Shared.FromString(each.SerializeToString()) for each in found]) for r, found in sent]
     again = bytes(32)
     for revision, found in wire:
-        again = federation.chained(again, revision, found)
+        again = federation.extended(again, federation.fingerprint(revision, found))
     assert again == digest
     wire[1][1][0].value += b"?"
     other = bytes(32)
     for revision, found in wire:
-        other = federation.chained(other, revision, found)
+        other = federation.extended(other, federation.fingerprint(revision, found))
     assert other != digest
     passage = Passage(direction=Passage.EGRESS, counterparty="us", reach=GLOBAL, epoch=1, upto=3, digest=digest)
     assert transact(home, system(HOME), lambda tx: federation.record_passage(tx, passage)) is not None
