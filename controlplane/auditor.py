@@ -9,8 +9,8 @@ continue it. Both are records of the log, so they survive whoever leads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -54,6 +54,7 @@ class LedgerKeys:
         self.peers = {
             peer: VerifierKey(checkpoint.origin_of(fleet, peer), notes.NOTE, public) for peer, public in peers.items()
         }
+        self.cosigners = {peer: replace(key, type=notes.COSIGNATURE) for peer, key in self.peers.items()}
 
     def of_node(self, name: str) -> Signer:
         """What signs in the name of one node of the region."""
@@ -86,18 +87,13 @@ class Auditor:
     def start(self) -> None:
         """Begin to ask for cosignatures while this node leads; nothing is done without a key."""
         if self._keys is not None and self._keys.peers:
-            self._task = asyncio.create_task(self._run(), name="auditor")
-            self._task.add_done_callback(self._ended)
+            self._task = self._node.needs(asyncio.create_task(self._run(), name="auditor"))
 
     async def stop(self) -> None:
         """Stop at once."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self._node.failed.done():
-            self._node.failed.set_exception(task.exception() or RuntimeError("the auditor ended"))
 
     @property
     def size(self) -> int:
@@ -168,9 +164,9 @@ class Auditor:
         while True:
             await asyncio.sleep(EVERY_S)
             if self._node.log.status().ready and self._keys is not None:
-                await asyncio.gather(*(self._ask_peer(peer) for peer in self._keys.peers))
+                await asyncio.gather(*(self._ask_peer(*each) for each in self._keys.cosigners.items()))
 
-    async def _ask_peer(self, peer: str) -> None:
+    async def _ask_peer(self, peer: str, cosigner: VerifierKey) -> None:
         size = self.size
         known = self.cosigned().get(peer, Cosigned())
         if size in (0, known.size):
@@ -181,7 +177,7 @@ class Auditor:
             if not reply.line and reply.seen <= size:
                 reply = await self._ask(peer, self._request(note, reply.seen, size))
             if reply.line:
-                await self._keep_cosigned(peer, size, checkpoint.with_cosignatures(note, reply.line))
+                await self._keep_cosigned(cosigner, peer, size, checkpoint.with_cosignatures(note, reply.line))
                 self._missing.pop(peer, None)
         except ControlPlaneError as error:
             # It is asked again. Said once for each reason: a peer may be away for long.
@@ -193,15 +189,17 @@ class Auditor:
         proof = merkle.consistency_proof(old, new, audit.node_reader(self._node.store))
         return CosignRequest(note=note, old=old, proof=proof)
 
-    async def _keep_cosigned(self, peer: str, size: int, note: bytes) -> None:
-        with contextlib.suppress(notes.NoteInvalid):
-            checkpoint.read(note)
+    async def _keep_cosigned(self, cosigner: VerifierKey, peer: str, size: int, note: bytes) -> None:
+        try:
+            notes.parse(note).opened([cosigner])
+        except notes.NoteInvalid as error:
+            raise Refused(f"what {peer} sent is no cosignature: {error}", reason="COSIGNATURE_INVALID") from error
 
-            def keep(tx: Tx) -> RequestHeader | None:
-                row = tx.get(COSIGNED, peer)
-                if row is not None and row.value.size >= size:
-                    return None
-                tx.put(COSIGNED, peer, Cosigned(region=peer, size=size, note=note))
-                return RequestHeader()
+        def keep(tx: Tx) -> RequestHeader | None:
+            row = tx.get(COSIGNED, peer)
+            if row is not None and row.value.size >= size:
+                return None
+            tx.put(COSIGNED, peer, Cosigned(region=peer, size=size, note=note))
+            return RequestHeader()
 
-            await self._node.transact(self._system, "KeepCosignature", keep, timeout_s=_TIMEOUT_S)
+        await self._node.transact(self._system, "KeepCosignature", keep, timeout_s=_TIMEOUT_S)

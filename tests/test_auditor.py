@@ -83,6 +83,32 @@ async def test_a_peer_cosigns_what_continues_what_it_saw(monkeypatch: pytest.Mon
     await with_pair(test)
 
 
+async def test_what_a_peer_sends_instead_of_a_cosignature_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auditor, "EVERY_S", 0.01)
+
+    async def test(pair: Pair) -> None:
+        await pass_something(pair.log, 3)
+        stranger = notes.Signer("fleet/us", Ed25519PrivateKey.generate(), notes.COSIGNATURE)
+        line = stranger.line(checkpoint_at(pair.log.store, "fleet/eu", 3).text(), AT_S)
+
+        async def forged(_: str, request: CosignRequest) -> CosignReply:
+            pair.asked += 1
+            return CosignReply(line=line, seen=3)
+
+        pair.auditor._ask = forged
+        pair.auditor.start()
+        try:
+            async with asyncio.timeout(20):
+                while pair.asked < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+        finally:
+            await pair.auditor.stop()
+        assert pair.auditor.cosigned() == {}
+        assert pair.auditor._missing == {"us": "COSIGNATURE_INVALID"}
+
+    await with_pair(test)
+
+
 async def until_cosigned(pair: Pair, size: int) -> None:
     async with asyncio.timeout(20):
         while pair.auditor.cosigned().get("us") is None or pair.auditor.cosigned()["us"].size < size:  # noqa: ASYNC110
