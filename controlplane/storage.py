@@ -122,7 +122,7 @@ class WriteAheadLogs:
         names = {name for name in os.listdir(self._folder) if name.endswith(".log")}  # noqa: PTH208 - a hot path.
         for name in self._open.keys() - names:
             os.close(self._open.pop(name))
-        for name in sorted(names - self._open.keys()):
+        for name in names - self._open.keys():
             with contextlib.suppress(FileNotFoundError):
                 self._open[name] = os.open(self._folder / name, os.O_RDONLY)
                 sync_folder(self._folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -125,6 +126,22 @@ def test_a_crash_while_it_is_created_leaves_nothing_in_the_way(tmp_path: Path) -
     store = RocksStore(tmp_path / "half")
     put(store, a="1")
     store.close()
+
+
+def test_write_ahead_logs_are_synced_oldest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("000012.log", "000007.log", "000010.log", "MANIFEST-000004"):
+        (tmp_path / name).write_bytes(b"")
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fdatasync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+    )
+    logs = storage.WriteAheadLogs(tmp_path)
+    logs.sync()
+    (tmp_path / "000007.log").unlink()
+    (tmp_path / "000011.log").write_bytes(b"")
+    logs.sync()
+    logs.close()
+    assert synced == ["000007.log", "000010.log", "000012.log", "000010.log", "000011.log", "000012.log"]
 
 
 def test_an_unknown_format_stops_it(tmp_path: Path) -> None:
