@@ -77,9 +77,8 @@ class Controllers:
     def start(self) -> None:
         """Begin; idle unless this node leads."""
         self._node.on_applied(self._took)
-        self._tasks = (asyncio.create_task(self._run()), asyncio.create_task(self._announce_forever()))
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
+        work = (self._run(), self._announce_forever())
+        self._tasks = tuple(self._node.needs(asyncio.create_task(each)) for each in work)
 
     async def stop(self) -> None:
         """Stop at once."""
@@ -225,10 +224,6 @@ class Controllers:
                 self._arm(changed.key, changed.encoded, now)
             else:
                 self._reaper.forget(changed.key)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self._node.failed.done():
-            self._node.failed.set_exception(task.exception() or RuntimeError("controllers ended"))
 
 
 class _Herald:

@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -62,6 +62,9 @@ _DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew"})
 _MARKS_KEPT = 512
 
 
+MessageT = TypeVar("MessageT", bound=Message)
+
+
 class Call(NamedTuple):
     """One authorized request, ready to run.
 
@@ -76,6 +79,13 @@ class Call(NamedTuple):
     deadline: float
     region: str = ""
     """The caller's, if it is not this one: that of the forwarding region's certificate."""
+
+    def read(self, message: type[MessageT]) -> MessageT:
+        """The request as a message of this type. Raises `Invalid`."""
+        try:
+            return message.FromString(self.request)
+        except DecodeError:
+            raise Invalid("the request is not a valid message of its type", reason="REQUEST_MALFORMED") from None
 
 
 class HomedElsewhere(Exception):
@@ -198,6 +208,11 @@ class Node:
         self._watches.close()
         await self.log.stop()
 
+    def needs(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Fail as a whole if `task`, which somebody else cancels, ends with an error; return it."""
+        task.add_done_callback(self._finished)
+        return task
+
     def on_applied(self, listener: Callable[[Applied], None]) -> None:
         """Call `listener` (which must not raise or block) after each applied entry."""
         self._applied_listeners.append(listener)
@@ -319,7 +334,7 @@ class Node:
         Raises `Invalid`, `Denied`, `NotFound`, `Compacted` or `Unavailable`; what it returns raises `Compacted` if the
         caller reads so slowly that its place is no longer kept, and `Unavailable` when the node stops. Close it.
         """
-        request = _parse(api.WatchRequest, call.request)
+        request = call.read(api.WatchRequest)
         _check_consistency(request.header)
         everywhere = not request.header.partition and [*request.kinds] == [switches.STOP.name]
         if everywhere and call.region in ("", self.region):
@@ -365,9 +380,9 @@ class Node:
         method = features.WRITES.get(call.method) or features.READS.get(call.method)
         try:
             if method is not None:
-                request: Any = _parse(method.request, call.request)
+                request: Any = call.read(method.request)
                 return self.partition(request.header, method.kind.name, call).reach
-            listed = _parse(api.ListEventsRequest, call.request)
+            listed = call.read(api.ListEventsRequest)
             return self._partition_of_kinds(listed.header, listed.kinds, call).reach
         except (ControlPlaneError, HomedElsewhere):
             return Reach.REACH_UNSPECIFIED
@@ -424,7 +439,7 @@ class Node:
 
     def _submit_write(self, call: Call, done: asyncio.Future[bytes]) -> None:
         method = features.WRITES[call.method]
-        request: Any = _parse(method.request, call.request)
+        request: Any = call.read(method.request)
         header: api.RequestHeader = request.header
         partition = self.partition(header, method.kind.name, call)
         self._home_only(partition, call)
@@ -676,7 +691,7 @@ class Node:
         method = features.READS.get(call.method)
         if method is None:
             return self._reading_of_node(call)
-        request: Any = _parse(method.request, call.request)
+        request: Any = call.read(method.request)
         partition = self.partition(request.header, method.kind.name, call)
         if partition.home != self.region and request.header.consistency == api.LINEARIZABLE:
             self._home_only(partition, call)
@@ -704,12 +719,12 @@ class Node:
     def _reading_of_node(self, call: Call) -> tuple[Callable[[int], bytes], api.RequestHeader]:
         request: Any
         if call.method == "GetOutcome":
-            request = _parse(api.GetOutcomeRequest, call.request)
+            request = call.read(api.GetOutcomeRequest)
             partition = self.partition(request.header, "workflow", call)
             self._home_only(partition, call)
             return lambda age_ms: self._get_outcome(call, request.header, partition, age_ms), request.header
         if call.method == "ListEvents":
-            request = _parse(api.ListEventsRequest, call.request)
+            request = call.read(api.ListEventsRequest)
             partition = self._partition_of_kinds(request.header, request.kinds, call)
             if request.header.consistency == api.LINEARIZABLE:
                 self._home_only(partition, call)
@@ -814,8 +829,7 @@ class Node:
     def _own(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
+        return self.needs(task)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -828,13 +842,6 @@ def _seen(failed: asyncio.Future[None]) -> None:
     """Count the failure as noticed: whoever ends the process may have another reason already."""
     if not failed.cancelled():
         failed.exception()
-
-
-def _parse(message: type[Message], packed: bytes) -> Any:
-    try:
-        return message.FromString(packed)
-    except DecodeError:
-        raise Invalid("the request is not a valid message of its type", reason="REQUEST_MALFORMED") from None
 
 
 def _require(tx: Tx, elections: Partition | None, fence: api.Fence) -> None:

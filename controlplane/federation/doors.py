@@ -58,7 +58,7 @@ class Doors:
 
     def start(self) -> None:
         """Begin."""
-        self._task = asyncio.create_task(self._run(), name="record of answers and denials")
+        self._task = self._node.needs(asyncio.create_task(self._run(), name="record of answers and denials"))
 
     async def stop(self) -> None:
         """Write what is left, if this node still can, and end."""

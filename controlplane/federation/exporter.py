@@ -108,7 +108,7 @@ class Exporter:
         for link in self._links:
             link.on_dispute(self._end_disputed)
             link.on_severed(self._end_where_it_may_not)
-        self._task = asyncio.create_task(self._grant_forever(), name="grants")
+        self._task = self._node.needs(asyncio.create_task(self._grant_forever(), name="grants"))
 
     def drain(self) -> None:
         """End every stream, and open no more."""

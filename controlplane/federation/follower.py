@@ -92,7 +92,7 @@ class Follower:
         self._link.on_severed(self._change.set)
         self._link.on_agreement(self._change.set)
         name = f"follow {self._link.region} {Reach.Name(self._reach)}"
-        self._task = asyncio.create_task(self._run(), name=name)
+        self._task = self._node.needs(asyncio.create_task(self._run(), name=name))
 
     async def stop(self) -> None:
         """End, after writing down what was taken."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
-from google.protobuf.message import DecodeError, Message
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -15,14 +13,12 @@ from controlplane import limits
 from controlplane.drills import faults, supervisor
 from controlplane.drills.faults import PROCESS_KINDS, Fault
 from controlplane.drills.injector import Injector
-from controlplane.errors import Denied, Invalid
+from controlplane.errors import Denied
 from controlplane.node import Call
 from controlplane.replication import LogStatus
 from controlplane.v1 import drill_pb2 as api
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-_MessageT = TypeVar("_MessageT", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +50,10 @@ class Drills:
         """Answer one call. Raises `Invalid`, `Denied` (DRILLS_OFF), `Refused` or `Unavailable`."""
         match call.method:
             case "ListFaults":
-                return self._list(_parse(api.ListFaultsRequest, call)).SerializeToString()
+                return self._list(call.read(api.ListFaultsRequest)).SerializeToString()
             case "HealFaults":
-                return self._heal(_parse(api.HealFaultsRequest, call), call.actor).SerializeToString()
-        return (await self._inject(_parse(api.InjectFaultRequest, call), call.actor)).SerializeToString()
+                return self._heal(call.read(api.HealFaultsRequest), call.actor).SerializeToString()
+        return (await self._inject(call.read(api.InjectFaultRequest), call.actor)).SerializeToString()
 
     async def _inject(self, request: api.InjectFaultRequest, actor: str) -> api.InjectFaultReply:
         injector = self._required()
@@ -135,10 +131,3 @@ def _fields(fault: Fault) -> dict[str, str | int]:
         "actor": fault.actor,
         "why": fault.reason,
     }
-
-
-def _parse(message: type[_MessageT], call: Call) -> _MessageT:
-    try:
-        return message.FromString(call.request)
-    except DecodeError:
-        raise Invalid("the request is not a valid message of its type", reason="REQUEST_MALFORMED") from None

@@ -7,9 +7,7 @@ import shutil
 from collections.abc import AsyncGenerator, Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from typing import Final
 
 from controlplane.config import RegionConfig
 from controlplane.errors import Invalid, Unavailable
@@ -19,8 +17,6 @@ from controlplane.replication import LogStatus
 from controlplane.v1 import api_pb2 as api
 
 VERSION: Final = version("controlplane")
-
-_MessageT = TypeVar("_MessageT", bound=Message)
 
 
 class RegionView:
@@ -78,14 +74,14 @@ class RegionView:
     def answer(self, call: Call) -> bytes:
         """Answer GetRegion or GetStatus. Raises `Invalid` or `Unavailable`."""
         if call.method == "GetRegion":
-            _parse(api.GetRegionRequest, call)
+            call.read(api.GetRegionRequest)
             return api.GetRegionReply(header=self._header(), region=self.region()).SerializeToString()
-        _parse(api.GetStatusRequest, call)
+        call.read(api.GetStatusRequest)
         return self._status().SerializeToString()
 
     async def watch(self, call: Call) -> AsyncGenerator[bytes, None]:
         """Answer WatchRegion: the region now, and again after each change; what lies between two reads is skipped."""
-        _parse(api.WatchRegionRequest, call)
+        call.read(api.WatchRegionRequest)
         while not self._stopping:
             moment = self._moment
             yield api.WatchRegionReply(header=self._header(), region=self.region()).SerializeToString()
@@ -94,7 +90,7 @@ class RegionView:
 
     async def transfer(self, call: Call) -> bytes:
         """Answer TransferRegion on the leader. Raises `Invalid` or `Unavailable`."""
-        request = _parse(api.TransferRegionRequest, call)
+        request = call.read(api.TransferRegionRequest)
         if not self._node.log.status().ready:
             raise Unavailable("this node does not lead the region", reason="NOT_LEADER")
         if request.target and request.target not in self._addresses:
@@ -160,10 +156,3 @@ class RegionView:
         moment.set()
         for listener in tuple(self._listeners):
             listener()
-
-
-def _parse(message: type[_MessageT], call: Call) -> _MessageT:
-    try:
-        return message.FromString(call.request)
-    except DecodeError:
-        raise Invalid("the request is not a valid message of its type", reason="REQUEST_MALFORMED") from None
