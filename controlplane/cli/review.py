@@ -7,9 +7,10 @@ elsewhere, with keys that a reviewer was given by somebody else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,7 +70,7 @@ class Reader:
         except grpc.aio.AioRpcError as error:
             raise _error(error) from None
 
-    async def pages(self, request: messages.ReadLedgerRequest) -> AsyncIterator[messages.ReadLedgerReply]:
+    async def pages(self, request: messages.ReadLedgerRequest) -> AsyncGenerator[messages.ReadLedgerReply, None]:
         """The pages of the ledger. Raises the eight errors."""
         method: Any = self._channel.unary_stream(_SERVICE + "ReadLedger")
         call = method(request.SerializeToString())
@@ -163,7 +164,8 @@ async def _write(
     if not last.size:
         raise sdk.Refused("the ledger is empty: nothing has passed yet", reason="LEDGER_EMPTY")
     request = messages.ReadLedgerRequest(from_ms=between[0], to_ms=between[1], size=last.size)
-    first_page = await anext(reader.pages(request), None)
+    async with contextlib.aclosing(reader.pages(request)) as beginning:
+        first_page = await anext(beginning, None)
     start = first_page.start if first_page is not None else last.size
     first = await reader.checkpoint(max(1, start))
     loop = asyncio.get_running_loop()

@@ -6,9 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Final
-
-from google.protobuf.message import DecodeError, Message
+from typing import Final
 
 from controlplane import limits, residency
 from controlplane.auditor import Auditor
@@ -31,22 +29,22 @@ class Reviewers:
 
     def __init__(self, node: Node, auditor: Auditor, region: RegionView, data: Path | None) -> None:
         self._node, self._auditor, self._region, self._data = node, auditor, region, data
-        self._scanning = asyncio.Lock()
+        self._scanning = False
 
     async def answer(self, call: Call) -> bytes:
         """Answer a call that has one reply. Raises the eight errors."""
         if call.method == "ScanDisk":
-            return (await self._scan(_parse(messages.ScanDiskRequest, call))).SerializeToString()
+            return (await self._scan(call.read(messages.ScanDiskRequest))).SerializeToString()
         if call.method == "ReadNodes":
-            return self._nodes(_parse(messages.ReadNodesRequest, call)).SerializeToString()
-        request = _parse(messages.GetCheckpointRequest, call)
+            return self._nodes(call.read(messages.ReadNodesRequest)).SerializeToString()
+        request = call.read(messages.GetCheckpointRequest)
         if request.header.consistency == api.LINEARIZABLE:
             await self._node.log.barrier(timeout_s=max(0.0, call.deadline - self._node.clock()))
         return self._checkpoint(request).SerializeToString()
 
     async def read(self, call: Call) -> AsyncGenerator[bytes, None]:
         """The leaves of a time and their records, opened, in pages."""
-        request = _parse(messages.ReadLedgerRequest, call)
+        request = call.read(messages.ReadLedgerRequest)
         store, size = self._node.store, self._size(request.size)
         at = max(0, audit.first_leaf_from(store, request.from_ms, size) - 1)
         end = min(size, audit.first_leaf_from(store, request.to_ms + 1, size) + 1)
@@ -105,16 +103,19 @@ class Reviewers:
         """Search the store and all files. One at a time: it reads the whole disk."""
         if self._data is None:
             raise Unavailable("this node has no data folder", reason="NO_DATA_FOLDER")
+        if self._scanning:
+            raise Unavailable("this node's disk is being searched already", reason="SCAN_UNDER_WAY", hint="ask later")
         node, size = self._node, self._auditor.size
-        async with self._scanning:
-            view = node.store.snapshot()
+        view = node.store.snapshot()
+        self._scanning = True
+        try:
             files = list(residency.files_below(self._data))
-            try:
-                found = await asyncio.to_thread(residency.search, view, files, node.atlas, _pause)
-            except OSError as error:
-                raise Unavailable(f"a file cannot be read: {error.strerror}", reason="DISK_UNREADABLE") from error
-            finally:
-                view.close()
+            found = await asyncio.to_thread(residency.search, view, files, node.atlas, _pause)
+        except OSError as error:
+            raise Unavailable(f"a file cannot be read: {error.strerror}", reason="DISK_UNREADABLE") from error
+        finally:
+            self._scanning = False
+            view.close()
         signer = self._auditor.signed(node.name)
         told = scan.Scan(node.fleet, node.region, node.name, node.state.at_ms, size, found.searched, found.foreign)
         return messages.ScanDiskReply(
@@ -133,10 +134,3 @@ class Reviewers:
 def _pause() -> None:
     """Let the event loop's thread have the interpreter."""
     time.sleep(_PAUSE_S)
-
-
-def _parse(message: type[Message], call: Call) -> Any:
-    try:
-        return message.FromString(call.request)
-    except DecodeError:
-        raise Invalid("the request is not a valid message of its type", reason="REQUEST_MALFORMED") from None
