@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import json
+import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+import controlplane.ledger.verify
 from controlplane import certs, config, signing
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 
@@ -22,6 +28,9 @@ _POLL_S = 0.005
 _CHUNK_BYTES = 1 << 16
 # Of a connection that is delayed: 64 MiB, so a delay of a second still leaves room for more than a loopback carries.
 _CHUNKS_UNDER_WAY_MAX = 1 << 10
+_CPCTL = ("-c", "from controlplane.cli import main; main()")
+_TOOL_S = 120.0
+_AGAIN_S = 0.5
 # Below what systems give to outgoing connections, above what services of theirs use.
 _PORTS = range(12_000, 30_000)
 
@@ -104,19 +113,36 @@ class Program:
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that were free a moment ago, all different.
 
-    The system gives none of them to whoever connects, so that a node finds its own again after it was down. Raises
-    `OSError` if there are not so many.
+    The system gives none of them to whoever connects, so that a node finds its own again after it was down; nor does
+    this function to another process of the same user while this one runs. Raises `OSError` if there are not so many.
     """
     with ExitStack() as stack:
         ports: list[int] = []
         for port in random.sample(_PORTS, len(_PORTS)):
             if len(ports) == count:
                 break
-            if _bound(stack.enter_context(socket.socket()), port):
+            if _reserved(port) and _bound(stack.enter_context(socket.socket()), port):
                 ports.append(port)
         if len(ports) < count:
             raise OSError(f"there are no {count} free ports on this machine")
         return ports
+
+
+def _reserved(port: int) -> bool:
+    """Whether no other process was given `port`: each has a byte of one file, which the system unlocks at its end."""
+    file = _reservations()
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _reservations() -> int:
+    # Never closed: closing it anywhere in the process would unlock everything.
+    name = Path(tempfile.gettempdir()) / f"controlplane-ports-{os.getuid()}"
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _bound(tried: socket.socket, port: int) -> bool:
@@ -426,6 +452,81 @@ class LoopbackFleet:
             f'ledger_key = "../{other}/ledger.key.pub"',
             "",
         ]
+
+
+class Finished(NamedTuple):
+    """How a tool ended, and what it printed."""
+
+    code: int
+    out: str
+    problem: str
+
+
+class ToolFailed(Exception):
+    """A tool ended with another exit code than it should have."""
+
+
+async def run_cpctl(identity: Certificate, addresses: Sequence[str], *arguments: str) -> Finished:
+    """Run a command of an operator's or reviewer's, at these nodes. Raises `TimeoutError` after two minutes."""
+    where = [part for address in addresses for part in ("--address", address)]
+    given = ("--authority", str(identity["ca"]), "--certificate", str(identity["cert"]), "--key", str(identity["key"]))
+    return await _python(*_CPCTL, *where, *given, *arguments)
+
+
+async def residency_claims(
+    regions: Mapping[str, LoopbackRegion], trust: Path, folder: Path, seed: str, *, cosigned_s: float
+) -> dict[str, dict[str, str]]:
+    """What each region's residency report is worth to a reviewer, who verifies it offline: claim → status, by region.
+
+    The reports are written into `folder`, once every region has shown its ledger to the others: `TimeoutError` if that
+    takes longer than `cosigned_s`. Raises `ToolFailed`.
+    """
+    reviewers = {
+        name: region.identity("reviewer", f"auditor-{time.monotonic_ns()}") for name, region in regions.items()
+    }
+
+    async def asked(name: str, *arguments: str) -> str:
+        finished = await run_cpctl(reviewers[name], regions[name].addresses, *arguments)
+        return _printed(finished, arguments, (0,))
+
+    async with asyncio.timeout(cosigned_s):
+        for name in regions:
+            while True:
+                shown = json.loads(await asked(name, "--json", "region", "checkpoint"))
+                if len(shown["cosigned"]) == len(regions) - 1:
+                    break
+                await asyncio.sleep(_AGAIN_S)
+    bundles = {name: folder / f"{name}.tar" for name in regions}
+    for name, bundle in bundles.items():
+        await asked(name, "region", "report", "--out", str(bundle))
+    claims = {}
+    for name, bundle in bundles.items():
+        others = [part for other in bundles if other != name for part in ("--peer-bundle", str(bundles[other]))]
+        verifying = (str(controlplane.ledger.verify.__file__), str(bundle), "--trust", str(trust), *others)
+        told = _printed(await _python(*verifying, "--seed", seed, "--json"), verifying, (0, 1))
+        claims[name] = {each["name"]: each["status"] for each in json.loads(told)["claims"]}
+    return claims
+
+
+async def _python(*arguments: str) -> Finished:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(_TOOL_S):
+            out, problem = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), problem.decode(errors="replace"))
+
+
+def _printed(finished: Finished, arguments: Sequence[str], codes: Sequence[int]) -> str:
+    if finished.code not in codes:
+        raise ToolFailed(f"{' '.join(arguments)} ended with {finished.code}: {finished.problem[-2000:]}")
+    return finished.out
 
 
 def _quoted(text: str) -> str:

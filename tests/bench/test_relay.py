@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from subprocess import PIPE
 
 import pytest
 
@@ -88,3 +92,24 @@ async def test_what_is_under_way_when_a_link_is_cut_is_lost():
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(4)
         writer.close()
+
+
+def test_two_processes_are_given_different_ports(tmp_path):
+    asking = "import sys; from controlplane import loopback; loopback._PORTS = range(28_000, 28_400); "
+    asking += "print(*loopback.free_ports(int(sys.argv[1])), flush=True); sys.stdin.read()"
+
+    def process(count):
+        argv, env = [sys.executable, "-c", asking, str(count)], {**os.environ, "TMPDIR": str(tmp_path)}
+        return subprocess.Popen(argv, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+
+    with process(200) as one:
+        first = {*one.stdout.readline().split()}
+        with process(100) as other:
+            second, _ = other.communicate(timeout=30)
+        with process(250) as greedy:
+            _, problem = greedy.communicate(timeout=30)
+        one.communicate(timeout=30)
+    assert (len(first), len({*second.split()} - first)) == (200, 100)
+    assert "no 250 free ports" in problem
+    with process(250) as later:
+        assert len(later.communicate(timeout=30)[0].split()) == 250
