@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 import traceback
 import urllib.request
@@ -31,7 +30,6 @@ import click
 from google.protobuf.message import Message
 from rich.console import Console
 
-import controlplane.ledger.verify
 from chaos import fleet_checks
 from chaos.fleet_checks import Broken
 from chaos.fleet_faults import (
@@ -49,7 +47,7 @@ from chaos.real.report import UNKNOWN_SHARE_MAX, Finding
 from chaos.real.workloads.base import Workload
 from controlplane.demo.story import connected
 from controlplane.features.switches import opaque, record_name
-from controlplane.loopback import LoopbackRegion, ending
+from controlplane.loopback import ending, residency_claims
 from controlplane.sdk import LINEARIZABLE, LOCAL, SCOPE_TOOL, ControlPlane, ControlPlaneError, Scope
 from controlplane.v1.records_pb2 import Reach
 
@@ -69,11 +67,9 @@ FLOOR = 10.0
 """Answers per second of each region, while it is well and while others cannot reach it."""
 LOOKS_MIN = 50
 """Looks of each region at each other one's stops."""
-_TOOL_S = 120.0
 _COSIGNED_S = 45.0
 _LOOK_S = 0.1
 _DIFFERENCES = "controlplane_federation_differences_total"
-_CPCTL = ("-c", "from controlplane.cli import main; main()")
 _PROVEN = ("LEAVES", "RECORDS", "REACH")
 _SHARED = (("flag", "config", Reach.GLOBAL), ("workflow", "state", Reach.JURISDICTION), ("stop", "stops", Reach.GLOBAL))
 
@@ -498,32 +494,19 @@ class FleetRun:
     async def _verify(self) -> None:
         """Each region's report, verified as a reviewer does it."""
         self.say("writing the residency reports, and verifying them offline")
-        trust = self.fleet.trust()
-        reviewers = {name: _reviewer(region) for name, region in self.fleet.regions.items()}
-        await self._until_cosigned(reviewers)
-        bundles = {name: self._folder / f"{name}.tar" for name in self.fleet.regions}
-        for name, reviewer in reviewers.items():
-            await _tool(*_CPCTL, *reviewer, "region", "report", "--out", str(bundles[name]))
-        for name, bundle in bundles.items():
-            others = [part for other in bundles if other != name for part in ("--peer-bundle", str(bundles[other]))]
-            verifying = (str(controlplane.ledger.verify.__file__), str(bundle), "--trust", str(trust), *others)
-            out = await _tool(*verifying, "--seed", str(self._plan.seed), "--json", codes=(0, 1))
-            claims = {each["name"]: each["status"] for each in json.loads(out)["claims"]}
+        try:
+            every = await residency_claims(
+                self.fleet.regions, self.fleet.trust(), self._folder, str(self._plan.seed), cosigned_s=_COSIGNED_S
+            )
+        except TimeoutError:
+            self.report.found("residency report", "not every checkpoint was cosigned by both others, or a tool hung")
+            return
+        for name, claims in every.items():
             bad = {claim: status for claim, status in claims.items() if status == "FAIL"}
             bad |= {claim: claims.get(claim, "absent") for claim in _PROVEN if claims.get(claim) != "PASS"}
             for claim, status in bad.items():
                 self.report.found("residency report", f"{name}: {claim} is {status}")
             self.report.count("claims of reports that pass", list(claims.values()).count("PASS"))
-
-    async def _until_cosigned(self, reviewers: Mapping[str, Sequence[str]]) -> None:
-        """Let every region show its ledger to the others once more, as it does by itself every few seconds."""
-        end = time.monotonic() + _COSIGNED_S
-        for name, reviewer in reviewers.items():
-            while len(json.loads(await _tool(*_CPCTL, *reviewer, "--json", "region", "checkpoint"))["cosigned"]) < 2:
-                if time.monotonic() > end:
-                    self.report.found("residency report", f"{name}: its checkpoint was not cosigned by both others")
-                    return
-                await asyncio.sleep(0.5)
 
     async def _stop(self) -> None:
         self.say("stopping the nodes")
@@ -543,30 +526,6 @@ def _scraped(address: str) -> str:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as reply:
         text: str = reply.read().decode()
         return text
-
-
-def _reviewer(region: LoopbackRegion) -> list[str]:
-    identity = region.identity("reviewer", "auditor")
-    where = [part for address in region.addresses for part in ("--address", address)]
-    files = zip(("--authority", "--certificate", "--key"), ("ca", "cert", "key"), strict=True)
-    return [*where, *(part for option, name in files for part in (option, str(identity[name])))]  # type: ignore[literal-required]
-
-
-async def _tool(*arguments: str, codes: Sequence[int] = (0,)) -> str:
-    """What a Python program prints. Raises `TimeoutError`, and `RuntimeError` if it ends with another exit code."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(_TOOL_S):
-            out, problem = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode not in codes:
-        raise RuntimeError(f"{' '.join(arguments[-4:])} ended with {process.returncode}: {problem.decode()[-2000:]}")
-    return out.decode()
 
 
 @click.command("fleet")

@@ -32,7 +32,7 @@ from chaos.leaks_peer import PLAIN, Asked, Caller, Ear, Unplanted
 from chaos.leaks_search import ABROAD, HOME, NEIGHBOUR, Finding, Searched, Words, words
 from chaos.scratch import scratch
 from controlplane.config import split_address
-from controlplane.loopback import Certificate
+from controlplane.loopback import Certificate, run_cpctl
 from controlplane.v1 import api_pb2 as api
 
 OTHERS: Final = (NEIGHBOUR, ABROAD)
@@ -44,7 +44,6 @@ _TOOL_S = 60.0
 _FLAPS = 8
 _LISTED: Final[Mapping[str, int]] = {"pinned": 100, "state": 100, "config": 700}
 """Records before a fresh region comes, by partition: enough of those that it lists for a page after each end."""
-_CPCTL = ("-c", "from controlplane.cli import main; main()")
 _ENDS = ((ABROAD, False), (HOME, False), (ABROAD, True), (HOME, True))
 """Which side ends, and whether politely."""
 
@@ -430,8 +429,8 @@ async def cpctl(run: Run, report: Report) -> None:
     async def one(region: str, arguments: Sequence[str], role: str) -> int:
         identity = run.fleet.regions[region].identity(role, f"{role}-{time.monotonic_ns()}")
         async with turn:
-            code, told = await _tool(*_CPCTL, *_as(run, region, identity), *arguments)
-        run.ears[region].hear(f"cpctl {' '.join(arguments)}", told)
+            code, out, problem = await run_cpctl(identity, run.fleet.regions[region].addresses[:1], *arguments)
+        run.ears[region].hear(f"cpctl {' '.join(arguments)}", (out + problem).encode())
         return code
 
     work = [one(ABROAD, arguments, "operator") for arguments in commands]
@@ -640,27 +639,6 @@ async def _page(address: str) -> bytes:
             return await reader.read()
     finally:
         writer.close()
-
-
-async def _tool(*arguments: str) -> tuple[int, bytes]:
-    """What a Python program prints, to either output, and its exit code."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        async with asyncio.timeout(_TOOL_S):
-            told, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    assert process.returncode is not None
-    return process.returncode, told
-
-
-def _as(run: Run, region: str, identity: Certificate) -> list[str]:
-    where = ["--address", run.fleet.regions[region].addresses[0]]
-    given = ["--authority", str(identity["ca"]), "--certificate", str(identity["cert"]), "--key", str(identity["key"])]
-    return [*where, *given]
 
 
 def _credentials(identity: Certificate) -> grpc.ChannelCredentials:

@@ -22,6 +22,7 @@ from controlplane.demo.fleet import FleetStory
 from controlplane.demo.record import Record
 from controlplane.demo.story import NodeEnded, Story
 from controlplane.errors import ControlPlaneError
+from controlplane.loopback import ToolFailed
 
 _REFRESH_S = 0.2
 _TIMEOUT_S = 300.0
@@ -80,7 +81,7 @@ async def _told(kind: type[Story], folder: Path, agents: int, console: Console) 
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await story.tell()
-        except (TimeoutError, NodeEnded, ControlPlaneError) as error:
+        except (TimeoutError, NodeEnded, ToolFailed, ControlPlaneError) as error:
             story.record.broken_off = f"{type(error).__name__}: {error}"
         finally:
             ticking.cancel()

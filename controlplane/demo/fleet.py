@@ -6,8 +6,6 @@ The residency reports are verified as a reviewer would do it: offline, by a prog
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import controlplane.ledger.verify
 from controlplane import sdk
 from controlplane.demo.agents import AGENT_TYPE, Agent, orchestrate
 from controlplane.demo.record import Record, quantile_ms, rounded
 from controlplane.demo.story import READY_TIMEOUT_S, Say, Story, connected, tasks_of
-from controlplane.loopback import PINNED, LoopbackFleet, LoopbackRegion, ending
+from controlplane.loopback import PINNED, LoopbackFleet, ending, residency_claims
 
 JURISDICTIONS = {"eu": ("eu-west", "eu-central"), "us": ("us-east",)}
 CANARY = "canary-of-pinned-data-7f3d"
@@ -29,12 +26,10 @@ CANARY = "canary-of-pinned-data-7f3d"
 _HOME, _NEIGHBOUR, _ABROAD = "eu-west", "eu-central", "us-east"
 _BY_OTHERS = ("COSIGNED", "MATCHED", "SCAN")
 """Claims about each peer and each node: in a fleet that is all here, none of them may stay unchecked."""
-_CPCTL = ("-c", "from controlplane.cli import main; main()")
 _CANDIDATES = 3
 _SHARED_FLAGS = 40
 _CROSS_KILLS = 10
 _ISOLATED_S = 3.0
-_TOOL_TIMEOUT_S = 60.0
 _COSIGNED_S = 30.0
 _READY_TIMEOUT_S = 90.0
 """Nine nodes start at once on a machine that may have two cores."""
@@ -295,30 +290,9 @@ class FleetStory(Story):
     async def _report(self) -> None:
         """Each region's residency report, verified as a reviewer would: by a program that shares no code with it."""
         self._say("writing the residency reports, and verifying them offline")
-        await self._until_cosigned()
-        trust = self._fleet.trust()
-        bundles = {name: self._folder / f"{name}.tar" for name in self._fleet.regions}
-        for name, region in self._fleet.regions.items():
-            await _tool(*_CPCTL, *_as_reviewer(region), "region", "report", "--out", str(bundles[name]))
-        for name, bundle in bundles.items():
-            others = [part for other in bundles if other != name for part in ("--peer-bundle", str(bundles[other]))]
-            told = await _tool(
-                str(controlplane.ledger.verify.__file__),
-                *(str(bundle), "--trust", str(trust), *others, "--seed", "demonstration", "--json"),
-                codes=(0, 1),
-            )
-            self.notes.claims[name] = {each["name"]: each["status"] for each in json.loads(told)["claims"]}
-
-    async def _until_cosigned(self) -> None:
-        """Let every region show its ledger to the others once more, as it does by itself every few seconds."""
-        others = len(self._fleet.regions) - 1
-        async with asyncio.timeout(_COSIGNED_S):
-            for region in self._fleet.regions.values():
-                while True:
-                    told = json.loads(await _tool(*_CPCTL, *_as_reviewer(region), "--json", "region", "checkpoint"))
-                    if len(told["cosigned"]) == others:
-                        break
-                    await asyncio.sleep(0.5)
+        self.notes.claims = await residency_claims(
+            self._fleet.regions, self._fleet.trust(), self._folder, "demonstration", cosigned_s=_COSIGNED_S
+        )
 
     def _leaked(self) -> int:
         """Bytes of the canary on disks of other regions: data, logs of the log, and what the nodes printed."""
@@ -353,33 +327,3 @@ async def _has_copy(operator: sdk.ControlPlane, partition: str, flag: str) -> bo
     except sdk.NotFound:
         return False
     return True
-
-
-def _as_reviewer(region: LoopbackRegion) -> list[str]:
-    identity = region.identity("reviewer", f"auditor-{time.monotonic_ns()}")
-    where = [part for address in region.addresses for part in ("--address", address)]
-    return [
-        *where,
-        "--authority",
-        str(identity["ca"]),
-        "--certificate",
-        str(identity["cert"]),
-        "--key",
-        str(identity["key"]),
-    ]
-
-
-async def _tool(*arguments: str, codes: Sequence[int] = (0,)) -> str:
-    """What a Python program prints. Raises `TimeoutError`, and `Unavailable` if it ends with another exit code."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(_TOOL_TIMEOUT_S):
-            out, problem = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode not in codes:
-        raise sdk.Unavailable(f"{arguments[0]} failed: {problem.decode()[-2000:]}", reason="TOOL_FAILED")
-    return out.decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from controlplane.identity import Identity
 from controlplane.kernel import keys
 from controlplane.kernel.store import MemoryStore, Store
 from controlplane.kernel.transaction import scope_of
-from controlplane.loopback import free_ports
+from controlplane.loopback import Relay, free_ports
 from controlplane.node import Node
 from controlplane.replication import Log
 from controlplane.replication.local import LocalLog
@@ -42,49 +42,6 @@ WEST, CENTRAL, EAST = "eu-west", "eu-central", "us-east"
 LAW = {"eu": [WEST, CENTRAL], "us": [EAST]}
 DEFAULTS = {"global": ["flag", "stop"], "jurisdiction": ["workflow"], "home-only": ["election", "switch"]}
 Law = Mapping[str, list[str]]
-
-
-class Relay:
-    """A TCP connection that can be cut: passes bytes on, both ways, until it is told not to."""
-
-    def __init__(self, port: int, target: Callable[[], int]) -> None:
-        self.port, self._target = port, target
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def open(self) -> None:
-        if self._server is None:
-            self._server = await asyncio.start_server(self._pass, "127.0.0.1", self.port)
-
-    async def cut(self) -> None:
-        """Break what is open, and take nothing new."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-        for writer in tuple(self._writers):
-            writer.transport.abort()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            there, onwards = await asyncio.open_connection("127.0.0.1", self._target())
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, onwards}
-        try:
-            await asyncio.gather(_pump(reader, onwards), _pump(there, writer))
-        finally:
-            self._writers -= {writer, onwards}
-            for end in (writer, onwards):
-                end.transport.abort()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.transport.abort()
 
 
 class Member:
@@ -199,7 +156,7 @@ class Region:
                 may = self.may_leave.get(other, self._lawful(other))
                 lines.append(
                     f'[[peer]]\nregion = "{other}"\n'
-                    f"endpoints = {[f'127.0.0.1:{relay.port}' for relay in self.fleet.ways(self.name, other)]!r}\n"
+                    f"endpoints = {[relay.address for relay in self.fleet.ways(self.name, other)]!r}\n"
                     f"certificate_names = {region.node_names!r}\nmay_leave = {may!r}"
                 )
         return "\n".join(lines)
@@ -271,8 +228,7 @@ class Fleet:
             for other, region in self.regions.items():
                 if one != other:
                     self._relays[one, other] = [
-                        Relay(port, lambda region=region, n=n: region.ports[n])  # type: ignore[misc]
-                        for n, port in enumerate(free_ports(region.size))
+                        Relay(port, f"127.0.0.1:{region.ports[n]}") for n, port in enumerate(free_ports(region.size))
                     ]
         for name, region in self.regions.items():
             for node in region.node_names:
@@ -296,12 +252,12 @@ class Fleet:
 
     async def heal(self, one: str, other: str) -> None:
         for relay in self.between(one, other):
-            await relay.open()
+            await relay.heal()
 
     async def start(self) -> None:
         for relays in self._relays.values():
             for relay in relays:
-                await relay.open()
+                await relay.heal()
         await asyncio.gather(*(region.start() for region in self.regions.values()))
         for one, other in self._relays:
             await until(lambda one=one, other=other: self[one].link(other).state == "up")

@@ -170,7 +170,7 @@ async def test_whole_processes(tmp_path):
         fleet[name].load()
         fleet[name].config.file.write_text(fleet[name].text())
         for relay in fleet.ways(*((name, EAST) if name == WEST else (name, WEST))):
-            await relay.open()
+            await relay.heal()
     running_both = [
         asyncio.create_task(
             process.serve(region.config, region.node_names[0], tmp_path / name, Start.BOOTSTRAP, stopping)
