@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.datadir import Standing, Start, open_folder
-from controlplane.errors import Fatal, OutcomeUnknown
+from controlplane.errors import Fatal, OutcomeUnknown, Unavailable
 from controlplane.replication import raft
 from controlplane.replication.guard import Timing
 from controlplane.replication.journal import Journal
@@ -28,8 +29,22 @@ SMALL = {"keep_entries": 50, "keep_bytes": 1 << 16}
 
 
 async def fill(region: Region, prefix: str, count: int) -> None:
-    leader = await region.leader()
-    await asyncio.gather(*(leader.log.append(f"{prefix}{n:05d}".encode(), timeout_s=10) for n in range(count)))
+    """Append so many entries, each once. On a machine that is busy with other things, leaders come and go."""
+    missing = [f"{prefix}{n:05d}".encode() for n in range(count)]
+    async with asyncio.timeout(40):
+        while missing:
+            leader = await region.leader()
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                outcomes = await asyncio.gather(
+                    *(leader.log.append(entry, timeout_s=10) for entry in missing), return_exceptions=True
+                )
+                for outcome in outcomes:
+                    if isinstance(outcome, BaseException) and not isinstance(outcome, Unavailable | OutcomeUnknown):
+                        raise outcome
+                # Whatever an earlier leader left in doubt is applied by now, or never will be.
+                await leader.log.barrier(timeout_s=10)
+                there = {*leader.machine.entries()}
+                missing = [entry for entry in missing if entry not in there]
 
 
 async def level(region: Region) -> list[bytes]:
