@@ -410,10 +410,19 @@ class Transport:
             first = await context.read()
         if not isinstance(first, PeerFrame):
             raise Invalid("the stream ended without a hello", reason="HELLO_MISSING")
+        # In one turn of the loop: nothing of an older stream is taken, and none is let in, once this one was.
         link = self._admit(first, context)
-        await context.write(PeerFrame(hello=self._hello(link.peer)))
         mine = _Inbound(first.hello.process, first.hello.generation, asyncio.get_running_loop().create_future())
         self._replace(link, mine)
+        try:
+            await context.write(PeerFrame(hello=self._hello(link.peer)))
+            await self._attend(link, mine, context)
+        finally:
+            if link.inbound is mine:
+                link.inbound = None
+                self._changed(link)
+
+    async def _attend(self, link: _Link, mine: _Inbound, context: _Context) -> None:
         listening = asyncio.create_task(self._hear(link, mine, context))
         try:
             await asyncio.wait({listening, mine.replaced}, return_when=asyncio.FIRST_COMPLETED)
@@ -421,9 +430,6 @@ class Transport:
                 listening.result()
         finally:
             listening.cancel()
-            if link.inbound is mine:
-                link.inbound = None
-                self._changed(link)
 
     async def _hear(self, link: _Link, mine: _Inbound, context: _Context) -> None:
         while isinstance(frame := await context.read(), PeerFrame):

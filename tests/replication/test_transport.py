@@ -336,6 +336,32 @@ async def test_b12_a_newer_stream_fences_the_older(credentials: Make) -> None:
             await channel.close()
 
 
+class Greeted:
+    """The server's end of a stream that says one thing, and whose greeting does not get through."""
+
+    def __init__(self, first: PeerFrame) -> None:
+        self._first = first
+        self.greeting = asyncio.Event()
+
+    async def read(self) -> PeerFrame:
+        return self._first
+
+    async def write(self, frame: PeerFrame) -> None:
+        self.greeting.set()
+        await asyncio.Event().wait()
+
+
+async def test_b12_an_older_stream_that_comes_while_a_newer_one_is_greeted_is_refused() -> None:
+    async with alone(None) as one:
+        newer = Greeted(PeerFrame(hello=hello(generation=6)))
+        serving = asyncio.create_task(one.transport.serve(newer))
+        await asyncio.wait_for(newer.greeting.wait(), 30)
+        with pytest.raises(Refused, match="newer stream"):
+            await asyncio.wait_for(one.transport.serve(Greeted(PeerFrame(hello=hello(generation=5)))), 30)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
 async def raw_stream(port: int, credentials: Credentials, *frames: bytes) -> grpc.StatusCode:
     given = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", given) as channel:
