@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial, wraps
 from pathlib import Path
@@ -33,14 +33,14 @@ from controlplane.cli.command import (
     pass_cpctl,
     table,
 )
-from controlplane.cli.settings import config_file
+from controlplane.cli.settings import Settings, config_file, load
 from controlplane.cli.shapes import Shape
 from controlplane.drills import picture, record, runner, scenarios
 from controlplane.drills.faults import Kind
 from controlplane.drills.load import Connect
 from controlplane.drills.nodes import Look, Nodes
 from controlplane.drills.record import Chosen
-from controlplane.drills.runner import Course, Runner
+from controlplane.drills.runner import Course, Runner, There
 from controlplane.drills.scenarios import Options, Plan
 from controlplane.sdk.session import credentials
 
@@ -89,13 +89,30 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
         past_compaction: bool,
         kill_switch: bool,
         peer: tuple[str, ...],
+        copied: str,
+        pause_there: bool,
         **kwargs: Any,
     ) -> Any:
-        return body(*args, options=Options(down, calm, past_compaction, kill_switch, peer), **kwargs)
+        options = Options(down, calm, past_compaction, kill_switch, peer, copied, pause_there)
+        return body(*args, options=options, **kwargs)
 
     for parameter in (
+        click.option(
+            "--there",
+            multiple=True,
+            metavar="CONTEXT",
+            help="kill-under-partition, region-loss: act and look in this region as well; see cpctl context.",
+        ),
+        click.option(
+            "--copy",
+            "copied",
+            default="",
+            metavar="PARTITION",
+            help="region-loss: a partition at home in the lost region that is shared with this one.",
+        ),
+        click.option("--pause-there", is_flag=True, help="region-loss: pause the nodes of the lost region; --there."),
         click.option("--with-kill-switch", "kill_switch", is_flag=True, help="Throw a kill switch meanwhile."),
-        click.option("--peer", multiple=True, metavar="REGION", help="region-cut: only from these.  [default: all]"),
+        click.option("--peer", multiple=True, metavar="REGION", help="Cut off from, or lose, these.  [default: all]"),
         click.option("--past-compaction", is_flag=True, help="divergent-rejoin: past what is kept of the log."),
         click.option(
             "--calm",
@@ -115,14 +132,14 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
 @drill.command("plan")
 @_planned
 @pass_cpctl
-def plan(cpctl: Cpctl, *, name: str, options: Options) -> None:
+def plan(cpctl: Cpctl, *, name: str, options: Options, there: tuple[str, ...]) -> None:
     """What a drill would do here and now, step by step, without doing it. Exit code 5 if it would be refused."""
-    finish(cpctl, _plan(cpctl, name, options))
+    finish(cpctl, _plan(cpctl, name, options, _others(there)))
 
 
-async def _plan(cpctl: Cpctl, name: str, options: Options) -> None:
-    async with _nodes(cpctl) as nodes:
-        made, problems, _ = await runner.prepare(nodes, name, options)
+async def _plan(cpctl: Cpctl, name: str, options: Options, others: Sequence[Settings]) -> None:
+    async with _nodes(cpctl.settings()) as nodes, _there(others) as there:
+        made, problems, _ = await runner.prepare(nodes, name, options, there)
     cpctl.show(_plan_shape(made, problems), _plan_page)
     if problems:
         sys.exit(EXIT_CODES[sdk.Refused])
@@ -200,6 +217,7 @@ def run(  # noqa: PLR0913 - one parameter for each option.
     *,
     name: str,
     options: Options,
+    there: tuple[str, ...],
     reason: str,
     yes: bool,
     partition: str,
@@ -211,19 +229,30 @@ def run(  # noqa: PLR0913 - one parameter for each option.
     """Run a drill. Ctrl-C ends it and heals. Exit code 0 if everything was shown, 12 if not."""
     signer = _signer(signing_key or _usual_key())
     chosen = Chosen(reason, partition, owner, retest_days)
-    finish(cpctl, _run(cpctl, name, options, chosen, out, signer, yes=yes))
+    finish(cpctl, _run(cpctl, name, options, _others(there), chosen, out, signer, yes=yes))
 
 
-async def _run(cpctl: Cpctl, name: str, options: Options, chosen: Chosen, out: Path, signer: Any, *, yes: bool) -> None:
+async def _run(  # noqa: PLR0913 - as of `run`.
+    cpctl: Cpctl,
+    name: str,
+    options: Options,
+    others: Sequence[Settings],
+    chosen: Chosen,
+    out: Path,
+    signer: Any,
+    *,
+    yes: bool,
+) -> None:
     cpctl.stop_waiting()
-    async with _nodes(cpctl) as nodes:
-        made, problems, looks = await runner.prepare(nodes, name, options)
+    settings = cpctl.settings()
+    async with _nodes(settings) as nodes, _there(others) as there:
+        made, problems, looks = await runner.prepare(nodes, name, options, there)
         if problems or made is None:
             raise runner.not_steady(problems)
         if not yes:
             _confirm(cpctl, made)
         course = runner.new_course(made, options, looks, lambda: time.time_ns() // 1_000_000)
-        running = Runner(nodes, _connect(cpctl, nodes), course, chosen.reason, chosen.partition)
+        running = Runner(nodes, _connect(settings, nodes), course, chosen.reason, chosen.partition, there=there)
         async with _shown(cpctl, running):
             with _interruptible():
                 await running.run()
@@ -257,9 +286,7 @@ def _confirm(cpctl: Cpctl, made: Plan) -> None:
     click.confirm("Run this drill now?", abort=True)
 
 
-def _connect(cpctl: Cpctl, nodes: Nodes) -> Connect:
-    settings = cpctl.settings()
-
+def _connect(settings: Settings, nodes: Nodes) -> Connect:
     def connect(addresses: Sequence[str], mirror: bool) -> sdk.ControlPlane:
         return sdk.ControlPlane.connect(
             list(addresses or nodes.addresses.values()),
@@ -296,7 +323,7 @@ def _result_page(document: Shape) -> RenderableType:
         claim=lambda row: row["name"].replace("_", " "),
         wanted=lambda row: f"{'' if row['rule'] == 'is' else row['rule'] + ' '}{row['target']}",
         actual=lambda row: row["actual"],
-        result=lambda row: Text("PASS", style="green") if row["passed"] else Text("FAIL", style="bold red"),
+        result=lambda row: _result(row["passed"]),
     )
     passed = made["verdict"] == "passed"
     early = f"; it ended early: {made['ended_early']}" if made["ended_early"] else ""
@@ -305,6 +332,11 @@ def _result_page(document: Shape) -> RenderableType:
         Text(f"\n{made['drill']['name']}: {made['verdict']}{early}", style="green" if passed else "bold red"),
         Text(f"record: {document['file']} (verify it with cpctl drill verify)"),
     )
+
+
+def _result(passed: bool | None) -> Text:
+    styles: dict[bool | None, str] = {True: "green", False: "bold red", None: "yellow"}
+    return Text(record.result(passed), style=styles[passed])
 
 
 # -- watching
@@ -392,7 +424,7 @@ def watch(cpctl: Cpctl, once: bool) -> None:
 
 
 async def _watch(cpctl: Cpctl, *, once: bool) -> None:
-    async with _nodes(cpctl) as nodes:
+    async with _nodes(cpctl.settings()) as nodes:
         await nodes.meet()
         looks = await nodes.look()
         if not _drills_in(looks):
@@ -451,7 +483,7 @@ def abort(cpctl: Cpctl, drill_id: str, reason: str) -> None:
 
 
 async def _abort(cpctl: Cpctl, drill_id: str, reason: str) -> None:
-    async with _nodes(cpctl) as nodes:
+    async with _nodes(cpctl.settings()) as nodes:
         await nodes.meet()
         end = time.monotonic() + _HEAL_TIMEOUT_S
         while failed := await nodes.heal_all(drill_id, reason, abort=True):
@@ -520,7 +552,7 @@ def _checks_page(document: Shape) -> RenderableType:
     return table(
         document["checks"],
         check=lambda row: row["name"].replace("_", " "),
-        result=lambda row: Text("PASS", style="green") if row["passed"] else Text("FAIL", style="bold red"),
+        result=lambda row: _result(row["passed"] if row["checked"] else None),
         says=lambda row: row["says"],
     )
 
@@ -581,10 +613,23 @@ def _signing() -> Any:
 
 
 @asynccontextmanager
-async def _nodes(cpctl: Cpctl) -> AsyncIterator[Nodes]:
-    settings = cpctl.settings()
+async def _nodes(settings: Settings) -> AsyncIterator[Nodes]:
     tls = credentials(
         settings.authority or None, settings.certificate or None, settings.key or None, insecure=settings.insecure
     )
     async with Nodes(tls, settings.addresses) as nodes:
         yield nodes
+
+
+def _others(names: Sequence[str]) -> list[Settings]:
+    """Contexts of other regions, by name."""
+    contexts = load(config_file(os.environ))
+    return [contexts.named(name).checked() for name in names]
+
+
+@asynccontextmanager
+async def _there(others: Sequence[Settings]) -> AsyncIterator[list[There]]:
+    """Regions that take part in the drill of another one."""
+    async with AsyncExitStack() as stack:
+        made = [(settings, await stack.enter_async_context(_nodes(settings))) for settings in others]
+        yield [There(nodes, _connect(settings, nodes)) for settings, nodes in made]

@@ -33,6 +33,8 @@ CAUGHT_UP_MS_MAX: Final = 15_000
 VIEW_AGE_LESS_MS: Final = 2_500
 """A copy's age is looked at now and then: it need not have been seen as old as the cut lasted."""
 REPLICATION_MS_MAX: Final = 30_000
+NOT_CHECKED: Final = "not checked"
+"""The rule of a claim about something that nobody could see; its target says why."""
 
 _REGISTER_KINDS: Final = frozenset({"create", "cas", "read"})
 _MS: Final = 1_000_000
@@ -81,15 +83,17 @@ class Claim:
 
     name: str
     rule: str
-    """"at most", "at least" or "is"."""
+    """"at most", "at least" or "is"; or `NOT_CHECKED`."""
     target: int | str
     actual: int | str | None
     computed: bool
     """Whether anyone with the history can compute it again."""
 
     @property
-    def passed(self) -> bool:
-        """Whether what was is what was wanted."""
+    def passed(self) -> bool | None:
+        """Whether what was is what was wanted; None: nobody could see it."""
+        if self.rule == NOT_CHECKED:
+            return None
         if isinstance(self.actual, int) and isinstance(self.target, int):
             return {"at most": self.actual <= self.target, "at least": self.actual >= self.target}.get(
                 self.rule, self.actual == self.target
@@ -99,6 +103,8 @@ class Claim:
     @property
     def says(self) -> str:
         """The claim in words."""
+        if self.rule == NOT_CHECKED:
+            return f"{self.name.replace('_', ' ')}: NOT CHECKED, {self.target}"
         wanted = "" if self.rule == "is" else f"{self.rule} "
         return f"{self.name.replace('_', ' ')}: {self.actual} (wanted {wanted}{self.target})"
 

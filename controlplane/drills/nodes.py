@@ -90,25 +90,25 @@ class Nodes:
 
     async def status(self, address: str, *, timeout_s: float = LOOK_TIMEOUT_S) -> api.GetStatusReply:
         """Ask one node for its own view. Raises the eight errors."""
-        return await self._ask(address, _OPERATORS + "GetStatus", api.GetStatusRequest(), api.GetStatusReply, timeout_s)
+        return await self.ask(address, _OPERATORS + "GetStatus", api.GetStatusRequest(), api.GetStatusReply, timeout_s)
 
     async def faults(self, address: str, *, timeout_s: float = LOOK_TIMEOUT_S) -> drill.ListFaultsReply:
         """Ask one node which faults it has. Raises the eight errors."""
-        return await self._ask(
+        return await self.ask(
             address, _DRILLS + "ListFaults", drill.ListFaultsRequest(), drill.ListFaultsReply, timeout_s
         )
 
     async def inject(self, node: str, fault: drill.Fault) -> drill.InjectFaultReply:
         """Have one node take a fault. Raises the eight errors."""
         request = drill.InjectFaultRequest(fault=fault)
-        return await self._ask(
+        return await self.ask(
             self.addresses[node], _DRILLS + "InjectFault", request, drill.InjectFaultReply, ASK_TIMEOUT_S
         )
 
     async def heal(self, node: str, drill_id: str, reason: str, *, abort: bool = False) -> drill.HealFaultsReply:
         """Have one node end the faults of a drill (empty: of all). Raises the eight errors."""
         request = drill.HealFaultsRequest(drill=drill_id, reason=reason, abort=abort)
-        return await self._ask(
+        return await self.ask(
             self.addresses[node], _DRILLS + "HealFaults", request, drill.HealFaultsReply, ASK_TIMEOUT_S
         )
 
@@ -136,9 +136,10 @@ class Nodes:
         state, faults = (None if isinstance(each, BaseException) else each for each in found)
         return Look(address, state, faults, denied)  # type: ignore[arg-type]
 
-    async def _ask(
+    async def ask(
         self, address: str, method: str, request: _Message, reply_type: type[_ReplyT], timeout_s: float
     ) -> _ReplyT:
+        """Make one call to one node; `method` begins with its service. Raises the eight errors."""
         call: Any = self._channel(address).unary_unary(method)
         try:
             reply: _ReplyT = reply_type.FromString(  # type: ignore[attr-defined]

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlplane.checking import histories
-from controlplane.drills import evidence, scenarios
+from controlplane.drills import abroad, evidence, scenarios
+from controlplane.drills.abroad import Loss, Setting, Stops
 from controlplane.drills.evidence import Claim, Measured, Seen, Wanted, Window
 from controlplane.drills.nodes import Look
 from controlplane.drills.runner import Course
@@ -51,6 +52,8 @@ class Check:
     name: str
     passed: bool
     says: str
+    checked: bool = True
+    """False: nobody could see it when the drill was run."""
 
 
 def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -> Document:
@@ -70,7 +73,11 @@ def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -
     agents = [number for number, name in enumerate(course.processes) if name.startswith("register roaming")]
     measured = evidence.measure(course.recorder.events, window, agents)
     found = evidence.claims(measured, course.seen, wanted)
-    passed = not course.ended_early and all(claim.passed for claim in found)
+    several: Document = {}
+    if course.setting is not None:
+        seen_abroad = abroad.measure(course.recorder.events, course.setting)
+        found += abroad.claims(seen_abroad, course.setting)
+        several = {"setting": asdict(course.setting), "measured_in_regions": asdict(seen_abroad)}
     return {
         "format": FORMAT,
         "drill": {
@@ -107,9 +114,14 @@ def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -
         "measured": asdict(measured),
         "claims": [{**asdict(claim), "passed": claim.passed} for claim in found],
         "ended_early": course.ended_early,
-        "verdict": "passed" if passed else "failed",
+        "verdict": _verdict(course.ended_early, found),
+        **several,
         "findings": _owned(course, chosen, _findings(course, found, measured)),
     }
+
+
+def _verdict(ended_early: str, claims: Iterable[Claim]) -> str:
+    return "failed" if ended_early or any(claim.passed is False for claim in claims) else "passed"
 
 
 def canonical(record: Document) -> bytes:
@@ -164,18 +176,31 @@ def _checks(record: Document, folder: Path) -> Iterable[Check]:
     yield from _times(record)
     yield from _numbers(record["measured"], measured)
     claims = evidence.claims(measured, Seen(**record["seen"]), Wanted(**record["wanted"]))
+    if "setting" in record:
+        setting = Setting(**record["setting"])
+        seen_abroad = abroad.measure(events, setting)
+        yield from _numbers(record["measured_in_regions"], seen_abroad)
+        claims += abroad.claims(seen_abroad, setting)
     yield from _claims(record, claims)
 
 
 def _times(record: Document) -> Iterable[Check]:
     """The window must be what the timeline says: a later begin would hide an outage."""
-    faults = [each["at_ns"] for each in record["timeline"] if each["what"] == "fault"]
-    begin = min(faults, default=record["window"]["end_ns"])
+    faults = [each for each in record["timeline"] if each["what"] == "fault"]
+    begin = min((each["at_ns"] for each in faults), default=record["window"]["end_ns"])
     right = begin == record["window"]["begin_ns"]
     yield Check("window", right, "begins with the first fault" if right else "does not begin with the first fault")
+    if "setting" in record:
+        # A later cut or an earlier end would hide what crossed it; a later healing, how long it took to be heard of.
+        told = record["setting"]
+        last = max((each["at_ns"] for each in faults), default=0)
+        ends = [each["until_ns"] for each in faults]
+        healed, held = max(ends, default=0), told["held_ns"]
+        right = (last, healed) == (told["cut_ns"], told["healed_ns"]) and held <= min(ends, default=held)
+        yield Check("cut", right, f"lasts as long as its faults{'' if right else ', it is said, and does not'}")
 
 
-def _numbers(told: Document, measured: Measured) -> Iterable[Check]:
+def _numbers(told: Document, measured: Measured | Stops | Loss) -> Iterable[Check]:
     for name, actual in asdict(measured).items():
         same = name in told and told[name] == actual
         says = f"{actual}, as recorded" if same else f"{actual}, but {told.get(name, 'nothing')} is recorded"
@@ -188,13 +213,15 @@ def _claims(record: Document, claims: list[Claim]) -> Iterable[Check]:
         stated = told.pop(claim.name, None)
         same = stated == {**asdict(claim), "passed": claim.passed}
         how = "computed again" if claim.computed else "as the runner saw it"
+        seen = claim.passed is not None
+        says = f"{claim.says}, {how}" if seen else claim.says
         yield Check(
-            claim.name, same and claim.passed, f"{claim.says}, {how}" + ("" if same else "; recorded otherwise")
+            claim.name, same and claim.passed is not False, says + ("" if same else "; recorded otherwise"), seen
         )
     for name in told:
         yield Check(name, False, "is claimed, but no such claim belongs to this drill")
-    passed = not record["ended_early"] and all(claim.passed for claim in claims)
-    same = record["verdict"] == ("passed" if passed else "failed")
+    verdict = _verdict(record["ended_early"], claims)
+    same, passed = record["verdict"] == verdict, verdict == "passed"
     early = f"; ended early: {record['ended_early']}" if record["ended_early"] else ""
     yield Check("verdict", same and passed, f"{record['verdict']}{early}" + ("" if same else ", which does not follow"))
 
@@ -252,8 +279,10 @@ def _findings(course: Course, claims: list[Claim], measured: Measured) -> Iterab
     if course.ended_early:
         yield "failed", f"the drill ended early: {course.ended_early}"
     for claim in claims:
-        if not claim.passed:
-            yield "failed", claim.says
+        if claim.passed is not True:
+            yield ("failed" if claim.passed is False else "not checked"), claim.says
+    for each in course.left:
+        yield "failed", f"a kill switch of the drill could not be released {each}"
     if measured.agents_silence_ms > course.plan.rto_target_ms:
         yield (
             "note",
@@ -305,7 +334,7 @@ def markdown(record: Document, checks: Iterable[Check] = ()) -> str:
         "",
         "## Measured",
         "",
-        *_table(("what", "value"), [(name.replace("_", " "), value) for name, value in record["measured"].items()]),
+        *_table(("what", "value"), _measured_rows(record)),
         "",
         "## Timeline",
         "",
@@ -322,14 +351,25 @@ def markdown(record: Document, checks: Iterable[Check] = ()) -> str:
         *(_table(("kind", "finding", "owner", "re-test by"), map(_finding_row, record["findings"])) or ["None."]),
         "",
     ]
-    checked = [(check.name, "PASS" if check.passed else "FAIL", check.says) for check in checks]
+    checked = [(check.name, result(check.passed if check.checked else None), check.says) for check in checks]
     return "\n".join([*lines, *(["## Verification", "", *_table(("check", "", ""), checked), ""] if checked else [])])
+
+
+def _measured_rows(record: Document) -> Iterable[tuple[Any, ...]]:
+    several = record.get("measured_in_regions", {})
+    return [(name.replace("_", " "), value) for name, value in (*record["measured"].items(), *several.items())]
 
 
 def _claim_row(claim: Document) -> tuple[Any, ...]:
     wanted = claim["target"] if claim["rule"] == "is" else f"{claim['rule']} {claim['target']}"
-    result = "PASS" if claim["passed"] else "**FAIL**"
-    return claim["name"].replace("_", " "), wanted, claim["actual"], result, "yes" if claim["computed"] else "no"
+    said = result(claim["passed"])
+    said = "**FAIL**" if said == "FAIL" else said
+    return claim["name"].replace("_", " "), wanted, claim["actual"], said, "yes" if claim["computed"] else "no"
+
+
+def result(passed: bool | None) -> str:
+    """What became of a claim, in a word; None: nobody could see it."""
+    return "NOT CHECKED" if passed is None else "PASS" if passed else "FAIL"
 
 
 def _timeline_row(each: Document) -> tuple[Any, ...]:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
 from controlplane import limits
 from controlplane.checking.histories import Phase, Recorder
-from controlplane.drills import scenarios, steadiness
+from controlplane.drills import abroad, scenarios, steadiness
+from controlplane.drills.abroad import Setting
+from controlplane.drills.errands import Errand, ErrandFailed, Side, errand_of
 from controlplane.drills.evidence import Seen, Window
 from controlplane.drills.faults import PROCESS_KINDS, Fault, Kind
 from controlplane.drills.load import Connect, Load, Scribe
@@ -87,6 +89,10 @@ class Course:
     end_ns: int = 0
     seen: Seen = field(default_factory=lambda: Seen("none", "unknown", None))
     after: Mapping[str, Look] = field(default_factory=dict)
+    setting: Setting | None = None
+    """Where what other regions have to do with it took place, if they have."""
+    left: list[str] = field(default_factory=list)
+    """What could not be undone, each with what ends it."""
 
     @property
     def window(self) -> Window:
@@ -95,26 +101,53 @@ class Course:
         return Window(min(faults, default=self.end_ns), self.end_ns)
 
 
-async def prepare(nodes: Nodes, name: str, options: Options) -> tuple[Plan | None, list[str], dict[str, Look]]:
+@dataclass(frozen=True, slots=True)
+class There:
+    """Another region in which an operator takes part."""
+
+    nodes: Nodes
+    connect: Connect
+
+
+async def prepare(
+    nodes: Nodes, name: str, options: Options, there: Sequence[There] = ()
+) -> tuple[Plan | None, list[str], dict[str, Look]]:
     """Look at the region and plan; what keeps the drill from running comes with it. Raises the eight errors."""
     await nodes.meet()
     looks = await nodes.look()
     found = steadiness.facts(looks)
     scenario = scenarios.SCENARIOS.get(name)
     problems = steadiness.problems(looks, nodes_min=3 if scenario is None else scenario.nodes_min)
+    others = [(each, *(await _met(each))) for each in there]
     if found is None:
         return None, problems or ["no leader is known"], looks
+    found = replace(found, there=tuple((region, tuple(each.nodes.addresses)) for each, region, _ in others))
     plan = scenarios.plan(name, found, options)
+    for _, region, seen in others:
+        problems += steadiness.problems_there(region, seen, harmed=region in plan.struck_there)
     return plan, [*problems, *steadiness.problems_between(looks, plan.cut_off)], looks
+
+
+async def _met(there: There) -> tuple[str, dict[str, Look]]:
+    await there.nodes.meet()
+    looks = await there.nodes.look()
+    return next((look.status.region.name for look in looks.values() if look.status is not None), ""), looks
 
 
 class Runner:
     """One drill."""
 
-    def __init__(
-        self, nodes: Nodes, connect: Connect, course: Course, reason: str, partition: str, seed: int | None = None
+    def __init__(  # noqa: PLR0913, PLR0917 - all of it is the drill's.
+        self,
+        nodes: Nodes,
+        connect: Connect,
+        course: Course,
+        reason: str,
+        partition: str,
+        seed: int | None = None,
+        there: Sequence[There] = (),
     ) -> None:
-        """`course.plan` was made by `prepare` a moment ago."""
+        """`course.plan` was made by `prepare` a moment ago, from the same `nodes` and `there`."""
         self.course, self._nodes, self._reason, self._partition = course, nodes, reason, partition
         self._epoch_ns = time.monotonic_ns()
         self._scribe = Scribe(course.recorder, self.now_ns)
@@ -123,6 +156,10 @@ class Runner:
         self.step = ""
         planned_for = steadiness.facts(course.before)
         self._leader = planned_for.leader if planned_for is not None else ""
+        self._there = {region: each for (region, _), each in zip(course.plan.there, there, strict=True)}
+        self._errand = self._errand_of(connect)
+        self._looks_there: dict[tuple[str, str], Look] = {}
+        self._asked_ns: list[int] = []
         self._answered_ns: dict[str, int] = {}
         self._restarts: dict[str, int] = {}
         self._led: tuple[int, str] = (0, "")
@@ -159,9 +196,15 @@ class Runner:
         """Run the drill to its end, whatever it is, and heal. Raises `Refused` before anything was broken."""
         course = self.course
         looking = [asyncio.create_task(self._look_at(name)) for name in self._nodes.addresses]
+        looking += [
+            asyncio.create_task(self._look_there(region, node))
+            for region in course.plan.struck_there
+            for node in self._there[region].nodes.addresses
+        ]
         try:
             await self.load.open(self._nodes.addresses)
             await self._refuse_if_engaged()
+            await self._open_errand()
             await self._reserve()
             await self._learn_actor()
             await self._guarded()
@@ -178,6 +221,29 @@ class Runner:
         if engaged:
             raise not_steady([f"{len(engaged)} kill switches are engaged: release them, or wait"])
 
+    async def _open_errand(self) -> None:
+        if self._errand is not None:
+            try:
+                await self._errand.open()
+            except ErrandFailed as error:
+                raise not_steady([str(error)]) from error
+
+    def _errand_of(self, connect: Connect) -> Errand | None:
+        plan, options = self.course.plan, self.course.options
+        status = next((look.status for look in self.course.before.values() if look.status is not None), None)
+        own = Side(status.region.name if status is not None else "", self._nodes, connect)
+        others = (Side(region, each.nodes, each.connect) for region, each in self._there.items())
+        return errand_of(
+            plan.about,
+            [own, *others],
+            self._scribe,
+            self.prefix,
+            self._reason,
+            plan.cut_off[0] if plan.cut_off else "",
+            options.copied,
+            paused=bool(plan.struck_there),
+        )
+
     async def _guarded(self) -> None:
         """Run the steps under the stop conditions."""
         steps = asyncio.create_task(self._steps())
@@ -187,7 +253,7 @@ class Runner:
             for task in (steps, watching):
                 if task.done():
                     task.result()
-        except (Stopped, ControlPlaneError) as stop:
+        except (Stopped, ErrandFailed, ControlPlaneError) as stop:
             self._stop(str(stop))
         except asyncio.CancelledError:
             self._stop("interrupted by the operator")
@@ -217,6 +283,10 @@ class Runner:
         self.course.end_ns = self.now_ns()
 
     async def _step(self, step: Step) -> None:
+        if step.strikes and self._errand is not None:
+            self.step = "preparing in every region that takes part"
+            await self._errand.before()
+            self.step = step.says
         if step.strikes:
             self._struck_at_commit = steadiness.commit(self.looks)
             self._stops_before = await self.load.stops() if self.course.plan.cut_off else set()
@@ -232,6 +302,10 @@ class Runner:
         if step.until is Until.WELL:
             await self._well()
             await self._reunited()
+            if self._errand is not None:
+                self.step = "waiting for what every region has to have heard of"
+                await self._errand.after()
+                self._note("well", "every region has heard of everything")
             await self._reserve()
         await asyncio.sleep(step.more_s)
 
@@ -247,6 +321,7 @@ class Runner:
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise Stopped("no leader is known before the first fault") from None
+        found = replace(found, there=course.plan.there)
         if found.leader == self._leader:
             return
         if course.plan.fencing:
@@ -262,6 +337,12 @@ class Runner:
             await asyncio.sleep(max(0, struck_ns - self.now_ns()) / 1e9 + KILL_AFTER_S)
             if await self.load.throw(self._reason, engage=True):
                 self._note("switch", "the kill switch is confirmed")
+        if step.strikes and self._errand is not None:
+            struck_ns = max(begin_ns for _, _, begin_ns in self._injected)
+            await asyncio.sleep(max(0, struck_ns - self.now_ns()) / 1e9 + KILL_AFTER_S)
+            await self._errand.during()
+            if self.now_ns() > self._held_ns():
+                raise Stopped("what was to be done while nothing passes took longer: give it more time with --down")
         left_s = end - asyncio.get_running_loop().time()
         if step.strikes and self.course.plan.cut_off:
             # Shortly before it heals: what was in force has to be, still.
@@ -274,8 +355,10 @@ class Runner:
         fault = self._fault(strike.kind, strike.duration_ms, strike.delay_ms, strike.regions)
         # In the timeline before it is asked for: whatever comes of it, comes after.
         begin_ns = self.now_ns()
+        self._asked_ns.append(begin_ns)
+        nodes = self._there[strike.at].nodes if strike.at else self._nodes
         try:
-            reply = await self._nodes.inject(strike.node, fault.message())
+            reply = await nodes.inject(strike.node, fault.message())
             begin_ns = self.now_ns() + reply.strikes_in_ms * _MS
         except OutcomeUnknown:
             # The blow may have been faster than the answer; whether it was struck is seen by looking.
@@ -294,13 +377,18 @@ class Runner:
     async def _reserve(self) -> None:
         """Keep every node for this drill for as long as it may take. Raises `Refused` or `Stopped`."""
         keep_ms = min(limits.RESERVATION_MS_MAX, round((self.course.plan.seconds + _RESERVED_MORE_S) * 1000))
-        for node in self._nodes.addresses:
-            try:
-                await self._nodes.inject(node, self._fault(Kind.RESERVE, keep_ms).message())
-            except ControlPlaneError as error:
-                if self._injected:
-                    raise Stopped(f"{node} is not to be had any more: {error}") from error
-                raise not_steady([f"{node}: {error}"]) from error
+        for nodes in self._harmed():
+            for node in nodes.addresses:
+                try:
+                    await nodes.inject(node, self._fault(Kind.RESERVE, keep_ms).message())
+                except ControlPlaneError as error:
+                    if self._injected:
+                        raise Stopped(f"{node} is not to be had any more: {error}") from error
+                    raise not_steady([f"{node}: {error}"]) from error
+
+    def _harmed(self) -> list[Nodes]:
+        """The nodes of each region that takes faults."""
+        return [self._nodes, *(self._there[region].nodes for region in sorted(self.course.plan.struck_there))]
 
     async def _learn_actor(self) -> None:
         for look in (await self._nodes.look()).values():
@@ -348,6 +436,11 @@ class Runner:
             ends.append(end_ns if asked_ns is None or strike.kind in PROCESS_KINDS else min(end_ns, asked_ns))
         return max(ends)
 
+    def _held_ns(self) -> int:
+        """Until when every fault certainly lasts: nodes count from when they took it, which is later than asked."""
+        durations_ms = [strike.duration_ms for strike, _, _ in self._injected]
+        return min(self._asked_ns, default=0) + min(durations_ms, default=0) * _MS
+
     def _faulty(self) -> list[str]:
         """Nodes with faults of which their last answer told."""
         return [
@@ -377,6 +470,17 @@ class Runner:
             self._observe(name, was, look)
             await asyncio.sleep(POLL_S)
 
+    async def _look_there(self, region: str, node: str) -> None:
+        """Ask a node of another region that takes faults, again and again."""
+        nodes = self._there[region].nodes
+        while True:
+            look = await nodes.look_at(nodes.addresses[node])
+            self._looks_there[region, node] = look
+            for strike, fault, begin_ns in self._injected:
+                if (strike.at, strike.node) == (region, node) and self.now_ns() >= begin_ns and look.status is None:
+                    self._observed.add(fault)
+            await asyncio.sleep(POLL_S)
+
     def _see_leader(self, term: int, leader: str) -> None:
         if leader and term > self._led[0]:
             self._led = (term, leader)
@@ -386,7 +490,7 @@ class Runner:
         """Notice that faults are at work, and what a replaced node does before it has caught up."""
         restarted = was.status is not None and look.status is not None and look.status.uptime_ms < was.status.uptime_ms
         for strike, fault, begin_ns in self._injected:
-            if strike.node != name or self.now_ns() < begin_ns:
+            if strike.at or strike.node != name or self.now_ns() < begin_ns:
                 continue
             if strike.kind in PROCESS_KINDS:
                 if look.status is None or restarted:
@@ -447,18 +551,26 @@ class Runner:
 
     def _stop_condition(self) -> str:
         now_ns, plan = self.now_ns(), self.course.plan
-        if self.load.failure is not None:
-            return f"a client of the drill failed: {self.load.failure!r}"
+        failure = self.load.failure or (None if self._errand is None else self._errand.failure)
+        if failure is not None:
+            return f"a client of the drill failed: {failure!r}"
         if wrong := steadiness.contradictions(self.looks.values()):
             return wrong[0]
-        for name, look in self.looks.items():
-            if look.faults is not None and self.course.drill in look.faults.aborted:
-                return f"aborted at {name}"
+        if aborted := self._aborted_at():
+            return f"aborted at {aborted}"
+        for name in self.looks:
             silent_s = (now_ns - self._answered_ns.get(name, 0)) / 1e9
             if name not in plan.struck and silent_s > STRANGER_SILENT_S:
                 return f"{name}, which was not struck, does not answer for {STRANGER_SILENT_S:g} s"
         if self.silent_ms > plan.silence_ms_max:
             return f"no write was acknowledged for {plan.silence_ms_max / 1000:g} s"
+        return ""
+
+    def _aborted_at(self) -> str:
+        there = {f"{node} of {region}": look for (region, node), look in self._looks_there.items()}
+        for name, look in {**self.looks, **there}.items():
+            if look.faults is not None and self.course.drill in look.faults.aborted:
+                return name
         return ""
 
     def _last_ack_ns(self) -> int:
@@ -491,6 +603,9 @@ class Runner:
         await self._heal(abort=early)
         if self._kill_engaged:
             await self.load.throw(self._reason, engage=False)
+        if self._errand is not None:
+            await self._errand.undo()
+            course.left = self._errand.left
         if self._injected:
             if early:
                 await self._settle()
@@ -499,16 +614,38 @@ class Runner:
             self.step = "reading everything once more"
             await self.load.final_reads()
             await self._compare()
+        if self._errand is not None:
+            await self._errand.close()
+            course.setting = self._setting(self._errand)
         await self.load.close()
         course.processes = self._scribe.processes
         course.after = dict(self.looks)
         course.timeline.sort(key=lambda each: each.at_ns)
 
+    def _setting(self, errand: Errand) -> Setting:
+        plan = self.course.plan
+        return Setting(
+            about=plan.about,
+            home=errand.home.region,
+            watched=errand.watched,
+            unchecked=sorted(set(plan.cut_off) - set(errand.watched)),
+            apart=plan.apart,
+            lost=plan.cut_off[0] if plan.about == abroad.LOSS else "",
+            copied=self.course.options.copied if plan.about == abroad.LOSS else "",
+            cut_ns=max((begin_ns for _, _, begin_ns in self._injected), default=0),
+            held_ns=self._held_ns(),
+            healed_ns=max((begin_ns + strike.duration_ms * _MS for strike, _, begin_ns in self._injected), default=0),
+        )
+
     async def _heal(self, *, abort: bool) -> None:
         """Ask every node to heal until all have answered, or until their own timers must have ended."""
         last_ms = max((begin // _MS + strike.duration_ms for strike, _, begin in self._injected), default=0)
         for _ in range(_HEAL_ROUNDS):
-            failed = await self._nodes.heal_all(self.course.drill, self._reason, abort=abort)
+            failed = [
+                error
+                for nodes in self._harmed()
+                for error in (await nodes.heal_all(self.course.drill, self._reason, abort=abort)).values()
+            ]
             if not failed or self.now_ns() / _MS > last_ms + STRANGER_SILENT_S * 1000:
                 break
             await asyncio.sleep(POLL_S)

@@ -6,16 +6,17 @@ it makes it anew right before the first fault.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
 from controlplane import limits
+from controlplane.drills import abroad
 from controlplane.drills.faults import Kind
 from controlplane.errors import Invalid
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the set of drills; a record says which one it was made with."""
 
 CALM_S: Final = 3.0
@@ -47,6 +48,8 @@ class Facts:
     nodes: tuple[str, ...]
     regions: tuple[str, ...] = ()
     """The regions that this one has links with."""
+    there: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Other regions in which an operator takes part, with their nodes."""
 
     @property
     def followers(self) -> tuple[str, ...]:
@@ -69,6 +72,10 @@ class Options:
     kill_switch: bool = False
     regions: tuple[str, ...] = ()
     """The regions to be cut off from; empty: all."""
+    copied: str = ""
+    """A partition at home in the region to be lost, of which there is a copy here."""
+    pause_there: bool = False
+    """Whether the nodes of the region to be lost are paused, by an operator there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +87,15 @@ class Strike:
     duration_ms: int
     delay_ms: int = 0
     regions: tuple[str, ...] = ()
+    at: str = ""
+    """The region of the node; empty: this one."""
 
     @property
     def says(self) -> str:
         """The fault in words."""
         away = f" from {', '.join(self.regions)}" if self.regions else ""
-        return f"{_DOES[self.kind]} {self.node}{away} for {self.duration_ms / 1000:g} s"
+        node = f"{self.node} of {self.at}" if self.at else self.node
+        return f"{_DOES[self.kind]} {node}{away} for {self.duration_ms / 1000:g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +137,23 @@ class Plan:
     """Regions with which nothing passes meanwhile, and of which the copies must catch up."""
     isolated: bool = False
     """They are all there are: the region must say that it is alone."""
+    about: str = ""
+    """What else has to be shown of several regions: `abroad.STOPS` or `abroad.LOSS`."""
+    apart: tuple[str, ...] = ()
+    """Nodes that are cut off from their own region as well."""
+    there: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Other regions in which an operator takes part, with their nodes."""
 
     @property
     def struck(self) -> frozenset[str]:
         """The nodes that are harmed. One that is only cut off from other regions goes on as before."""
-        strikes = (strike for step in self.steps for strike in step.strikes)
+        strikes = (strike for step in self.steps for strike in step.strikes if not strike.at)
         return frozenset(strike.node for strike in strikes if strike.kind is not Kind.CUT_REGION)
+
+    @property
+    def struck_there(self) -> frozenset[str]:
+        """The regions of which nodes are harmed."""
+        return frozenset(strike.at for step in self.steps for strike in step.strikes if strike.at)
 
     @property
     def cut_ms(self) -> int:
@@ -171,7 +192,9 @@ def plan(name: str, facts: Facts, options: Options = Options()) -> Plan:
         raise Invalid(f"no fault lasts longer than {limits.FAULT_MS_MAX // 1000} s", reason="OUT_OF_RANGE")
     if made.fencing and down_s < FENCING_DOWN_S:
         raise Invalid(f"a lease needs {FENCING_DOWN_S:g} s to pass on", reason="OUT_OF_RANGE", hint="--down 10")
-    return replace(made, kill_switch=options.kill_switch or made.kill_switch)
+    if facts.there and not made.about:
+        raise Invalid("no other region takes part in this drill", reason="PEER_UNKNOWN", hint="leave out --there")
+    return replace(made, kill_switch=options.kill_switch or made.kill_switch, there=facts.there)
 
 
 def _framed(made: Plan, calm_s: float) -> Plan:
@@ -335,32 +358,131 @@ def _kill_switch(facts: Facts, options: Options, down_s: float) -> Plan:
 
 
 def _region_cut(facts: Facts, options: Options, down_s: float) -> Plan:
-    regions = tuple(sorted(set(options.regions or facts.regions)))
-    if not facts.regions:
-        raise Invalid("this region has no links with others", reason="PEER_UNKNOWN", hint="cpctl status shows links")
-    if strangers := set(regions) - set(facts.regions):
-        known = ", ".join(sorted(facts.regions))
-        raise Invalid(
-            f"there is no link with {', '.join(sorted(strangers))}; there are links with {known}", reason="PEER_UNKNOWN"
-        )
+    regions = _cut_off_from(facts, options)
     away, isolated = ", ".join(regions), set(regions) == set(facts.regions)
-    strikes = tuple(Strike(node, Kind.CUT_REGION, _ms(down_s), regions=regions) for node in facts.nodes)
     return Plan(
         "region-cut",
         f"The region is cut off from {away}, and goes on with its own work",
         (
             "nothing breaks inside the region: its own reads and writes go on",
-            f"what {away} and this region share is not copied; each side goes on with what it has, which grows old",
-            f"calls for partitions at home in {away} fail, and so do theirs for partitions of this region",
+            *_apart_from(away),
             f"a kill switch that is thrown meanwhile does not reach the other side for up to {down_s:g} s",
             *(["the region is in isolated mode, and says so"] if isolated else []),
         ),
-        (_hit(f"nothing passes between the region and {away}", *strikes),),
+        (_hit(f"nothing passes between the region and {away}", *_cut_region(facts, regions, down_s)),),
         rto_target_ms=1_000,
         silence_ms_max=OVERLAP_MS,
         cut_off=regions,
         isolated=isolated,
     )
+
+
+def _kill_under_partition(facts: Facts, options: Options, down_s: float) -> Plan:
+    regions, there = _cut_off_from(facts, options), [region for region, _ in facts.there]
+    _check_part(there, regions)
+    away, isolated = ", ".join(regions), set(regions) == set(facts.regions)
+    # With three, one of them can be spared: the others are a majority.
+    apart = facts.followers[-1:] if len(facts.nodes) > 2 else ()
+    unseen = sorted(set(regions) - set(there))
+    return Plan(
+        "kill-under-partition",
+        f"Kill switches are thrown while the region cannot talk with {away}",
+        (
+            *_apart_from(away),
+            *(f"{node} is cut off from its own region too: its clients hear Unavailable" for node in apart),
+            *(f"agents at {node} that ask before they act stop by themselves within 5 s" for node in apart),
+            f"what is stopped is the drill's own tenant, here{_and(there)}: nobody else's work",
+            *(f"nothing is thrown or looked at in {region}: that side is NOT CHECKED" for region in unseen),
+            *(["the region is in isolated mode, and says so"] if isolated else []),
+        ),
+        (
+            _hit(
+                f"nothing passes between the region and {away}",
+                *_cut_region(facts, regions, down_s),
+                *(Strike(node, Kind.CUT, _ms(down_s)) for node in apart),
+            ),
+        ),
+        rto_target_ms=2_000,
+        silence_ms_max=OVERLAP_MS,
+        cut_off=regions,
+        isolated=isolated,
+        about=abroad.STOPS,
+        apart=apart,
+    )
+
+
+def _region_loss(facts: Facts, options: Options, down_s: float) -> Plan:
+    regions = _cut_off_from(facts, options)
+    if len(regions) > 1:
+        raise Invalid(f"which of {', '.join(regions)} is to be lost?", reason="PEER_UNKNOWN", hint="--peer REGION")
+    (lost,) = regions
+    _check_part([region for region, _ in facts.there], regions)
+    if options.copied and not options.copied.startswith(f"{lost}."):
+        raise Invalid(f"{options.copied} is not at home in {lost}", reason="PARTITION_FOREIGN", hint="--copy PARTITION")
+    paused = [node for region, nodes in facts.there if region == lost and options.pause_there for node in nodes]
+    if options.pause_there and not paused:
+        raise Invalid(f"no operator of {lost} takes part", reason="PEER_UNKNOWN", hint="--there CONTEXT")
+    return Plan(
+        "region-loss",
+        f"{lost} is lost, as seen from here; the region goes on, and catches up when it is back",
+        (
+            "nothing breaks inside the region: its own reads, writes, elections and kill switches go on",
+            *_apart_from(lost),
+            *(
+                [f"IN {lost} NO CALL OF ANYBODY IS ANSWERED for about {down_s:g} s: its nodes are paused"]
+                if paused
+                else []
+            ),
+            *([] if paused or not facts.there else [f"{lost} itself goes on"]),
+            *([f"the drill's own workflows are written to {options.copied}, as evidence"] if options.copied else []),
+        ),
+        (
+            _hit(
+                f"nothing passes between the region and {lost}",
+                *_cut_region(facts, regions, down_s),
+                *(Strike(node, Kind.PAUSE, _ms(down_s), at=lost) for node in paused),
+            ),
+        ),
+        rto_target_ms=1_000,
+        silence_ms_max=OVERLAP_MS,
+        kill_switch=True,
+        cut_off=regions,
+        isolated=set(regions) == set(facts.regions),
+        about=abroad.LOSS,
+    )
+
+
+def _cut_off_from(facts: Facts, options: Options) -> tuple[str, ...]:
+    """The regions that were chosen. Raises `Invalid`."""
+    if not facts.regions:
+        raise Invalid("this region has no links with others", reason="PEER_UNKNOWN", hint="cpctl status shows links")
+    regions = tuple(sorted(set(options.regions or facts.regions)))
+    if strangers := set(regions) - set(facts.regions):
+        known = ", ".join(sorted(facts.regions))
+        raise Invalid(
+            f"there is no link with {', '.join(sorted(strangers))}; there are links with {known}", reason="PEER_UNKNOWN"
+        )
+    return regions
+
+
+def _check_part(there: Iterable[str], regions: Collection[str]) -> None:
+    if strangers := sorted(set(there) - set(regions)):
+        raise Invalid(f"{', '.join(strangers)} takes no part in it", reason="PEER_UNKNOWN", hint="--peer REGION")
+
+
+def _cut_region(facts: Facts, regions: tuple[str, ...], down_s: float) -> list[Strike]:
+    return [Strike(node, Kind.CUT_REGION, _ms(down_s), regions=regions) for node in facts.nodes]
+
+
+def _apart_from(away: str) -> tuple[str, ...]:
+    return (
+        f"what {away} and this region share is not copied; each side goes on with what it has, which grows old",
+        f"calls for partitions at home in {away} fail, and so do theirs for partitions of this region",
+    )
+
+
+def _and(there: Iterable[str]) -> str:
+    return "".join(f" and in {region}" for region in there)
 
 
 _DOES: Final[Mapping[Kind, str]] = {
@@ -389,6 +511,14 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         Scenario("divergent-rejoin", "rejoin with a log that went another way", 10.0, _divergent_rejoin),
         Scenario("kill-switch", "throw a kill switch while the leader is cut off", 8.0, _kill_switch),
         Scenario("region-cut", "cut the region off from others", 8.0, _region_cut, nodes_min=1),
+        Scenario(
+            "kill-under-partition",
+            "throw kill switches in regions that cannot talk with each other",
+            12.0,
+            _kill_under_partition,
+            nodes_min=1,
+        ),
+        Scenario("region-loss", "lose another region, and get it back", 15.0, _region_loss, nodes_min=1),
     )
 }
 """All drills, by name."""

@@ -44,6 +44,16 @@ def problems_between(looks: Mapping[str, Look], regions: Collection[str]) -> lis
     return found
 
 
+def problems_there(region: str, looks: Mapping[str, Look], *, harmed: bool) -> list[str]:
+    """Every reason not to have another region take part, in words; with `harmed` it is to be broken as well."""
+    if not harmed:
+        silent = (name for name, look in looks.items() if look.status is None)
+        found = [f"{name} does not answer at {looks[name].address}" for name in silent]
+    else:
+        found = problems(looks, nodes_min=1)
+    return [f"in {region or 'a region that was named'}: {each}" for each in found]
+
+
 def caught_up(looks: Mapping[str, Look], regions: Collection[str], healed_ms_ago: int) -> bool:
     """Whether the copies of all that these regions share are of a moment after healing."""
     known = [link for link in links(looks) if link.region in regions]

@@ -15,6 +15,7 @@ import grpc.aio
 from controlplane import certs, config, limits, process, status
 from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
+from controlplane.drills.injector import Injector
 from controlplane.errors import ControlPlaneError
 from controlplane.features.partitions import system
 from controlplane.federation import Federation
@@ -29,6 +30,7 @@ from controlplane.replication import Log
 from controlplane.replication.local import LocalLog
 from controlplane.replication.raft import RaftConfig, RaftLog
 from controlplane.server import Server
+from controlplane.server.drills import Drills, Facts
 from controlplane.storage import RocksStore
 from controlplane.telemetry import FederationCollector
 from controlplane.v1 import api_pb2 as api
@@ -87,10 +89,23 @@ class Member:
         self.controllers = Controllers(self.node)
         self.controllers.start()
         self.federation = Federation(own, self.node, credentials)
-        self.server = Server(own, self.name, self.node, credentials, federation=self.federation)
+        drills = self._drills(log) if self.region.drilled else None
+        self.server = Server(own, self.name, self.node, credentials, federation=self.federation, drills=drills)
         await self.server.start()
         self.federation.start()
         self.running = True
+
+    def _drills(self, log: Log) -> Drills:
+        """Take faults of links and regions; there is no process above it."""
+        own, clock = self.region.config, asyncio.get_running_loop().time
+        raft = log if isinstance(log, RaftLog) else None
+        peers = sorted(raft.config.peers) if raft else []
+        send = raft.send_undisturbed if raft else lambda peer, message: None
+        injector = Injector(peers, send, None, clock, [peer.region for peer in own.peers])
+        injector.sever = self.federation.links.sever
+        if raft:
+            raft.disturb(injector)
+        return Drills(Facts(self.name, "", lambda: "member", "", log.status), injector)
 
     async def stop(self) -> None:
         if not self.running:
@@ -117,6 +132,8 @@ class Region:
         self.forgotten: set[str] = set()
         """Regions that are no peers of it."""
         self.quota_bytes = limits.QUOTA_BYTES
+        self.drilled = False
+        """Whether its nodes take the faults of drills."""
         self.config: config.RegionConfig
 
     @property
@@ -365,12 +382,14 @@ class Spy:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, **sizes: int) -> AsyncIterator[Fleet]:
-    """A fleet that is up: three regions of one node each, unless told otherwise."""
+async def running(folder: Path, *, drilled: bool = False, **sizes: int) -> AsyncIterator[Fleet]:
+    """A fleet that is up: three regions of one node each, unless told otherwise. `drilled`: nodes take faults."""
     fleet = Fleet(
         folder,
         {name.replace("_", "-"): size for name, size in sizes.items()} or dict.fromkeys((WEST, CENTRAL, EAST), 1),
     )
+    for region in fleet.regions.values():
+        region.drilled = drilled
     try:
         await fleet.start()
         yield fleet

@@ -1,0 +1,479 @@
+"""PURE. What a drill showed of several regions, computed from the history: stops while regions cannot talk, and a loss.
+
+Whoever has the record and its history can compute it again, as with `evidence`.
+
+1. *Looks.* At every node of every region where somebody may look, an agent asks its mirror again and again which of the
+   drill's stops are in force ("WORD@REGION"), or finds that it cannot know (STALE), which stops it as well.
+2. A region was cut off for certain from `cut_ns` to `held_ns`, and not any more from `healed_ns` on: what faults are
+   asked for and what they do is some milliseconds apart.
+3. What nobody could see is said to be not checked; it is neither passed nor failed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from controlplane.checking.histories import NEVER, Event, History, Operation, pair
+from controlplane.drills.evidence import CAUGHT_UP_MS_MAX, KILL_BOUND_MS, NOT_CHECKED, VIEW_AGE_LESS_MS, Claim
+
+STOPS: Final = "stops"
+LOSS: Final = "loss"
+
+STALE: Final = "stale"
+BEFORE, DURING, BOTH = "before", "during", "both"
+"""Words: thrown in each region before the cut and released while it lasts; thrown meanwhile; thrown meanwhile by all,
+and released by one after the other."""
+REFUSED_MS_MAX: Final = 2_000
+"""So soon after somebody asked for a stop every node of that region heeds it, unless it is cut off from the region."""
+LOOKS_MIN: Final = 20
+"""Of each agent."""
+READS_MIN: Final = 5
+"""Of the copy, at each node, while its home is lost."""
+UNREACHABLE: Final = "HOME_UNREACHABLE"
+_LATE_MS: Final = 1_500
+"""What held to the end of the cut was seen so shortly before it."""
+_MS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where it took place. Times are nanoseconds of the history's clock."""
+
+    about: str
+    home: str
+    watched: Mapping[str, Sequence[str]]
+    """Region → the nodes at which somebody looked."""
+    unchecked: Sequence[str] = ()
+    """Regions that took part, and where nobody could look."""
+    apart: Sequence[str] = ()
+    """Nodes of `home` that were cut off from it as well."""
+    lost: str = ""
+    copied: str = ""
+    """A partition at home in `lost`, of which there is a copy here; empty: none was named."""
+    cut_ns: int = 0
+    held_ns: int = 0
+    healed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """What became of stops. None: it did not come to that everywhere."""
+
+    refused_ms: int | None
+    """From asking for a stop to the first refusal at the slowest node of the region where it was thrown."""
+    refused_there_ms: int | None
+    """The same of the other regions."""
+    acted_late: int
+    revived: int
+    """Looks that found somebody free who had been stopped, before a release can have been heard of."""
+    crossed: int
+    """Looks that knew of what was thrown on the other side of the cut."""
+    held_while_cut: int
+    """Agents that were still stopped when the cut ended by what had been released on its other side."""
+    heard_ms: int | None
+    """From healing to the moment when everybody knew of everything thrown meanwhile."""
+    held_by_others: int
+    """Agents that saw one region release what the others still held, and stayed stopped."""
+    freed_ms: int | None
+    """From the last release to the moment when everybody was free."""
+    left_stopped: int
+    looks_min: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What became of a region that lost another one. Of calls and copies, what was asked while it was lost."""
+
+    calls_before: int = 0
+    calls_refused: int = 0
+    calls_answered: int = 0
+    calls_otherwise: int = 0
+    copies_read: int = 0
+    copies_failed: int = 0
+    copies_back: int = 0
+    copies_age_ms: int = 0
+    configurations_kept: int = 0
+    configurations_lost: int = 0
+    written_there: int = 0
+    lost: int = 0
+    twice: int = 0
+    unordered: int = 0
+    unequal: int = 0
+    compared: int = 0
+
+
+class _Look(NamedTuple):
+    at_ns: int
+    found: frozenset[str] | None
+    """None: the agent could not know."""
+
+    def refuses(self, stop: str) -> bool:
+        return self.found is None or stop in self.found
+
+    def lacks(self, stop: str) -> bool:
+        return self.found is not None and stop not in self.found
+
+
+class _Throw(NamedTuple):
+    """One stop. `freed_ns` is when somebody first asked to release it."""
+
+    word: str
+    region: str
+    asked_ns: int
+    confirmed_ns: int
+    freed_ns: int
+
+    @property
+    def stop(self) -> str:
+        return f"{self.word}@{self.region}"
+
+
+def named(region: str, node: str) -> str:
+    """What an agent that looks is called in the history."""
+    return f"{region}/{node}"
+
+
+def measure(events: Sequence[Event], setting: Setting) -> Stops | Loss:
+    """Compute everything that the history tells. Raises `HistoryInvalid`."""
+    history = pair(events)
+    return _loss(history, setting) if setting.about == LOSS else _stops(history, setting)
+
+
+def claims(measured: Stops | Loss, setting: Setting) -> list[Claim]:
+    """What such a drill has to show, with what it did show."""
+    if isinstance(measured, Loss):
+        return _claims_of_loss(measured, setting)
+    return _claims_of_stops(measured, setting)
+
+
+# -- stops
+
+
+@dataclass(slots=True)
+class _Seen:
+    setting: Setting
+    throws: list[_Throw]
+    looks: dict[str, list[_Look]]
+    """By agent, in order."""
+    agents: dict[str, str] = field(init=False)
+    """Agent → its region."""
+    apart: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.agents = {named(at, node): at for at, nodes in self.setting.watched.items() for node in nodes}
+        self.apart = frozenset(named(self.setting.home, node) for node in self.setting.apart)
+
+    def agents_of(self, region: str) -> list[str]:
+        return [agent for agent, at in self.agents.items() if at == region]
+
+    def agents_elsewhere(self, region: str) -> list[str]:
+        return [agent for agent, at in self.agents.items() if at != region]
+
+    def meanwhile(self) -> list[_Throw]:
+        """What was thrown while the regions were apart."""
+        return [each for each in self.throws if each.word in (DURING, BOTH)]
+
+
+def _stops(history: History, setting: Setting) -> Stops:
+    seen = _Seen(setting, _throws(history), _looks(history, setting))
+    here = [each for each in seen.meanwhile() if each.region == setting.home]
+    there = [each for each in seen.meanwhile() if each.region != setting.home]
+    return Stops(
+        refused_ms=_refused_ms(seen, here),
+        refused_there_ms=_refused_ms(seen, there),
+        acted_late=sum(_acted_late(seen, each) for each in seen.throws),
+        revived=sum(_revived(seen, each) for each in seen.throws),
+        crossed=sum(_crossed(seen, each) for each in seen.meanwhile()),
+        held_while_cut=sum(_held_while_cut(seen, each) for each in seen.throws if each.word == BEFORE),
+        heard_ms=_heard_ms(seen),
+        held_by_others=_held_by_others(seen),
+        freed_ms=_freed_ms(seen),
+        left_stopped=sum(bool(looks) and looks[-1].found != frozenset() for looks in seen.looks.values()),
+        looks_min=min((len(looks) for looks in seen.looks.values()), default=0),
+    )
+
+
+def _looks(history: History, setting: Setting) -> dict[str, list[_Look]]:
+    found: dict[str, list[_Look]] = {
+        named(region, node): [] for region, nodes in setting.watched.items() for node in nodes
+    }
+    for each in history.operations:
+        if each.kind == "looks" and isinstance(each.result, tuple) and each.key in found:
+            stops = frozenset(str(stop) for stop in each.result)
+            found[each.key].append(_Look(each.called, None if STALE in stops else stops))
+    return found
+
+
+def _throws(history: History) -> list[_Throw]:
+    asked: dict[tuple[str, str], int] = {}
+    confirmed: dict[tuple[str, str], int] = {}
+    freed: dict[tuple[str, str], int] = {}
+    for each in (*history.operations, *history.failures):
+        if each.kind not in ("throws", "frees"):
+            continue
+        of = (each.key, str(each.argument))
+        begun = asked if each.kind == "throws" else freed
+        begun[of] = min(each.called, begun.get(of, NEVER))
+        if each.kind == "throws" and each.result is True:
+            confirmed[of] = min(each.returned, confirmed.get(of, NEVER))
+    return [_Throw(*of, at, confirmed.get(of, NEVER), freed.get(of, NEVER)) for of, at in sorted(asked.items())]
+
+
+def _refused_ms(seen: _Seen, throws: Iterable[_Throw]) -> int | None:
+    """The slowest of those that have to hear of it by their region."""
+    took = []
+    for each in throws:
+        for agent in seen.agents_of(each.region):
+            if agent not in seen.apart:
+                first = next((look.at_ns for look in seen.looks[agent] if look.found and each.stop in look.found), None)
+                took.append(None if first is None else first - each.asked_ns)
+    return _worst(took)
+
+
+def _acted_late(seen: _Seen, throw: _Throw) -> int:
+    """Acts in the region where it was thrown, longer after it was confirmed than any mirror may be old."""
+    since = throw.confirmed_ns + KILL_BOUND_MS * _MS
+    return sum(
+        look.lacks(throw.stop) and since < look.at_ns < throw.freed_ns
+        for agent in seen.agents_of(throw.region)
+        for look in seen.looks[agent]
+    )
+
+
+def _revived(seen: _Seen, throw: _Throw) -> int:
+    freed_ns, setting = throw.freed_ns, seen.setting
+    # A release that was made while the regions were apart cannot be known before they are together again.
+    abroad_ns = max(freed_ns, setting.held_ns) if freed_ns < setting.held_ns else freed_ns
+    count = 0
+    for agent, region in seen.agents.items():
+        until_ns = freed_ns if region == throw.region else abroad_ns
+        known = False
+        for look in seen.looks[agent]:
+            count += known and look.lacks(throw.stop) and look.at_ns < until_ns
+            known = known or (look.found is not None and throw.stop in look.found)
+    return count
+
+
+def _crossed(seen: _Seen, throw: _Throw) -> int:
+    return sum(
+        look.found is not None and throw.stop in look.found and look.at_ns < seen.setting.held_ns
+        for agent in seen.agents_elsewhere(throw.region)
+        for look in seen.looks[agent]
+    )
+
+
+def _held_while_cut(seen: _Seen, throw: _Throw) -> int:
+    end = seen.setting.held_ns
+    begin = max(throw.freed_ns, end - _LATE_MS * _MS)
+    return sum(
+        any(look.found and throw.stop in look.found and begin < look.at_ns < end for look in seen.looks[agent])
+        for agent in seen.agents_elsewhere(throw.region)
+    )
+
+
+def _heard_ms(seen: _Seen) -> int | None:
+    healed_ns, took = seen.setting.healed_ns, list[int | None]()
+    for each in seen.meanwhile():
+        for agent in seen.agents_elsewhere(each.region):
+            first = next((look.at_ns for look in seen.looks[agent] if look.found and each.stop in look.found), None)
+            took.append(None if first is None else max(0, first - healed_ns))
+    return _worst(took)
+
+
+def _held_by_others(seen: _Seen) -> int:
+    every = [each for each in seen.throws if each.word == BOTH]
+    home = next((each for each in every if each.region == seen.setting.home), None)
+    others = frozenset(each.stop for each in every if each is not home)
+    if home is None or not others:
+        return 0
+    last_ns = min(each.freed_ns for each in every if each is not home)
+    return sum(
+        any(
+            look.found is not None and home.stop not in look.found and others <= look.found
+            for look in looks
+            if home.freed_ns < look.at_ns < last_ns
+        )
+        for looks in seen.looks.values()
+    )
+
+
+def _freed_ms(seen: _Seen) -> int | None:
+    last_ns = max((each.freed_ns for each in seen.throws), default=NEVER)
+    free = [
+        next((look.at_ns for look in looks if look.at_ns > last_ns and look.found == frozenset()), None)
+        for looks in seen.looks.values()
+    ]
+    return _worst([None if at is None else at - last_ns for at in free])
+
+
+def _worst(took: Sequence[int | None]) -> int | None:
+    known = [each for each in took if each is not None]
+    return max(known) // _MS if known and len(known) == len(took) else None
+
+
+def _claims_of_stops(measured: Stops, setting: Setting) -> list[Claim]:
+    every = [named(region, node) for region, nodes in setting.watched.items() for node in nodes]
+    abroad = [region for region in setting.watched if region != setting.home]
+    found = [
+        Claim("refused_ms", "at most", REFUSED_MS_MAX, measured.refused_ms, True),
+        Claim("acted_late", "is", 0, measured.acted_late, True),
+        Claim("revived", "is", 0, measured.revived, True),
+        Claim("freed_ms", "at most", CAUGHT_UP_MS_MAX, measured.freed_ms, True),
+        Claim("left_stopped", "is", 0, measured.left_stopped, True),
+        Claim("looks_of_each_agent", "at least", LOOKS_MIN, measured.looks_min, True),
+    ]
+    if abroad:
+        # Of each region's stop, all agents of the others; those cut off from their own region know nothing for certain.
+        hearers = (len(every) - len(setting.apart)) * (len(setting.watched) - 1)
+        found += [
+            Claim("refused_there_ms", "at most", REFUSED_MS_MAX, measured.refused_there_ms, True),
+            Claim("crossed_the_cut", "is", 0, measured.crossed, True),
+            Claim("held_while_cut", "at least", hearers, measured.held_while_cut, True),
+            Claim("heard_after_healing_ms", "at most", CAUGHT_UP_MS_MAX, measured.heard_ms, True),
+            Claim("held_by_others", "is", len(every), measured.held_by_others, True),
+        ]
+    return [*found, *_unchecked("stops_in", setting.unchecked)]
+
+
+# -- a loss
+
+
+def _loss(history: History, setting: Setting) -> Loss:
+    failed = [each for each in _failed(history, "calls") if _during(each, setting)]
+    ended = [each for each in _answered(history, "calls") if _during(each, setting)]
+    refused = sum(each.result == UNREACHABLE for each in failed)
+    unknown = sum(each.unknown for each in ended)
+    reads = [each for each in _answered(history, "copies") if not each.unknown]
+    here = [each for each in reads if _during(each, setting)]
+    ages = [
+        max((_number(each, 1) for each in here if each.key == node), default=0)
+        for node in setting.watched.get(setting.home, ())
+    ]
+    kept, lost = _configurations(history, setting)
+    passed = _passed(history)
+    compared = {each.key: each.result for each in _answered(history, "final") if each.key != setting.lost}
+    there = [each.result for each in _answered(history, "final") if each.key == setting.lost]
+    return Loss(
+        calls_before=sum(not each.unknown and each.returned < setting.cut_ns for each in _answered(history, "calls")),
+        calls_refused=refused,
+        calls_answered=len(ended) - unknown,
+        calls_otherwise=len(failed) - refused + unknown,
+        copies_read=len(here),
+        copies_failed=sum(_during(each, setting) for each in _failed(history, "copies")),
+        copies_back=_back(reads),
+        copies_age_ms=min(ages, default=0),
+        configurations_kept=kept,
+        configurations_lost=lost,
+        written_there=len(passed.told),
+        lost=sum(not passed.came(each) for each in passed.told),
+        twice=sum(len(revisions) - len({*revisions}) for revisions in passed.copied.values()),
+        unordered=sum(list(revisions) != sorted(revisions) for revisions in passed.copied.values()),
+        unequal=sum(not there or each != there[-1] for each in compared.values()),
+        compared=len(compared) if there else 0,
+    )
+
+
+def _answered(history: History, kind: str) -> list[Operation]:
+    return [each for each in history.operations if each.kind == kind]
+
+
+def _failed(history: History, kind: str) -> list[Operation]:
+    return [each for each in history.failures if each.kind == kind]
+
+
+def _during(operation: Operation, setting: Setting) -> bool:
+    """Whether all of it lies where nothing could pass. What never ended does so if it began there."""
+    end = operation.called if operation.unknown else operation.returned
+    return setting.cut_ns < operation.called and end < setting.held_ns
+
+
+def _number(operation: Operation, place: int) -> int:
+    found = operation.result[place] if isinstance(operation.result, tuple) else 0
+    return found if isinstance(found, int) else 0
+
+
+def _back(reads: Iterable[Operation]) -> int:
+    """Reads of a copy that showed less than one at the same node before."""
+    newest: defaultdict[str, int] = defaultdict(int)
+    back = 0
+    for each in reads:
+        back += _number(each, 0) < newest[each.key]
+        newest[each.key] = max(newest[each.key], _number(each, 0))
+    return back
+
+
+def _configurations(history: History, setting: Setting) -> tuple[int, int]:
+    """Looks at agents' configurations while the region was lost: those that were there, those missing or older."""
+    newest: defaultdict[str, int] = defaultdict(int)
+    contents: dict[int, object] = {}
+    kept = lost = 0
+    for each in _answered(history, "configures"):
+        revision = _number(each, 0) if isinstance(each.result, tuple) else -1
+        worse = revision < newest[each.key] or contents.setdefault(revision, each.result) != each.result
+        newest[each.key] = max(newest[each.key], revision)
+        if _during(each, setting):
+            kept, lost = kept + (not worse), lost + worse
+    return kept, lost
+
+
+class _Passed(NamedTuple):
+    """What was acknowledged at home, and what came of it here: (name, revision)."""
+
+    told: list[tuple[str, int]]
+    copied: Mapping[str, list[int]]
+    listed: Mapping[str, list[int]]
+
+    def came(self, change: tuple[str, int]) -> bool:
+        """A listing is as good as all that came before it."""
+        name, revision = change
+        later = (each >= revision for each in self.listed.get(name, ()))
+        return revision in self.copied.get(name, ()) or any(later)
+
+
+def _passed(history: History) -> _Passed:
+    copied: defaultdict[str, list[int]] = defaultdict(list)
+    listed: defaultdict[str, list[int]] = defaultdict(list)
+    for each in history.operations:
+        if each.kind in ("copied", "listed") and isinstance(each.result, int):
+            (copied if each.kind == "copied" else listed)[each.key].append(each.result)
+    told = [(each.key, each.result) for each in _answered(history, "writes") if isinstance(each.result, int)]
+    return _Passed(told, copied, listed)
+
+
+def _claims_of_loss(measured: Loss, setting: Setting) -> list[Claim]:
+    nodes = len(setting.watched.get(setting.home, ()))
+    found = [
+        Claim("configurations_kept", "at least", LOOKS_MIN, measured.configurations_kept, True),
+        Claim("configurations_lost", "is", 0, measured.configurations_lost, True),
+    ]
+    if not setting.copied:
+        why = f"no partition of {setting.lost} was named: --copy PARTITION"
+        names = ("calls_to_the_lost_region", "copies_during_the_loss", "copies_after_the_loss")
+        return [*found, *(Claim(name, NOT_CHECKED, why, None, False) for name in names)]
+    age_ms = max(0, (setting.held_ns - setting.cut_ns) // _MS - VIEW_AGE_LESS_MS)
+    found += [
+        Claim("calls_answered_before", "at least", 1, measured.calls_before, True),
+        Claim("calls_said_unreachable", "at least", nodes, measured.calls_refused, True),
+        Claim("calls_answered_by_nobody", "is", 0, measured.calls_answered, True),
+        Claim("calls_failed_otherwise", "is", 0, measured.calls_otherwise, True),
+        Claim("copies_read", "at least", READS_MIN * nodes, measured.copies_read, True),
+        Claim("copies_not_readable", "is", 0, measured.copies_failed, True),
+        Claim("copies_went_back", "is", 0, measured.copies_back, True),
+        Claim("copies_age_ms", "at least", age_ms, measured.copies_age_ms, True),
+        Claim("written_there", "at least", 1, measured.written_there, True),
+        Claim("copies_lost", "is", 0, measured.lost, True),
+        Claim("copies_twice", "is", 0, measured.twice, True),
+        Claim("copies_out_of_order", "is", 0, measured.unordered, True),
+        Claim("copies_compared", "at least", nodes, measured.compared, True),
+        Claim("copies_unequal", "is", 0, measured.unequal, True),
+    ]
+    return [*found, *_unchecked("writes_meanwhile_in", setting.unchecked)]
+
+
+def _unchecked(what: str, regions: Iterable[str]) -> Iterator[Claim]:
+    for region in regions:
+        why = f"no operator of {region} takes part: --there CONTEXT"
+        yield Claim(f"{what}_{region}", NOT_CHECKED, why, None, False)

@@ -1,0 +1,440 @@
+"""What a drill does and looks at in several regions at once, beside the clients that work in its own.
+
+An errand has its say before the first fault, while faults last and after they have healed, and undoes in the end what
+it did, whatever happened. Everything that it was told is in the history, for `abroad` to judge.
+
+A *side* is a region in which the operator has a certificate: the drill's own, and others that were named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from controlplane import sdk
+from controlplane.drills import abroad
+from controlplane.drills.abroad import BEFORE, BOTH, DURING, STALE, named
+from controlplane.drills.load import CALL_TIMEOUT_S, Connect, Scribe
+from controlplane.drills.nodes import Nodes
+from controlplane.errors import Compacted, ControlPlaneError, NotFound, OutcomeUnknown, Unavailable
+from controlplane.limits import REQUEST_ID_BYTES
+from controlplane.v1 import api_pb2 as api
+
+LOOK_S: Final = 0.05
+ASK_S: Final = 0.2
+WRITE_S: Final = 0.1
+KEYS: Final = ("w0", "w1", "w2", "w3")
+_DEADLINE_S: Final = 30.0
+_PLAIN_TIMEOUT_S: Final = 3.0
+_POLL_S: Final = 0.05
+_AGAIN_S: Final = 0.1
+_AGENTS: Final = "/controlplane.v1.Agents/"
+_ANSWERS: Final = frozenset({"VERSION_MISMATCH", "WORKFLOW_NOT_FOUND"})
+"""What a home says to a write of a workflow that is not there: whoever hears it was answered."""
+
+
+class ErrandFailed(Exception):
+    """What has to be so did not come about; the text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A region in which the drill can look and act: its nodes, whose names are known, and how clients connect there."""
+
+    region: str
+    nodes: Nodes
+    connect: Connect
+
+
+class Errand:
+    """See the module. `sides` begin with the drill's own region."""
+
+    def __init__(self, sides: Sequence[Side], scribe: Scribe, prefix: str, reason: str) -> None:
+        self._sides, self._scribe, self._prefix, self._reason = tuple(sides), scribe, prefix, reason
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.left: list[str] = []
+        """What could not be undone, each with what ends it."""
+
+    @property
+    def home(self) -> Side:
+        """The drill's own region."""
+        return self._sides[0]
+
+    @property
+    def watched(self) -> Mapping[str, list[str]]:
+        """Region → the nodes at which this errand looks."""
+        return {side.region: list(side.nodes.addresses) for side in self._sides}
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why something ended that should not have; None while all is at work."""
+        return next((task.exception() for task in self._tasks if task.done() and not task.cancelled()), None)
+
+    async def open(self) -> None:
+        """Connect and begin to look. Raises the eight errors, and `ErrandFailed`."""
+
+    async def before(self) -> None:
+        """Do what has to be done before the first fault. Raises `ErrandFailed` and the eight errors."""
+
+    async def during(self) -> None:
+        """Do what is done while faults last; they have all struck. Raises like `before`."""
+
+    async def after(self) -> None:
+        """Do what is done once everything is healed. Raises like `before`."""
+
+    async def undo(self) -> None:
+        """Undo what it did; what could not be is in `left`."""
+
+    async def close(self) -> None:
+        """End all looking, and disconnect."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await self._stack.aclose()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+    async def _enter(self, side: Side, addresses: Sequence[str] = (), *, mirror: bool) -> sdk.ControlPlane:
+        return await self._stack.enter_async_context(side.connect(addresses, mirror))
+
+    async def _until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for what agents see. Raises `ErrandFailed`."""
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                while not holds():  # noqa: ASYNC110 - mirrors are looked at.
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise ErrandFailed(f"{what} did not come about within {_DEADLINE_S:g} s") from None
+
+
+class Stopping(Errand):
+    """Throws kill switches on every side of a cut, and has agents at every node say which of them they heed."""
+
+    def __init__(self, sides: Sequence[Side], scribe: Scribe, prefix: str, reason: str) -> None:
+        super().__init__(sides, scribe, prefix, reason)
+        self._planes: dict[str, sdk.ControlPlane] = {}
+        self._seen: dict[str, frozenset[str]] = {}
+        """By agent: what it found last; `STALE` if it could not know."""
+        self._thrown: set[tuple[str, str]] = set()
+        self._words = {word: f"{prefix.replace('/', '-')}-{word}" for word in (BEFORE, DURING, BOTH)}
+
+    async def open(self) -> None:
+        """See `Errand`."""
+        for side in self._sides:
+            plane = self._planes[side.region] = await self._enter(side, mirror=False)
+            if engaged := len((await plane.list_switches(engaged_only=True)).switches):
+                raise ErrandFailed(f"{engaged} kill switches are engaged in {side.region}: release them, or wait")
+        for side in self._sides:
+            for node, address in side.nodes.addresses.items():
+                agent = named(side.region, node)
+                self._seen[agent] = frozenset({STALE})
+                process = self._scribe.join(f"looks {agent}")
+                self._run(self._look_on(process, side.region, agent, await self._enter(side, [address], mirror=True)))
+
+    async def before(self) -> None:
+        """Throw one switch in each region, and wait until all regions heed all of them."""
+        await self._everywhere(BEFORE)
+        wanted = {f"{BEFORE}@{side.region}" for side in self._sides}
+        await self._until(lambda: all(wanted <= seen for seen in self._seen.values()), "a stop of every region in all")
+
+    async def during(self) -> None:
+        """Throw more in each region; release what was thrown before, which nobody on the other side can be told."""
+        await asyncio.gather(self._everywhere(DURING), self._everywhere(BOTH))
+        await asyncio.gather(*(self._throw(BEFORE, side.region, engage=False) for side in self._sides))
+
+    async def after(self) -> None:
+        """Wait until all is heard of everywhere; release in one region what others still hold, then all of it."""
+        home, regions = self.home.region, [side.region for side in self._sides]
+        held = {f"{word}@{region}" for word in (DURING, BOTH) for region in regions}
+        await self._until(lambda: all(seen == held for seen in self._seen.values()), "what was thrown, and no more,")
+        await self._throw(BOTH, home, engage=False)
+        held.discard(f"{BOTH}@{home}")
+        await self._until(lambda: all(seen == held for seen in self._seen.values()), "a release of one region")
+        await self._release_all()
+        await self._until(lambda: not any(self._seen.values()), "freedom everywhere")
+
+    async def undo(self) -> None:
+        """Release whatever is engaged still."""
+        await self._release_all()
+        for word, region in sorted(self._thrown):
+            self.left.append(f"in {region}: cpctl kill release tenant:{self._words[word]}")
+
+    async def _everywhere(self, word: str) -> None:
+        done = await asyncio.gather(*(self._throw(word, side.region, engage=True) for side in self._sides))
+        if not all(done):
+            raise ErrandFailed(f"a kill switch was not confirmed within {_DEADLINE_S:g} s")
+
+    async def _release_all(self) -> None:
+        await asyncio.gather(*(self._throw(*each, engage=False) for each in sorted(self._thrown)))
+
+    async def _throw(self, word: str, region: str, *, engage: bool) -> bool:
+        """Engage or release, asking until it is confirmed; False: not within half a minute."""
+        process = self._scribe.join(f"{'throws' if engage else 'frees'} {word} {region}")
+        scope = sdk.Scope(kind=sdk.SCOPE_TENANT, name=self._words[word])
+        options: sdk.WriteOptions = {"reason": self._reason, "timeout_s": CALL_TIMEOUT_S}
+        plane, kind = self._planes[region], "throws" if engage else "frees"
+        if engage:
+            # From now on, whatever is answered.
+            self._thrown.add((word, region))
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                while True:
+                    work: Awaitable[Any] = plane.engage(scope, **options) if engage else plane.release(scope, **options)
+                    reply = await self._scribe.ask(process, word, kind, region, work, lambda _: True)
+                    gone = isinstance(reply, NotFound) and not engage
+                    if gone or not isinstance(reply, ControlPlaneError):
+                        break
+                    await asyncio.sleep(_AGAIN_S)
+        except TimeoutError:
+            return False
+        if not engage:
+            self._thrown.discard((word, region))
+        return True
+
+    async def _look_on(self, process: int, region: str, agent: str, plane: sdk.ControlPlane) -> None:
+        while True:
+            found = self._seen[agent] = self._stops_of(plane, region)
+            self._scribe.note(process, agent, "looks", tuple(sorted(found)))
+            await asyncio.sleep(LOOK_S)
+
+    def _stops_of(self, plane: sdk.ControlPlane, region: str) -> frozenset[str]:
+        try:
+            return frozenset(
+                f"{word}@{view.region or region}"
+                for word, tenant in self._words.items()
+                for view in plane.stopped(tenant=tenant)
+            )
+        except sdk.MirrorStale:
+            return frozenset({STALE})
+
+
+class Losing(Errand):
+    """Works with what a lost region shares: calls to it, the copy of what it has, configuration; and what it missed."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - all of it is the drill's.
+        self, sides: Sequence[Side], scribe: Scribe, prefix: str, reason: str, lost: str, copied: str, *, paused: bool
+    ) -> None:
+        """`copied`: a partition at home in `lost`, or empty. `paused`: nobody writes there while it is lost."""
+        super().__init__(sides, scribe, prefix, reason)
+        self._lost, self._copied, self._paused = lost, copied, paused
+        self._versions: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        """By key: the revision of its last acknowledged write at home."""
+        self._came: dict[str, int] = {}
+        self._answered: set[str] = set()
+        """Nodes through which the other region answered."""
+        self._writing: asyncio.Task[None] | None = None
+        self._there: sdk.ControlPlane
+
+    async def open(self) -> None:
+        """See `Errand`."""
+        for node, address in self.home.nodes.addresses.items():
+            plane = await self._enter(self.home, [address], mirror=True)
+            self._run(self._configured(self._scribe.join(f"configures {node}"), node, plane))
+        there = next((side for side in self._sides if side.region == self._lost), self.home)
+        self._there = await self._enter(there, mirror=False)
+        if self._copied:
+            self._run(self._watch(self._scribe.join("copied"), await self._enter(self.home, mirror=False)))
+
+    async def before(self) -> None:
+        """Write at the region that is to be lost, and wait for the copy; from then on ask for it at every node."""
+        if not self._copied:
+            return
+        process = self._scribe.join("writes")
+        for key in KEYS:
+            work = self._there.create_workflow(self._id(key), b"drill", partition=self._copied, reason=self._reason)
+            reply = await self._scribe.ask(process, key, "writes", None, work, _revision)
+            if isinstance(reply, ControlPlaneError):
+                raise reply
+            self._versions[key], self._told[key] = int(reply.version), _revision(reply)
+        await self._until(self._all_came, f"a copy of what {self._lost} shares")
+        for node, address in self.home.nodes.addresses.items():
+            self._run(self._call(self._scribe.join(f"calls {node}"), node, address))
+            self._run(self._read(self._scribe.join(f"copies {node}"), node, address))
+        every = set(self.home.nodes.addresses)
+        await self._until(lambda: self._answered == every, f"an answer of {self._lost} through every node")
+        if len(self._sides) > 1 and not self._paused:
+            self._writing = asyncio.create_task(self._write(process))
+            self._tasks.append(self._writing)
+
+    async def after(self) -> None:
+        """Write once more there, wait until all of it is here, and compare both."""
+        if not self._copied:
+            return
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+            self._tasks.remove(self._writing)
+        process = self._scribe.join("writes")
+        async with asyncio.timeout(_DEADLINE_S):
+            for key in KEYS:
+                while not await self._swap(process, key):  # noqa: ASYNC110 - it is asked again.
+                    await asyncio.sleep(_AGAIN_S)
+        await self._until(self._all_came, f"everything that was written in {self._lost}")
+        process = self._scribe.join("final")
+        await self._scribe.ask(process, self._lost, "final", None, self._state_at_home(), lambda found: found)
+        for node, address in self.home.nodes.addresses.items():
+            await self._until_equal(address)
+            await self._scribe.ask(process, node, "final", None, self._state_at(address), lambda found: found)
+
+    def _id(self, key: str) -> str:
+        return f"{self._prefix}/{key}"
+
+    def _all_came(self) -> bool:
+        return all(self._came.get(key, 0) >= revision for key, revision in self._told.items())
+
+    # At the lost region
+
+    async def _write(self, process: int) -> None:
+        while True:
+            for key in KEYS:
+                await self._swap(process, key)
+                await asyncio.sleep(WRITE_S)
+
+    async def _swap(self, process: int, key: str) -> bool:
+        """Write the next version of a key; False if that was not acknowledged."""
+        work = self._there.compare_and_swap(
+            self._id(key), self._versions[key], b"drill", partition=self._copied, timeout_s=CALL_TIMEOUT_S
+        )
+        reply = await self._scribe.ask(process, key, "writes", None, work, _revision)
+        if not isinstance(reply, ControlPlaneError):
+            self._versions[key], self._told[key] = int(reply.version), _revision(reply)
+            return True
+        try:
+            found = await self._there.get_workflow(self._id(key), partition=self._copied, timeout_s=CALL_TIMEOUT_S)
+        except (Unavailable, OutcomeUnknown):
+            return False
+        # An outcome that was not heard of: it counts as not told, and its copy as none too many.
+        self._versions[key] = int(found.workflow.version)
+        return False
+
+    # Here
+
+    async def _configured(self, process: int, node: str, plane: sdk.ControlPlane) -> None:
+        while True:
+            self._scribe.note(process, node, "configures", _configuration(plane))
+            await asyncio.sleep(LOOK_S)
+
+    async def _call(self, process: int, node: str, address: str) -> None:
+        """Ask this node what only the lost region can answer: reads, and writes that would be refused there."""
+        nodes, number = self.home.nodes, 0
+        read = api.GetWorkflowRequest(header=api.RequestHeader(partition=self._copied), id=self._id(KEYS[0]))
+        while True:
+            number += 1
+            write = api.CompareAndSwapWorkflowRequest(
+                header=api.RequestHeader(
+                    partition=self._copied, request_id=secrets.token_bytes(REQUEST_ID_BYTES), reason=self._reason
+                ),
+                id=self._id("none"),
+                version=1,
+            )
+            work: Awaitable[object] = (
+                nodes.ask(address, _AGENTS + "GetWorkflow", read, api.GetWorkflowReply, _PLAIN_TIMEOUT_S)
+                if number % 2
+                else nodes.ask(
+                    address,
+                    _AGENTS + "CompareAndSwapWorkflow",
+                    write,
+                    api.CompareAndSwapWorkflowReply,
+                    _PLAIN_TIMEOUT_S,
+                )
+            )
+            reply = await self._scribe.ask(
+                process, node, "calls", None, work, lambda _: True, refusals=_ANSWERS, refused=True
+            )
+            if not isinstance(reply, ControlPlaneError):
+                self._answered.add(node)
+            await asyncio.sleep(ASK_S)
+
+    async def _read(self, process: int, node: str, address: str) -> None:
+        """Read the copy at this node."""
+        while True:
+            await self._scribe.ask(process, node, "copies", None, self._copy_at(address, KEYS[0]), _aged)
+            await asyncio.sleep(ASK_S)
+
+    async def _watch(self, process: int, plane: sdk.ControlPlane) -> None:
+        """Write down every change of the copy, in the order it comes in."""
+        anew = False
+        while True:
+            try:
+                async with aclosing(self._changes(plane, anew=anew)) as changes:
+                    async for listed, change in changes:
+                        key = change.name.rpartition("/")[2]
+                        self._came[key] = max(change.meta.revision, self._came.get(key, 0))
+                        self._scribe.note(process, key, "listed" if listed else "copied", change.meta.revision)
+            except Compacted:
+                anew = True
+            except (Unavailable, OutcomeUnknown):
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _changes(self, plane: sdk.ControlPlane, *, anew: bool) -> AsyncGenerator[tuple[bool, api.Change]]:
+        stream: Any = plane.watch_transactions(
+            kinds=["workflow"], prefix=f"{self._prefix}/", partition=self._copied, snapshot=anew
+        )
+        async with aclosing(stream):
+            async for reply in stream:
+                for change in reply.changes:
+                    yield reply.kind == api.WatchReply.SNAPSHOT, change
+
+    async def _copy_at(self, address: str, key: str) -> api.GetWorkflowReply:
+        header = api.RequestHeader(partition=self._copied, consistency=api.LOCAL)
+        request = api.GetWorkflowRequest(header=header, id=self._id(key))
+        return await self.home.nodes.ask(
+            address, _AGENTS + "GetWorkflow", request, api.GetWorkflowReply, _PLAIN_TIMEOUT_S
+        )
+
+    async def _state_at(self, address: str) -> tuple[tuple[str, int, int], ...]:
+        found = [await self._copy_at(address, key) for key in KEYS]
+        return tuple(_state(key, reply) for key, reply in zip(KEYS, found, strict=True))
+
+    async def _state_at_home(self) -> tuple[tuple[str, int, int], ...]:
+        found = [await self._there.get_workflow(self._id(key), partition=self._copied) for key in KEYS]
+        return tuple(_state(key, reply) for key, reply in zip(KEYS, found, strict=True))
+
+    async def _until_equal(self, address: str) -> None:
+        """Wait until a node has what was told; others of the region may be a moment ahead of it."""
+        async with asyncio.timeout(_DEADLINE_S):
+            while any(at < self._told[key] for key, at, _ in await self._state_at(address)):  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_S)
+
+
+def errand_of(  # noqa: PLR0913, PLR0917 - all of it is the drill's.
+    about: str, sides: Sequence[Side], scribe: Scribe, prefix: str, reason: str, lost: str, copied: str, *, paused: bool
+) -> Errand | None:
+    """What a drill about this has to do in several regions, if anything."""
+    if about == abroad.STOPS:
+        return Stopping(sides, scribe, prefix, reason)
+    if about == abroad.LOSS:
+        return Losing(sides, scribe, prefix, reason, lost, copied, paused=paused)
+    return None
+
+
+def _revision(reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply) -> int:
+    return int(reply.header.revision)
+
+
+def _aged(reply: api.GetWorkflowReply) -> tuple[int, int]:
+    return int(reply.workflow.meta.revision), int(reply.header.age_ms)
+
+
+def _state(key: str, reply: api.GetWorkflowReply) -> tuple[str, int, int]:
+    return key, int(reply.workflow.meta.revision), int(reply.workflow.version)
+
+
+def _configuration(plane: sdk.ControlPlane) -> tuple[int, str] | str:
+    """The newest flag that an agent's configuration came from, and a digest of all it says; a text if there is none."""
+    try:
+        config = plane.config(user="drill", tenant="drill")
+    except sdk.MirrorStale:
+        return "missing"
+    told = (config.prompt_version, config.model, config.tools_enabled, config.max_iterations, config.guardrails)
+    newest = max((int(each.revision) for each in config.fields.values()), default=0)
+    return newest, hashlib.sha256(repr(told).encode()).hexdigest()[:16]

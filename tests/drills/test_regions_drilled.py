@@ -1,0 +1,142 @@
+"""Drills of several regions, on whole regions in one event loop: what they show, and what they must not hide."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from controlplane import sdk
+from controlplane.drills import record, runner
+from controlplane.drills.nodes import Nodes
+from controlplane.drills.record import Chosen
+from controlplane.drills.runner import Runner, There
+from controlplane.drills.scenarios import Options
+from controlplane.identity import Identity
+from tests.federation.fleet import CENTRAL, EAST, FLEET, WEST, running
+from tests.server.regions import flag, until
+
+SPEEDS = {
+    "recovery_ms",
+    "unknown_percent",
+    "kill_confirmed_ms",
+    "full_replication_ms",
+    "caught_up_ms",
+    "refused_ms",
+    "refused_there_ms",
+    "heard_after_healing_ms",
+    "freed_ms",
+}
+"""How fast it was is not judged here: the machine may be busy with other things."""
+
+
+@dataclass
+class Desk:
+    """Somebody with an operator's certificate in each region of a fleet."""
+
+    fleet: object
+    stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    async def side(self, region: str) -> There:
+        """The nodes of a region, and how to connect there."""
+        identity = Identity(FLEET, "prod", region, "operator", "maria")
+        signed = self.fleet.authority.sign(identity)
+        folder: Path = self.fleet.folder / os.urandom(4).hex()
+        signed.save(folder / "crt", folder / "key")
+        files = (self.fleet.authority.file, folder / "key", folder / "crt")
+        tls = grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+        served = self.fleet[region]
+        addresses = [f"127.0.0.1:{port}" for port in served.ports[: served.size]]
+        nodes = await self.stack.enter_async_context(Nodes(tls, addresses))
+
+        def connect(given, mirror):
+            certificate = {"ca": files[0], "key": files[1], "cert": files[2]}
+            return sdk.ControlPlane.connect(
+                list(given or addresses), **certificate, mirror=mirror, follow_leader=not given
+            )
+
+        return There(nodes, connect)
+
+    async def prepared(self, name: str, options: Options, region: str = EAST, there: tuple[str, ...] = ()):
+        own, others = await self.side(region), [await self.side(each) for each in there]
+        made, problems, looks = await runner.prepare(own.nodes, name, options, others)
+        course = runner.new_course(made, options, looks, lambda: 1_700_000_000_000) if made else None
+        return own, others, course, problems
+
+    async def run(self, name: str, options: Options, there: tuple[str, ...] = (), meanwhile=None):
+        """Run a drill of the region in the east; return the course, and the claims of its record by name."""
+        own, others, course, problems = await self.prepared(name, options, there=there)
+        assert not problems
+        running_ = Runner(own.nodes, own.connect, course, "test", "", there=others)
+        doing = asyncio.create_task(meanwhile(running_)) if meanwhile else None
+        await running_.run()
+        if doing is not None:
+            await doing
+        return course
+
+
+@contextlib.asynccontextmanager
+async def desk(tmp_path, **sizes):
+    async with running(tmp_path, drilled=True, **sizes) as fleet:
+        await fleet.settled()
+        made = Desk(fleet)
+        async with made.stack:
+            yield made
+
+
+def recorded(course, folder):
+    """The record, what its history says once more, and its claims by name."""
+    history = folder / "h.jsonl"
+    course.recorder.write(history)
+    made = record.compose(course, Chosen("test", ""), history.read_bytes(), history.name)
+    document, _ = record.opened(record.sealed(made, "", ""))
+    checks = record.recheck(document, folder)
+    return document, checks, {claim["name"]: claim for claim in document["claims"]}
+
+
+def failed(claims):
+    return {name for name, claim in claims.items() if claim["passed"] is False}
+
+
+async def test_kill_switches_thrown_on_both_sides_of_a_cut_hold_there_and_then_everywhere(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        course = await maria.run("kill-under-partition", Options(down_s=3.0, calm_s=0.3), there=(WEST,))
+    document, checks, claims = recorded(course, tmp_path)
+    assert not course.ended_early
+    assert failed(claims) <= SPEEDS
+    assert claims["held_while_cut"]["actual"] == claims["held_by_others"]["actual"] == 2
+    assert claims["heard_after_healing_ms"]["actual"] is not None
+    assert all(claim["passed"] is not None for claim in claims.values())
+    assert {check.name for check in checks if not check.passed} <= SPEEDS | {"verdict"}
+    assert "us-east" in record.markdown(document)
+
+
+async def test_where_nobody_looks_is_not_checked(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        course = await maria.run("kill-under-partition", Options(down_s=2.0, calm_s=0.3))
+    document, checks, claims = recorded(course, tmp_path)
+    assert failed(claims) <= SPEEDS
+    assert claims[f"stops_in_{WEST}"]["passed"] is None
+    assert "held_while_cut" not in claims
+    assert f"stops in {WEST}" in record.markdown(document)
+    assert "NOT CHECKED" in record.markdown(document, checks)
+    assert "not checked" in {finding["kind"] for finding in document["findings"]}
+    assert {check.name for check in checks if not check.checked} == {f"stops_in_{WEST}"}
+
+
+async def test_a_region_that_is_lost_and_comes_back(tmp_path):
+    copied = f"{WEST}.prod.global"
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        options = Options(down_s=4.0, calm_s=0.3, copied=copied)
+        course = await maria.run("region-loss", options, there=(WEST,))
+    _, checks, claims = recorded(course, tmp_path)
+    assert not course.ended_early
+    assert failed(claims) <= SPEEDS, claims
+    assert claims["written_there"]["actual"] > 10
+    assert claims["calls_said_unreachable"]["actual"] >= 1
+    assert claims["isolated_mode_shown"]["actual"] == "yes"
+    assert {check.name for check in checks if not check.passed} <= SPEEDS | {"verdict"}
