@@ -229,18 +229,18 @@ def run(  # noqa: PLR0913 - one parameter for each option.
     """Run a drill. Ctrl-C ends it and heals. Exit code 0 if everything was shown, 12 if not."""
     signer = _signer(signing_key or _usual_key())
     chosen = Chosen(reason, partition, owner, retest_days)
-    finish(cpctl, _run(cpctl, name, options, _others(there), chosen, out, signer, yes=yes))
+    finish(cpctl, _run(cpctl, name, options, chosen, others=_others(there), out=out, signer=signer, yes=yes))
 
 
-async def _run(  # noqa: PLR0913 - as of `run`.
+async def _run(
     cpctl: Cpctl,
     name: str,
     options: Options,
-    others: Sequence[Settings],
     chosen: Chosen,
+    *,
+    others: Sequence[Settings],
     out: Path,
     signer: Any,
-    *,
     yes: bool,
 ) -> None:
     cpctl.stop_waiting()

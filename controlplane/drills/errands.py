@@ -219,7 +219,7 @@ class Stopping(Errand):
 class Losing(Errand):
     """Works with what a lost region shares: calls to it, the copy of what it has, configuration; and what it missed."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - all of it is the drill's.
+    def __init__(
         self, sides: Sequence[Side], scribe: Scribe, prefix: str, reason: str, lost: str, copied: str, *, paused: bool
     ) -> None:
         """`copied`: a partition at home in `lost`, or empty. `paused`: nobody writes there while it is lost."""
@@ -406,7 +406,7 @@ class Losing(Errand):
                 await asyncio.sleep(_POLL_S)
 
 
-def errand_of(  # noqa: PLR0913, PLR0917 - all of it is the drill's.
+def errand_of(  # noqa: PLR0917 - all of it is the drill's.
     about: str, sides: Sequence[Side], scribe: Scribe, prefix: str, reason: str, lost: str, copied: str, *, paused: bool
 ) -> Errand | None:
     """What a drill about this has to do in several regions, if anything."""

@@ -137,7 +137,7 @@ async def _met(there: There) -> tuple[str, dict[str, Look]]:
 class Runner:
     """One drill."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - all of it is the drill's.
+    def __init__(  # noqa: PLR0917 - all of it is the drill's.
         self,
         nodes: Nodes,
         connect: Connect,

@@ -28,7 +28,15 @@ def test_all_drills_are_listed(cpctl):
         "divergent-rejoin",
         "kill-switch",
         "region-cut",
+        "kill-under-partition",
+        "region-loss",
     }
+
+
+def test_a_region_that_takes_part_is_a_context(cpctl, signed):
+    done = cpctl("plan", "region-loss", "--there", "elsewhere")
+    assert done.exit_code == 2
+    assert "there is no context 'elsewhere'" in done.output
 
 
 def test_a_record_is_verified_and_reported(cpctl, signed):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+import pytest
 
 from controlplane import sdk
 from controlplane.drills import record, runner
@@ -16,9 +17,10 @@ from controlplane.drills.nodes import Nodes
 from controlplane.drills.record import Chosen
 from controlplane.drills.runner import Runner, There
 from controlplane.drills.scenarios import Options
+from controlplane.errors import Invalid, Refused
 from controlplane.identity import Identity
-from tests.federation.fleet import CENTRAL, EAST, FLEET, WEST, running
-from tests.server.regions import flag, until
+from tests.federation.fleet import EAST, FLEET, WEST, running
+from tests.server.regions import until
 
 SPEEDS = {
     "recovery_ms",
@@ -113,6 +115,58 @@ async def test_kill_switches_thrown_on_both_sides_of_a_cut_hold_there_and_then_e
     assert all(claim["passed"] is not None for claim in claims.values())
     assert {check.name for check in checks if not check.passed} <= SPEEDS | {"verdict"}
     assert "us-east" in record.markdown(document)
+
+
+async def test_a_cut_that_cuts_nothing_is_found_out(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        maria.fleet[EAST].member.injector.sever = lambda regions: None
+        course = await maria.run("kill-under-partition", Options(down_s=1.5, calm_s=0.3), there=(WEST,))
+    _, checks, claims = recorded(course, tmp_path)
+    assert failed(claims) - SPEEDS >= {"links_down", "crossed_the_cut", "held_while_cut", "revived"}
+    assert {"crossed_the_cut", "verdict"} <= {check.name for check in checks if not check.passed}
+
+
+async def test_an_abort_heals_and_releases_in_every_region(tmp_path):
+    async def aborted(running_):
+        await until(lambda: [each for each in running_.course.timeline if each.what == "fault"])
+        await asyncio.sleep(0.3)
+        nodes = (await maria.side(EAST)).nodes
+        await nodes.meet()
+        assert not await nodes.heal_all(running_.course.drill, "enough", abort=True)
+
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        course = await maria.run(
+            "kill-under-partition", Options(down_s=60.0, calm_s=0.3), there=(WEST,), meanwhile=aborted
+        )
+        assert course.ended_early == "aborted at east1"
+        for region in (EAST, WEST):
+            side = await maria.side(region)
+            async with side.connect((), False) as plane:
+                assert not (await plane.list_switches(engaged_only=True)).switches
+        await until(lambda: maria.fleet[EAST].link(WEST).state == "up")
+    document, _, claims = recorded(course, tmp_path)
+    assert document["verdict"] == "failed"
+    assert claims["lost_writes"]["passed"]
+    assert not course.left
+
+
+async def test_what_is_not_well_is_not_drilled(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        with pytest.raises(Invalid) as raised:
+            await maria.prepared("region-loss", Options(regions=("mars",)))
+        assert raised.value.reason == "PEER_UNKNOWN"
+        side = await maria.side(WEST)
+        scope = sdk.Scope(kind=sdk.SCOPE_TOOL, name="engaged-there")
+        async with side.connect((), False) as plane:
+            await plane.engage(scope, reason="test")
+            with pytest.raises(Refused, match="1 kill switches are engaged in eu-west"):
+                await maria.run("kill-under-partition", Options(down_s=1.0, calm_s=0.3), there=(WEST,))
+            await plane.release(scope, reason="test")
+        await maria.fleet.cut(WEST, EAST)
+        await until(lambda: maria.fleet[EAST].link(WEST).state == "down")
+        for name in ("region-loss", "kill-under-partition"):
+            *_, problems = await maria.prepared(name, Options(), there=(WEST,))
+            assert any("the link with eu-west is down" in problem for problem in problems)
 
 
 async def test_where_nobody_looks_is_not_checked(tmp_path):

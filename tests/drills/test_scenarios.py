@@ -1,5 +1,7 @@
 """What a drill would do, without doing it."""
 
+from dataclasses import replace
+
 import pytest
 
 from controlplane import limits
@@ -10,6 +12,7 @@ from controlplane.errors import Invalid
 
 REGIONS = ("eu-central", "us-east")
 THREE = Facts("n2", ("n1", "n2", "n3"), REGIONS)
+WITH_EAST = replace(THREE, there=(("us-east", ("m1", "m2")),))
 FIVE = Facts("n4", ("n1", "n2", "n3", "n4", "n5"), REGIONS)
 
 
@@ -20,7 +23,8 @@ def strikes(plan):
 @pytest.mark.parametrize("facts", [THREE, FIVE], ids=["three", "five"])
 @pytest.mark.parametrize("name", sorted(SCENARIOS))
 def test_every_drill_is_framed_by_calm_bounded_and_says_what_it_does(name, facts):
-    plan = scenarios.plan(name, facts)
+    # Which of several is to be lost has to be said.
+    plan = scenarios.plan(name, facts, Options(regions=("us-east",) if name == "region-loss" else ()))
     first, *_, last = plan.steps
     assert not first.strikes
     assert not last.strikes
@@ -98,6 +102,12 @@ def test_what_the_operator_chooses_is_done():
         ("pause-leader", THREE, Options(down_s=3), "OUT_OF_RANGE"),
         ("region-cut", Facts("n1", ("n1", "n2", "n3")), Options(), "PEER_UNKNOWN"),
         ("region-cut", THREE, Options(regions=("eu-west",)), "PEER_UNKNOWN"),
+        ("region-cut", WITH_EAST, Options(), "PEER_UNKNOWN"),
+        ("kill-under-partition", WITH_EAST, Options(regions=("eu-central",)), "PEER_UNKNOWN"),
+        ("region-loss", THREE, Options(), "PEER_UNKNOWN"),
+        ("region-loss", WITH_EAST, Options(regions=("eu-central",)), "PEER_UNKNOWN"),
+        ("region-loss", THREE, Options(regions=("us-east",), pause_there=True), "PEER_UNKNOWN"),
+        ("region-loss", THREE, Options(regions=("us-east",), copied="eu-west.prod.x"), "PARTITION_FOREIGN"),
     ],
 )
 def test_what_cannot_be_planned(name, facts, options, reason):
@@ -117,3 +127,30 @@ def test_a_region_is_cut_off_at_every_node_and_none_of_them_is_harmed():
     assert (alone.cut_off, alone.isolated) == (("us-east",), False)
     assert not any("isolated" in line for line in alone.blast)
     assert scenarios.plan("kill-leader", THREE).cut_ms == 0
+
+
+def test_a_node_is_spared_for_being_alone_only_where_the_others_are_a_majority():
+    plan = scenarios.plan("kill-under-partition", WITH_EAST)
+    assert {each.node for each in strikes(plan) if each.kind is Kind.CUT} == plan.struck == {"n3"} == {*plan.apart}
+    assert {each.node for each in strikes(plan) if each.kind is Kind.CUT_REGION} == set(THREE.nodes)
+    assert plan.cut_off == REGIONS
+    assert any("eu-central" in line and "NOT CHECKED" in line for line in plan.blast)
+    assert not any("us-east" in line and "NOT CHECKED" in line for line in plan.blast)
+    alone = scenarios.plan("kill-under-partition", Facts("n1", ("n1",), REGIONS))
+    assert not alone.struck
+
+
+def test_nodes_of_a_lost_region_are_paused_only_if_that_is_asked_for():
+    chosen = Options(regions=("us-east",))
+    plan = scenarios.plan("region-loss", WITH_EAST, chosen)
+    assert {each.kind for each in strikes(plan)} == {Kind.CUT_REGION}
+    assert not plan.struck_there
+    assert "us-east itself goes on" in plan.blast
+    plan = scenarios.plan("region-loss", WITH_EAST, replace(chosen, pause_there=True))
+    paused = [each for each in strikes(plan) if each.kind is Kind.PAUSE]
+    assert [(each.at, each.node) for each in paused] == [("us-east", "m1"), ("us-east", "m2")]
+    assert plan.struck_there == {"us-east"}
+    # A node there may be called what one is called here.
+    assert not plan.struck
+    assert paused[0].says == "pause m1 of us-east for 15 s"
+    assert any("NO CALL" in line for line in plan.blast)

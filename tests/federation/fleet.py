@@ -57,6 +57,8 @@ class Member:
         self.node: Node
         self.server: Server
         self.federation: Federation
+        self.injector: Injector
+        """What faults of drills do to it, if its region is drilled."""
         self.running = False
 
     async def start(self, how: Start) -> None:
@@ -101,7 +103,7 @@ class Member:
         raft = log if isinstance(log, RaftLog) else None
         peers = sorted(raft.config.peers) if raft else []
         send = raft.send_undisturbed if raft else lambda peer, message: None
-        injector = Injector(peers, send, None, clock, [peer.region for peer in own.peers])
+        self.injector = injector = Injector(peers, send, None, clock, [peer.region for peer in own.peers])
         injector.sever = self.federation.links.sever
         if raft:
             raft.disturb(injector)

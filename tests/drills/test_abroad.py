@@ -1,0 +1,237 @@
+"""What is computed of several regions from a history: one in which all is well, and each way in which it is not."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from controlplane.checking.histories import Recorder
+from controlplane.drills import abroad
+from controlplane.drills.abroad import BEFORE, BOTH, DURING, LOSS, STALE, STOPS, Setting
+
+MS = 1_000_000
+HERE, THERE = "eu-west", "us-east"
+SETTING = Setting(
+    STOPS,
+    HERE,
+    {HERE: ["n1", "n2"], THERE: ["m1"]},
+    unchecked=["eu-central"],
+    apart=["n2"],
+    cut_ns=1_000 * MS,
+    held_ns=5_000 * MS,
+    healed_ns=5_010 * MS,
+)
+AGENTS = {"eu-west/n1": HERE, "eu-west/n2": HERE, "us-east/m1": THERE}
+END_MS = 9_000
+THROWN = {
+    (BEFORE, HERE): (100, 1_200),
+    (BEFORE, THERE): (100, 1_200),
+    (DURING, HERE): (1_100, 8_000),
+    (DURING, THERE): (1_100, 8_000),
+    (BOTH, HERE): (1_100, 7_000),
+    (BOTH, THERE): (1_100, 8_000),
+}
+"""(word, region) → when it was thrown, and when released."""
+
+
+def heard(at_ms):
+    """When a change that is made at this time is heard of on the other side."""
+    return at_ms + 200 if at_ms < 1_000 or at_ms > 5_000 else 5_500
+
+
+def looked(agent, at_ms):
+    """What an agent finds if all is well."""
+    if agent == "eu-west/n2" and 3_000 < at_ms < 5_050:
+        return {STALE}
+    found = set()
+    for (word, region), (thrown, freed) in THROWN.items():
+        apart = agent == "eu-west/n2" and 1_000 < thrown < 5_000
+        near = region == AGENTS[agent] and not apart
+        since, until = (thrown + 50, freed + 50) if near else (heard(thrown), heard(freed))
+        if since <= at_ms < until:
+            found.add(f"{word}@{region}")
+    return found
+
+
+def history(view=looked, thrown=THROWN):
+    """Everything that is written down of `thrown`, if agents find what `view` says."""
+    recorder = Recorder()
+    acts = [(thrown_ms, "throws", *of) for of, (thrown_ms, _) in thrown.items()]
+    acts += [(freed_ms, "frees", *of) for of, (_, freed_ms) in thrown.items()]
+    looks = [(at_ms, "looks", agent, "") for agent in AGENTS for at_ms in range(0, END_MS, 100)]
+    for process, (at_ms, kind, key, region) in enumerate(sorted(acts + looks)):
+        if kind == "looks":
+            recorder.invoke(process, key, kind, None, at_ms * MS)
+            recorder.ok(process, tuple(sorted(view(key, at_ms))), at_ms * MS)
+        else:
+            recorder.invoke(process, key, kind, region, at_ms * MS)
+            recorder.ok(process, True, at_ms * MS)
+    return recorder.events
+
+
+def judged(events, setting=SETTING):
+    found = abroad.claims(abroad.measure(events, setting), setting)
+    return {claim.name for claim in found if claim.passed is False}, {
+        claim.name for claim in found if claim.passed is None
+    }
+
+
+def test_stops_that_hold_on_both_sides_and_then_everywhere():
+    measured = abroad.measure(history(), SETTING)
+    assert asdict(measured) == {
+        "refused_ms": 100,
+        "refused_there_ms": 100,
+        "acted_late": 0,
+        "revived": 0,
+        "crossed": 0,
+        # One of two agents here could not know what it was stopped by.
+        "held_while_cut": 2,
+        "heard_ms": 490,
+        "held_by_others": 3,
+        "freed_ms": 200,
+        "left_stopped": 0,
+        "looks_min": 90,
+    }
+    assert judged(history()) == (set(), {"stops_in_eu-central"})
+
+
+def changed(agents, begin_ms, end_ms, more=(), less=()):
+    """Agents that find more, or less, than they should from then to then."""
+
+    def view(agent, at_ms):
+        found = looked(agent, at_ms)
+        if agent in agents and begin_ms <= at_ms < end_ms and found != {STALE}:
+            return (found | set(more)) - set(less)
+        return found
+
+    return history(view)
+
+
+N1, N2, M1 = ["eu-west/n1"], ["eu-west/n2"], ["us-east/m1"]
+
+
+@pytest.mark.parametrize(
+    ("events", "wrong"),
+    [
+        # Thrown here, and heeded by nobody for two seconds.
+        (changed(N1, 1_100, 3_300, less=["during@eu-west"]), {"refused_ms"}),
+        (changed(M1, 1_100, 3_300, less=["both@us-east"]), {"refused_there_ms"}),
+        # Cut off from its own region too, and not stopping by itself.
+        (
+            history(lambda agent, at_ms: looked(agent, at_ms) - {STALE}),
+            # It knew of the stop of before, and forgot it.
+            {"revived"},
+        ),
+        # The other side released it, nobody here can know, and somebody is free.
+        (changed(N1, 2_000, 2_100, less=["before@us-east"]), {"revived"}),
+        (changed(N1, 2_000, 9_000, less=["before@us-east"]), {"revived", "held_while_cut"}),
+        (changed(M1, 4_000, 4_100, less=["during@us-east"]), {"revived"}),
+        # What was thrown there was known here while nothing passed.
+        (changed(N1, 4_000, 4_100, more=["during@us-east"]), {"crossed_the_cut", "revived"}),
+        # It never came over.
+        (changed(N1, 5_000, 9_000, less=["both@us-east"]), {"heard_after_healing_ms", "held_by_others"}),
+        # One region's release freed what another one held.
+        (changed(M1, 7_300, 8_000, less=["both@us-east"]), {"revived", "acted_late"}),
+        (changed(N1, 7_000, 9_000, less=["both@us-east"]), {"revived", "held_by_others"}),
+        # Stopped for ever.
+        (changed(M1, 8_000, 9_000, more=["both@eu-west"]), {"freed_ms", "left_stopped"}),
+    ],
+)
+def test_each_way_in_which_stops_do_not_hold_is_told(events, wrong):
+    assert judged(events)[0] == wrong
+
+
+def test_who_acts_on_when_it_cannot_have_heard_is_late():
+    def view(agent, at_ms):
+        return set() if agent == "eu-west/n2" and 1_000 < at_ms < 7_000 else looked(agent, at_ms)
+
+    setting = replace(SETTING, held_ns=7_000 * MS, healed_ns=7_000 * MS)
+    assert "acted_late" in judged(history(view), setting)[0]
+
+
+def test_without_anybody_there_only_this_side_is_judged():
+    alone = replace(SETTING, watched={HERE: ["n1"]}, unchecked=[THERE], apart=[])
+    mine = {of: times for of, times in THROWN.items() if of[1] == HERE}
+    assert judged(history(thrown=mine), alone) == (set(), {"stops_in_us-east"})
+    nothing = judged(history(lambda agent, at_ms: set(), mine), alone)
+    assert nothing[0] == {"refused_ms", "acted_late"} - ({"acted_late"} if THROWN[DURING, HERE][1] < 6_200 else set())
+
+
+LOST = Setting(
+    LOSS,
+    HERE,
+    {HERE: ["n1"], THERE: ["m1"]},
+    lost=THERE,
+    copied=f"{THERE}.prod.state",
+    cut_ns=1_000 * MS,
+    held_ns=6_000 * MS,
+    healed_ns=6_010 * MS,
+)
+
+
+def lost_history(**changes):
+    """A region that lost another one, in which all is well but for `changes`: kind → lines that come instead."""
+    lines = {
+        "calls": [
+            *((at_ms, "n1", True) for at_ms in (200, 400)),
+            *((at_ms, "n1", "HOME_UNREACHABLE") for at_ms in range(1_100, 5_900, 200)),
+            (6_500, "n1", True),
+        ],
+        "copies": [(at_ms, "n1", (7 if at_ms < 6_100 else 12, at_ms - 900)) for at_ms in range(1_000, 7_000, 200)],
+        "configures": [(at_ms, "n1", (3, "abc")) for at_ms in range(0, 7_000, 100)],
+        "writes": [(500, "w0", 7), (2_000, "w0", 9), (6_600, "w0", 12)],
+        "copied": [(600, "w0", 7), (6_100, "w0", 9), (6_700, "w0", 12)],
+        "listed": [],
+        "final": [(6_900, THERE, (("w0", 12, 3),)), (6_950, "n1", (("w0", 12, 3),))],
+    }
+    lines |= changes
+    recorder = Recorder()
+    every = sorted((at_ms, kind, key, repr(result), result) for kind in lines for at_ms, key, result in lines[kind])
+    for process, (at_ms, kind, key, _, result) in enumerate(every):
+        recorder.invoke(process, key, kind, None, at_ms * MS)
+        if isinstance(result, str) and kind in ("calls", "copies"):
+            recorder.fail(process, result, at_ms * MS)
+        else:
+            recorder.ok(process, result, at_ms * MS)
+    return recorder.events
+
+
+def test_a_loss_that_is_borne():
+    assert judged(lost_history(), LOST) == (set(), set())
+
+
+ANSWERED, SAID = [(200, "n1", True)], [(1_500, "n1", "HOME_UNREACHABLE")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"calls": [*ANSWERED, *SAID, (2_000, "n1", True)]}, "calls_answered_by_nobody"),
+        ({"calls": [*ANSWERED, *SAID, (2_000, "n1", "NOT_LEADER")]}, "calls_failed_otherwise"),
+        ({"calls": SAID}, "calls_answered_before"),
+        ({"calls": ANSWERED}, "calls_said_unreachable"),
+        ({"copies": [(at, "n1", "UNREACHABLE") for at in range(1_100, 5_000, 500)]}, "copies_not_readable"),
+        ({"copies": [(at, "n1", (9 - at // 2_000, at)) for at in range(1_100, 5_900, 300)]}, "copies_went_back"),
+        ({"copies": [(at, "n1", (7, 100)) for at in range(1_100, 5_900, 300)]}, "copies_age_ms"),
+        ({"configures": [(at, "n1", "missing") for at in range(1_100, 5_900, 100)]}, "configurations_lost"),
+        ({"configures": [(at, "n1", (9 - at // 2_000, "a")) for at in range(0, 7_000, 100)]}, "configurations_lost"),
+        ({"configures": [(at, "n1", (3, f"{at // 2_000}")) for at in range(0, 7_000, 100)]}, "configurations_lost"),
+        ({"copied": [(600, "w0", 7), (6_700, "w0", 12)]}, "copies_lost"),
+        ({"copied": [(600, "w0", 7), (6_100, "w0", 9), (6_200, "w0", 9), (6_700, "w0", 12)]}, "copies_twice"),
+        ({"copied": [(600, "w0", 7), (6_100, "w0", 12), (6_700, "w0", 9)]}, "copies_out_of_order"),
+        ({"final": [(6_900, THERE, (("w0", 12, 3),)), (6_950, "n1", (("w0", 9, 2),))]}, "copies_unequal"),
+        ({"final": [(6_950, "n1", (("w0", 12, 3),))]}, "copies_compared"),
+        ({"writes": []}, "written_there"),
+    ],
+)  # fmt: skip
+def test_each_way_in_which_a_loss_is_not_borne_is_told(changes, wrong):
+    assert wrong in judged(lost_history(**changes), LOST)[0]
+
+
+def test_a_listing_is_as_good_as_what_came_before_it():
+    events = lost_history(copied=[(600, "w0", 7)], listed=[(6_700, "w0", 12)])
+    assert judged(events, LOST)[0] == set()
+
+
+def test_without_a_partition_nothing_is_said_of_copies():
+    _, unchecked = judged(lost_history(), replace(LOST, copied=""))
+    assert unchecked == {"calls_to_the_lost_region", "copies_during_the_loss", "copies_after_the_loss"}
