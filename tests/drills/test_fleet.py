@@ -29,16 +29,17 @@ async def links(plane):
     return {link.region: link for link in (await plane.get_status()).links}
 
 
-async def ended(operator, *arguments):
-    return await asyncio.to_thread(operator.ended, *arguments)
+async def ended(operator, *arguments, **options):
+    return await asyncio.to_thread(operator.ended, *arguments, **options)
 
 
 @pytest.mark.timeout(240)
-async def test_a_region_that_is_cut_off_by_a_drill_and_what_must_not_be_drilled(tmp_path):
+async def test_a_region_that_is_cut_off_by_a_drill_and_what_must_not_be_drilled(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     fleet = LoopbackFleet(tmp_path, JURISDICTIONS, size=1)
     with ending(fleet.nodes):
         await fleet.join()
-        for node in fleet.regions[CUT].nodes:
+        for node in (*fleet.regions[CUT].nodes, *fleet.regions[OTHER].nodes):
             node.argv.append("--drills")
         for region in fleet.regions.values():
             region.start()
@@ -52,6 +53,7 @@ async def test_a_region_that_is_cut_off_by_a_drill_and_what_must_not_be_drilled(
             operator = await asyncio.to_thread(Operator, fleet.regions[CUT], tmp_path)
             await _drilled(operator, planes)
             await _ends_by_itself(operator, planes)
+            await _lost(operator, fleet.regions[OTHER])
             await _refused(operator, fleet, planes)
         finally:
             await asyncio.gather(*(plane.close() for plane in planes.values()))
@@ -113,6 +115,25 @@ async def _ends_by_itself(operator, planes):
     assert "drill" in (await links(planes[CUT]))[OTHER].reason
     await until(lambda: all_up(planes[CUT]))
     assert not (await asyncio.to_thread(operator.faults, 0)).faults
+
+
+async def _lost(operator, lost):
+    """Another region whose nodes are paused by its own operator, and where that one looks before and after."""
+    identity = await asyncio.to_thread(lost.identity, "operator", "there")
+    context = ["context", "set", "there", "--address", lost.addresses[0], "--authority", identity["ca"]]
+    await ended(operator, *context, "--certificate", identity["cert"], "--key", identity["key"])
+    arguments = ["drill", "run", "region-loss", "--peer", OTHER, "--there", "there", "--pause-there", "--down", 2]
+    arguments += ["--copy", f"{OTHER}.prod.config", "--calm", 0.5, "--yes", "--json", "--reason", "test"]
+    done = await ended(
+        operator, *arguments, "--signing-key", operator.key, "--out", operator.folder / "records", timeout_s=100
+    )
+    written = json.loads(done.stdout)
+    failed = {claim["name"] for claim in written["record"]["claims"] if not claim["passed"]}
+    assert failed <= SPEEDS | {"caught_up_ms"}, (failed, done.stderr)
+    assert "pause n1 of eu-west for 2 s" in {each["says"] for each in written["record"]["timeline"]}
+    verified = await ended(operator, "drill", "verify", written["file"], "--trust", operator.trusted, "--json")
+    wrong = {check["name"] for check in json.loads(verified.stdout)["checks"] if not check["passed"]}
+    assert wrong == (failed | {"verdict"} if failed else set())
 
 
 async def _refused(operator, fleet, planes):

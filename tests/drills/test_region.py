@@ -59,9 +59,9 @@ class Operator:
         program = [sys.executable, "-c", "from controlplane.cli import main; main()"]
         return [*program, *addresses, *map(str, [*files, *arguments])]
 
-    def ended(self, *arguments):
+    def ended(self, *arguments, timeout_s=60):
         return subprocess.run(
-            self.cpctl(*arguments), capture_output=True, text=True, timeout=60, check=False, cwd=self.folder
+            self.cpctl(*arguments), capture_output=True, text=True, timeout=timeout_s, check=False, cwd=self.folder
         )
 
     @contextlib.contextmanager
