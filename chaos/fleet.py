@@ -20,7 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import count, permutations
+from itertools import count, permutations, product
 from pathlib import Path
 from random import Random
 from shutil import rmtree
@@ -41,7 +41,7 @@ from chaos.fleet_faults import (
     Fault,
     Way,
 )
-from chaos.fleet_load import OwnFlags, OwnStops, OwnWorkflows, Watcher, record_of, stop_of, told
+from chaos.fleet_load import Chronicle, OwnFlags, OwnStops, OwnWorkflows, Watcher, record_of, stop_of
 from chaos.real.recording import now_ns
 from chaos.real.report import UNKNOWN_SHARE_MAX, Finding
 from chaos.real.workloads.base import Workload
@@ -72,6 +72,9 @@ _LOOK_S = 0.1
 _DIFFERENCES = "controlplane_federation_differences_total"
 _PROVEN = ("LEAVES", "RECORDS", "REACH")
 _SHARED = (("flag", "config", Reach.GLOBAL), ("workflow", "state", Reach.JURISDICTION), ("stop", "stops", Reach.GLOBAL))
+
+_TOLD = {**{kind: word for kind, word, _ in _SHARED}, "switch": "switches"}
+"""Kinds of records of which everything that happens at home is taken down, and the partitions they are in."""
 
 Say = Callable[[str], None]
 
@@ -146,7 +149,13 @@ class FleetRun:
         self.random = Random(f"{plan.seed}/{plan.scenario}")
         self.operators: dict[str, ControlPlane] = {}
         self.stops: dict[str, OwnStops] = {}
-        self._plan, self._folder, self._say, self._faults = plan, folder, say, faults
+        self._plan, self._folder, self._say = plan, folder, say
+        chosen = (
+            [name for name, of in faults.items() if not of.forgetful] if plan.scenario == MIXED else [plan.scenario]
+        )
+        self._faults = {name: faults[name] for name in chosen}
+        self._chronicles: dict[tuple[str, str], Chronicle] = {}
+        """By home and kind."""
         self._loads: dict[str, list[Workload]] = {}
         self._watchers: dict[tuple[str, str, str], Watcher] = {}
         """By home, observing region and kind."""
@@ -157,7 +166,8 @@ class FleetRun:
     async def go(self) -> Report:
         """Run it to its end. Whatever stops it is a finding; only cancelling comes through."""
         try:
-            self.fleet = BreakableFleet(self._folder, size=self._plan.size)
+            forgetful = any(each.forgetful for each in self._faults.values())
+            self.fleet = BreakableFleet(self._folder, size=self._plan.size, forgetful=forgetful)
             with ending(self.fleet.nodes):
                 await self._run()
         except Exception as error:
@@ -181,6 +191,12 @@ class FleetRun:
         begun = Disturbance(now_ns(), frozenset(ways), frozenset(down))
         self._disturbances.append(begun)
         return begun
+
+    def sweeps(self, home: str, seer: str, *, on: bool) -> None:
+        """See `Scene`."""
+        for (of, by, _), watcher in self._watchers.items():
+            if (of, by) == (home, seer):
+                watcher.sweep(on=on)
 
     # While it runs
 
@@ -206,9 +222,12 @@ class FleetRun:
                 stack.push_async_callback(operator.close)
                 self.operators[name] = operator
             await self._up_to_date(READY_S)
+        for home, (kind, word) in product(self.fleet.regions, _TOLD.items()):
+            self._chronicles[home, kind] = Chronicle(self.operators[home], kind, f"{home}.prod.{word}")
         for name, region in self.fleet.regions.items():
             stops = OwnStops(region, self._plan.seed, [other for other in self.fleet.regions if other != name])
-            loads: list[Workload] = [OwnWorkflows(region, self._plan.seed), OwnFlags(region, self._plan.seed), stops]
+            workflows = OwnWorkflows(region, self._plan.seed, self._chronicles[name, "workflow"])
+            loads: list[Workload] = [workflows, OwnFlags(region, self._plan.seed), stops]
             for load in loads:
                 await stack.enter_async_context(load)
             self._loads[name], self.stops[name] = loads, stops
@@ -227,6 +246,7 @@ class FleetRun:
         """Load, watchers and faults side by side."""
         self._began_ns = now_ns()
         watching = [asyncio.create_task(each.run()) for each in self._watchers.values()]
+        watching += [asyncio.create_task(each.follow()) for each in self._chronicles.values()]
         working = [
             asyncio.create_task(work)
             for loads in self._loads.values()
@@ -253,7 +273,7 @@ class FleetRun:
         deck: list[str] = []
         while True:
             if not deck:
-                deck = list(self._faults) if self._plan.scenario == MIXED else [self._plan.scenario]
+                deck = list(self._faults)
                 self.random.shuffle(deck)
             await self._strike(self._faults[deck.pop()](self))
             self._check_nodes()
@@ -271,6 +291,7 @@ class FleetRun:
             strike.detail = fault.detail
             self.say(f"{fault.name}: {fault.detail}")
             strike.observed = await fault.seen()
+            strike.detail = fault.detail
             await asyncio.sleep(self.random.uniform(*fault.hold_s))
         finally:
             await fault.heal()
@@ -336,6 +357,8 @@ class FleetRun:
                     self.report.found("healing", f"{name}: not every node answered for everything in time")
         await self._equal()
         self.say("checking what everybody saw")
+        for chronicle in self._chronicles.values():
+            await chronicle.catch_up()
         await self._judge_copies()
         await self._judge_stops()
         for name, loads in self._loads.items():
@@ -396,15 +419,15 @@ class FleetRun:
 
     async def _judge_copies(self) -> None:
         for (home, seer, kind), watcher in self._watchers.items():
-            word = next(word for each, word, _ in _SHARED if each == kind)
-            changes = await told(self.operators[home], kind, f"{home}.prod.{word}")
-            truth = fleet_checks.truth_of(map(record_of, changes))
+            truth = fleet_checks.truth_of(map(record_of, self._chronicles[home, kind].changes))
             try:
                 await watcher.finish(EQUAL_S)
             except TimeoutError:
                 self.report.found("copies", f"a watcher in {seer} did not come to the end of what {home} shares")
-            for each in fleet_checks.copies(truth, watcher.sessions):
+            for each in (*fleet_checks.copies(truth, watcher.sessions), *fleet_checks.swept(truth, watcher.swept)):
                 self.report.found(each.promise, f"{kind}s of {home} in {seer}: {each.text}")
+            if watcher.swept:
+                self.report.count("records seen while copies were made anew", len(watcher.swept))
             seen = sum(len(session.messages) for session in watcher.sessions)
             self.report.count(f"transactions of {kind}s that came", seen)
             self.report.count("sessions of watchers", len(watcher.sessions))
@@ -413,10 +436,8 @@ class FleetRun:
 
     async def _judge_stops(self) -> None:
         for home in self.fleet.regions:
-            announced = [
-                (each.name, stop_of(each)) for each in await told(self.operators[home], "stop", f"{home}.prod.stops")
-            ]
-            thrown = await told(self.operators[home], "switch", f"{home}.prod.switches")
+            announced = [(each.name, stop_of(each)) for each in self._chronicles[home, "stop"].changes]
+            thrown = self._chronicles[home, "switch"].changes
             for scope in self.stops[home].scopes:
                 name = record_name(Scope(kind=SCOPE_TOOL, name=scope))
                 switches = [(each.meta.revision, each.switch.engaged) for each in thrown if each.name == name]

@@ -65,6 +65,24 @@ def copies(truth: Truth, sessions: Iterable[Session]) -> list[Finding]:
     return list(islice(_copies(truth, sessions), FINDINGS_MAX))
 
 
+def swept(truth: Truth, records: Iterable[Record]) -> list[Finding]:
+    """What one watcher saw while a copy was made anew that is not true of its home, or goes back.
+
+    A copy that is made anew changes page by page: nothing is said of what is left out, nor of what comes together.
+    """
+    return list(islice(_swept(truth, records), FINDINGS_MAX))
+
+
+def _swept(truth: Truth, records: Iterable[Record]) -> Iterator[Finding]:
+    newest: dict[str, int] = {}
+    for each in records:
+        if each.value is not None and each not in truth.get(each.revision, frozenset()):
+            yield Finding("COPY_INVENTED", f"{each.name} at {each.revision} was never like that at home")
+        if each.value is not None and each.revision < newest.get(each.name, 0):
+            yield Finding("COPY_WENT_BACK", f"{each.name}: {each.revision} came after {newest[each.name]}")
+        newest[each.name] = max(each.revision, newest.get(each.name, 0))
+
+
 def _copies(truth: Truth, sessions: Iterable[Session]) -> Iterator[Finding]:
     revisions = list(truth)
     cursor = at = 0

@@ -19,9 +19,12 @@ from random import Random
 from typing import ClassVar, Final, Protocol
 
 from chaos.fleet_load import OwnStops
+from chaos.real.workloads.flags import flag
 from controlplane.demo.fleet import JURISDICTIONS
-from controlplane.loopback import LoopbackFleet, LoopbackRegion, Program, Relay, free_ports
-from controlplane.sdk import ControlPlane, ControlPlaneError
+from controlplane.errors import Compacted
+from controlplane.limits import LEASE_TTL_MS_MAX, PROCESS_BYTES
+from controlplane.loopback import PINNED, LoopbackFleet, LoopbackRegion, Program, Relay, free_ports
+from controlplane.sdk import LOCAL, ControlPlane, ControlPlaneError
 from controlplane.v1 import api_pb2 as api
 
 HOLD_S = (2.0, 4.0)
@@ -34,6 +37,13 @@ SERVE_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0
 BOUND_S = 8.0
 """So long after healing, or after it was acknowledged, a stop is effective everywhere; machines with two cores too."""
+EVENTS_KEPT = 3_000
+"""Revisions for which forgetful nodes keep events: a minute of the load, and some seconds of writing at full speed."""
+TRIM_REVISIONS = 100
+FORGET_TIMEOUT_S = 90.0
+_AT_ONCE = 64
+_HOLDER = b"h" * PROCESS_BYTES
+_REACHES = 2
 _FLAP_S = (0.2, 0.8)
 _LOOK_S = 0.1
 
@@ -87,8 +97,12 @@ class LossyRelay(Relay):
 class BreakableFleet(LoopbackFleet):
     """A fleet whose ways between regions can be broken one by one."""
 
-    def __init__(self, folder: Path, *, size: int) -> None:
+    def __init__(self, folder: Path, *, size: int, forgetful: bool = False) -> None:
         super().__init__(folder, JURISDICTIONS, size=size)
+        if forgetful:
+            for node in self.nodes:
+                module = node.argv.index("controlplane")
+                node.argv[module : module + 1] = ["chaos.forgetful", str(EVENTS_KEPT), str(TRIM_REVISIONS)]
 
     async def cut_between(self, one: str, other: str) -> None:
         """Cut both regions off from each other."""
@@ -153,12 +167,17 @@ class Scene(Protocol):
     def disturbs(self, ways: Sequence[Way], down: Sequence[str] = ()) -> Disturbance:
         """Note that something begins to be broken."""
 
+    def sweeps(self, home: str, seer: str, *, on: bool) -> None:
+        """The copies that one region has of another are made anew from now on, or not any more."""
+
 
 class Fault(ABC):
     """One fault. `inject`, then `seen`, then hold on, then `heal`; a new object each time."""
 
     name: ClassVar[str]
     hold_s: ClassVar[tuple[float, float]] = HOLD_S
+    forgetful: ClassVar[bool] = False
+    """It needs nodes that keep events for `EVENTS_KEPT` revisions only, and is not dealt with the others."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self.fleet, self.random = scene, scene.fleet, scene.random
@@ -418,6 +437,92 @@ class KillUnderPartition(Fault):
             self.scene.found("stops", f"{self._far} no longer heeds what {self._home} stopped: {why}")
 
 
+class ListedAnew(Fault):
+    """A region is cut off for longer than its home keeps events: it has to list, and to drop what is gone by then."""
+
+    name = "listed-anew"
+    hold_s = (0.0, 0.0)
+    forgetful = True
+
+    async def inject(self) -> None:
+        """Hold two leases at home that are copied, and cut the two regions off from each other."""
+        # Of what is shared leases alone can go, and they are in what stays in the jurisdiction.
+        law = next(regions for regions in JURISDICTIONS.values() if len(regions) > 1)
+        self._home, self._far = self.random.sample(list(law), 2)
+        self._partition = f"{self._home}.prod.state"
+        self._names = [f"{word}-{self.random.randrange(1 << 30)}" for word in ("kept", "gone")]
+        self.detail = f"{self._far} is cut off from {self._home}"
+        self._held = {name: await self._campaign(name) for name in self._names}
+        if not await self.until(lambda: self._copied({*self._names}), BOUND_S):
+            self.scene.found("copies", f"leases of {self._home} did not come to {self._far} within {BOUND_S:g} s")
+        self.disturbance = self.scene.disturbs([(self._home, self._far), (self._far, self._home)])
+        await self.fleet.cut_between(self._home, self._far)
+
+    async def seen(self) -> bool:
+        """The link is down; then give one lease up, and write until what the far region has is not kept any more."""
+        parted = [
+            await self.until(lambda way=way: self.parted(*way))  # type: ignore[misc]
+            for way in ((self._home, self._far), (self._far, self._home))
+        ]
+        operator, gone = self.scene.operators[self._home], self._names[1]
+        await operator.resign(gone, _HOLDER, self._held[gone], partition=self._partition)
+        link = await self.link(self._far, self._home)
+        copied = 0 if link is None else max(view.revision for view in link.views)
+        written, began = 0, time.monotonic()
+        while not (forgotten := await self._forgotten(copied)) and time.monotonic() - began < FORGET_TIMEOUT_S:
+            await asyncio.gather(*(self._write(number) for number in range(_AT_ONCE)))
+            written += _AT_ONCE
+        self.detail += f" while {written} transactions passed, {EVENTS_KEPT} are kept"
+        self.scene.sweeps(self._home, self._far, on=True)
+        return all(parted) and copied > 0 and forgotten
+
+    async def heal(self) -> None:
+        """Heal; the copy is whole again, with what is there and without what is gone."""
+        wanted = (await self.scene.operators[self._home].get_status()).header.revision
+        await self.fleet.heal_between(self._home, self._far)
+
+        async def whole() -> bool:
+            link = await self.link(self._far, self._home)
+            views = [] if link is None else [view for view in link.views if view.revision >= wanted]
+            return len(views) == _REACHES and not any(view.listing for view in views)
+
+        if not await self.until(whole, SERVE_TIMEOUT_S):
+            self.scene.found("copies", f"{self._far} did not copy {self._home} anew within {SERVE_TIMEOUT_S:g} s")
+        if not await self.until(lambda: self._copied({self._names[0]}), BOUND_S):
+            there = await self._leases()
+            self.scene.found("copies", f"{self._far} has leases {sorted(there)} of {self._home}, not {self._names[0]}")
+        self.scene.sweeps(self._home, self._far, on=False)
+        kept = self._names[0]
+        await self.scene.operators[self._home].resign(kept, _HOLDER, self._held[kept], partition=self._partition)
+
+    async def _campaign(self, name: str) -> api.Fence:
+        operator = self.scene.operators[self._home]
+        reply = await operator.campaign(name, _HOLDER, LEASE_TTL_MS_MAX, partition=self._partition)
+        return reply.holder.fence
+
+    async def _leases(self) -> set[str]:
+        """Those of this fault of which the far region has a copy."""
+        reply = await self.scene.operators[self._far].list_elections(partition=self._partition, consistency=LOCAL)
+        return {each.election.name for each in reply.elections} & {*self._names}
+
+    async def _copied(self, wanted: set[str]) -> bool:
+        return await self._leases() == wanted
+
+    async def _write(self, number: int) -> None:
+        """Something that no other region ever sees; it takes a revision of the home."""
+        operator = self.scene.operators[self._home]
+        await operator.set_flag(flag(f"passing-{number}", "on"), partition=f"{self._home}.prod.{PINNED}")
+
+    async def _forgotten(self, revision: int) -> bool:
+        try:
+            await self.scene.operators[self._home].list_events(
+                after_revision=revision, kinds=("flag",), limit=1, partition=self._partition
+            )
+        except Compacted:
+            return True
+        return False
+
+
 async def restarted(scene: Scene, region: str, number: signal.Signals) -> bool:
     """End a region's leader by a signal and start it again; whether it ended as it was told to."""
     node = await leader_of(scene, region)
@@ -449,6 +554,7 @@ async def serving(scene: Scene, region: str) -> None:
 
 
 FAULTS: Final[Mapping[str, type[Fault]]] = {
-    each.name: each for each in (RegionCut, Flapping, OneWay, RegionLoss, KillUnderPartition, RestartLeaders)
+    each.name: each
+    for each in (RegionCut, Flapping, OneWay, RegionLoss, KillUnderPartition, RestartLeaders, ListedAnew)
 }
 """All faults, by the name of the scenario that has nothing but it."""

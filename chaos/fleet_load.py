@@ -7,8 +7,9 @@ region, and its switches. What others share is watched (`Watcher`), and asked ab
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
@@ -33,6 +34,7 @@ _LOOK_S = 0.1
 _SESSION_S = (1.0, 6.0)
 _RETRY_S = 0.1
 _PAUSE_S = 0.2
+_FOLLOW_S = 0.5
 
 
 class _Own(Workload):
@@ -49,6 +51,15 @@ class _Own(Workload):
 
 class OwnWorkflows(_Own, Cas):
     """Workflows of the region's jurisdiction."""
+
+    def __init__(self, region: Region, seed: int, chronicle: Chronicle) -> None:
+        super().__init__(region, seed)
+        self._chronicle = chronicle
+
+    async def happened(self) -> Sequence[api.Change]:
+        """See `Cas`: of events that were dropped meanwhile, what was taken down before."""
+        await self._chronicle.catch_up()
+        return self._chronicle.changes
 
 
 class OwnFlags(_Own, Flags):
@@ -169,19 +180,30 @@ class Watcher:
         self._seen = 0
         """The own region's revision up to which everything was seen."""
         self._restarts = True
+        self.swept: list[Record] = []
+        """What was seen while the copy was made anew."""
+        self._sweeps = self._turned = False
+        self._bound: asyncio.Timeout | None = None
 
     async def run(self) -> None:
         """Watch until cancelled: now and then from where it stood, now and then anew."""
         while True:
             try:
-                async with asyncio.timeout(self._random.uniform(*_SESSION_S)):
+                async with asyncio.timeout(self._random.uniform(*_SESSION_S)) as self._bound:
                     await self._watch(anew=self._restarts)
             except TimeoutError:
-                self._restarts = self._random.random() < 0.5
+                self._restarts = self._turned or self._random.random() < 0.5
+                self._turned = False
             except Compacted:
                 self._restarts = True
             except (Unavailable, OutcomeUnknown):
                 await asyncio.sleep(_RETRY_S)
+
+    def sweep(self, *, on: bool) -> None:
+        """From now on the copy is made anew, or it is again a beginning of what happens at home: begin anew as well."""
+        self._sweeps, self._turned = on, True
+        if self._bound is not None and not self._bound.expired():
+            self._bound.reschedule(asyncio.get_running_loop().time())
 
     async def finish(self, timeout_s: float) -> None:
         """Watch to the end of what there is now."""
@@ -196,7 +218,7 @@ class Watcher:
     async def _watch(self, *, anew: bool, upto: int | None = None) -> None:
         listed: list[Record] | None = [] if anew else None
         messages: list[tuple[Record, ...]] = []
-        at, complete = self._seen, not anew
+        at, complete, sweeps = self._seen, not anew, self._sweeps
         stream: Any = self._operator.watch_transactions(
             kinds=[self._kind],
             partition=self._partition,
@@ -223,19 +245,36 @@ class Watcher:
                     return
         finally:
             await stream.aclose()
-            if complete:
+            if sweeps:
+                self.swept += [*(listed or ()), *(record for message in messages for record in message)]
+            elif complete:
                 self.sessions.append(Session(None if listed is None else tuple(listed), at, tuple(messages)))
 
 
-async def told(operator: Calls, kind: str, partition: str) -> list[api.Change]:
-    """Every change of this kind in a partition of the region itself, as its event log tells it."""
-    changes: list[api.Change] = []
-    more, after = True, 0
-    while more:
-        page = await operator.list_events(kinds=(kind,), after_revision=after, limit=PAGE_MAX, partition=partition)
-        changes += page.changes
-        more, after = page.more, page.seen
-    return changes
+class Chronicle:
+    """Every change of a kind in a partition of the region itself, as its event log tells it."""
+
+    def __init__(self, operator: Calls, kind: str, partition: str) -> None:
+        self.changes: list[api.Change] = []
+        self._operator, self._kind, self._partition = operator, kind, partition
+        self._after = 0
+
+    async def follow(self) -> None:
+        """Take everything down until cancelled, before it is dropped. Raises `Compacted` if that was too slow."""
+        while True:
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                await self.catch_up()
+            await asyncio.sleep(_FOLLOW_S)
+
+    async def catch_up(self) -> None:
+        """Take down all that there is now. Raises the eight errors."""
+        more = True
+        while more:
+            page = await self._operator.list_events(
+                kinds=(self._kind,), after_revision=self._after, limit=PAGE_MAX, partition=self._partition
+            )
+            self.changes += page.changes
+            more, self._after = page.more, page.seen
 
 
 def record_of(change: api.Change) -> Record:

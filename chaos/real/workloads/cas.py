@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from chaos.real.callers import Region
@@ -54,9 +55,13 @@ class Cas(Workload):
         for caller in self.callers.everyone():
             for key in self._keys.all:
                 await self._read(reader, caller, key)
-        for change in await events(self.callers.sdk, "workflow"):
+        for change in await self.happened():
             if change.name in self._keys.all:
                 self._present.setdefault(change.name, []).append(change.workflow.state.decode())
+
+    async def happened(self) -> Sequence[api.Change]:
+        """Every change of a workflow, as the event log tells an operator."""
+        return await events(self.callers.sdk, "workflow")
 
     def judge(self, history: History) -> None:
         """One register per key, nothing acknowledged lost, nothing refused applied, no read stale."""
