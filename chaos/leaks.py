@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, Literal
 
 import click
 import grpc
@@ -44,6 +45,7 @@ _TOOL_S = 60.0
 _FLAPS = 8
 _LISTED: Final[Mapping[str, int]] = {"pinned": 100, "state": 100, "config": 700}
 """Records before a fresh region comes, by partition: enough of those that it lists for a page after each end."""
+_FILES: Final[Mapping[str, Literal["ca", "cert", "key"]]] = {"authority": "ca", "certificate": "cert", "key": "key"}
 _ENDS = ((ABROAD, False), (HOME, False), (ABROAD, True), (HOME, True))
 """Which side ends, and whether politely."""
 
@@ -73,7 +75,9 @@ class Report:
 class Run:
     """One fleet, what is planted in it, and all that its other regions came to hold or hear."""
 
-    def __init__(self, folder: Path, seed: int, seconds: float, sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self, folder: Path, seed: int, seconds: float, sizes: Mapping[str, int], *, drills: bool = False
+    ) -> None:
         self.words: Words = words(Random(seed))
         self.seconds = seconds
         self.ears = {region: Ear() for region in sizes}
@@ -81,7 +85,7 @@ class Run:
         self.passed: dict[str, list[tuple[str, bytes]]] = {region: [] for region in sizes}
         """What went to each region over a link."""
         named = {"home-only": self.words.pinned, "jurisdiction": self.words.law}
-        self.fleet = Fleet(folder, named, sizes, self._on_link)
+        self.fleet = Fleet(folder, named, sizes, self._on_link, drills=drills)
         self.partitions = {
             f"{HOME}.prod.pinned": self.words.pinned,
             f"{HOME}.prod.{self.words.pinned}": self.words.pinned,
@@ -468,6 +472,62 @@ async def replaced(run: Run, report: Report) -> None:
     report.done.append("n3 lost its disk, and has all copies again")
 
 
+async def drills(run: Run, report: Report) -> None:
+    """People abroad run drills, one of them with an operator of the home, and the home runs its own."""
+    await run.arrived(await run.plant())
+    folder = run.fleet.folder
+    at_home = run.fleet.regions[HOME].identity("operator", "takes-part")
+    environ = {**os.environ, "XDG_CONFIG_HOME": str(folder / "settings")}
+    lost = ("region-loss", "--peer", HOME, "--copy", f"{HOME}.prod.config")
+    both = ("--there", "home", "--peer", HOME)
+    done = Counter[int]()
+
+    async def one(region: str, identity: Certificate, *arguments: str) -> bytes:
+        addresses = run.fleet.regions[region].addresses[:1]
+        code, out, problem = await run_cpctl(identity, addresses, *arguments, environ=environ)
+        told = (out + problem).encode()
+        done[code] += 1
+        if region != HOME:
+            run.ears[region].hear(f"cpctl {' '.join(arguments[:4])}", told)
+        elif run.words.pinned.encode() in told.lower():
+            report.findings.append(Finding("pinned", HOME, f"cpctl {' '.join(arguments[:4])}", repr(told[-200:])))
+        return told
+
+    people = {region: run.fleet.regions[region].identity("operator", f"drills-{region}") for region in (HOME, ABROAD)}
+    files = [f"--{option}={at_home[name]}" for option, name in _FILES.items()]
+    await one(HOME, at_home, "context", "set", "home", "--address", run.fleet.regions[HOME].addresses[0], *files)
+    for region, who in people.items():
+        await one(region, who, "drill", "key", "new", str(folder / region / "drill.key"))
+    async with run.writing() as written:
+        for region, chosen in (
+            (ABROAD, ("region-cut",)),
+            (ABROAD, (*lost, "--there", "home")),
+            (ABROAD, ("kill-under-partition", *both)),
+            (HOME, ("region-cut",)),
+        ):
+            who, where = people[region], folder / region / "drills"
+            await one(region, who, "drill", "plan", *chosen)
+            given = ("--down", f"{run.seconds:g}", "--calm", "0.3", "--yes", "--reason", "leaks", "--out", str(where))
+            signs = ("--signing-key", str(folder / region / "drill.key"))
+            told = await one(region, who, "drill", "run", *chosen, *given, *signs)
+            made = sorted(where.glob(f"*-{chosen[0]}-*.json"))
+            if not made:
+                raise NotHappened(f"{chosen[0]} of {region} left no record: {told[-500:]!r}")
+            await one(region, who, "drill", "report", str(made[-1]))
+            await one(region, who, "drill", "verify", str(made[-1]), "--trust", str(folder / region / "drill.key.pub"))
+            early = json.loads(made[-1].read_bytes())["record"]["ended_early"]
+            if early:
+                raise NotHappened(f"{chosen[0]} of {region} ended early: {early}")
+            report.done.append(f"{chosen[0]} of {region}")
+    # The home's own records are no other region's; what is pinned has no place in them either.
+    own = Searched(HOME, {"pinned": run.words.pinned, "law": run.words.law})
+    own.files(folder / HOME / "drills")
+    report.findings += own.findings
+    report.sizes[HOME] = own.sizes
+    await run.arrived(await run.plant())
+    report.done.append(f"{sum(done.values())} commands, {written['done']} writes meanwhile")
+
+
 Scenario = Callable[[Run, Report], Awaitable[None]]
 # Listing comes first: only then is the other region fresh.
 SCENARIOS: Final[Mapping[str, Scenario]] = {
@@ -481,7 +541,12 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "peer": peer,
     "cpctl": cpctl,
 }
-_ALONE: Final[Mapping[str, Scenario]] = {"replaced": replaced}
+_ALONE: Final[Mapping[str, Scenario]] = {"replaced": replaced, "drills": drills}
+"""Each has regions of its own."""
+_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
+    "replaced": {HOME: 1, NEIGHBOUR: 1, ABROAD: 3},
+    "drills": {HOME: 1, NEIGHBOUR: 1, ABROAD: 1},
+}
 ALL: Final = "all"
 SHORT: Final = "short"
 """What every change has to pass, in less than a minute: the others are the long ones."""
@@ -504,7 +569,7 @@ async def go(names: Sequence[str], seed: int, seconds: float, folder: Path, say:
     for name in names:
         if name in _ALONE:
             (folder / name).mkdir()
-            run = Run(folder / name, seed + 1, seconds, {HOME: 1, NEIGHBOUR: 1, ABROAD: 3})
+            run = Run(folder / name, seed + 1, seconds, _SIZES[name], drills=name == "drills")
             reports += await _one_fleet(run, {name: _ALONE[name]}, say)
     return reports
 

@@ -161,14 +161,25 @@ class Fleet:
     every process.
     """
 
-    def __init__(self, folder: Path, named: Mapping[str, str], sizes: Mapping[str, int], hear: Callable[[str], Hear]):
-        """`named`: reach → the word in the id of another partition of `HOME`. `hear(link)` hears what goes over it."""
+    def __init__(
+        self,
+        folder: Path,
+        named: Mapping[str, str],
+        sizes: Mapping[str, int],
+        hear: Callable[[str], Hear],
+        *,
+        drills: bool = False,
+    ):
+        """`named`: reach → the word in the id of another partition of `HOME`. `hear(link)` hears what goes over it.
+
+        With `drills` all nodes take faults.
+        """
         self.folder, self._named = folder, named
         authority = certs.create_authority("demo", folder / "certificates")
         self.regions: dict[str, LoopbackRegion] = {}
         for name, size in sizes.items():
             (folder / name).mkdir()
-            self.regions[name] = LoopbackRegion(folder / name, size=size, name=name, authority=authority)
+            self.regions[name] = LoopbackRegion(folder / name, size=size, name=name, authority=authority, drills=drills)
             signing.new(folder / name / "ledger.key")
         self.tees = {
             (one, other): [

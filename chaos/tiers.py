@@ -120,6 +120,7 @@ TIERS: Mapping[str, Tier] = {
             # 24 runs of a minute each, and the control experiment.
             Part("real processes", "run --matrix --seconds 60 --seed {seed}", 2 * _HOUR_S, seeds=20),
             Part("a fleet", "fleet --scenario mixed --seconds 120 --seed {seed}", _HOUR_S, seeds=20),
+            Part("a fleet listed anew", "fleet --scenario listed-anew --seconds 60 --seed {seed}", _HOUR_S, seeds=10),
             Part("a fleet of nine", "fleet --scenario mixed --seconds 120 --size 3 --seed {seed}", _HOUR_S, seeds=5),
             Part("leaks", "leaks --seconds 10 --seed {seed}", _HOUR_S, seeds=10),
             Part(

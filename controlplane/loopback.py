@@ -466,11 +466,16 @@ class ToolFailed(Exception):
     """A tool ended with another exit code than it should have."""
 
 
-async def run_cpctl(identity: Certificate, addresses: Sequence[str], *arguments: str) -> Finished:
-    """Run a command of an operator's or reviewer's, at these nodes. Raises `TimeoutError` after two minutes."""
+async def run_cpctl(
+    identity: Certificate, addresses: Sequence[str], *arguments: str, environ: Mapping[str, str] | None = None
+) -> Finished:
+    """Run a command of an operator's or reviewer's, at these nodes. Raises `TimeoutError` after two minutes.
+
+    `environ`: its environment, if not that of this process.
+    """
     where = [part for address in addresses for part in ("--address", address)]
     given = ("--authority", str(identity["ca"]), "--certificate", str(identity["cert"]), "--key", str(identity["key"]))
-    return await _python(*_CPCTL, *where, *given, *arguments)
+    return await _python(*_CPCTL, *where, *given, *arguments, environ=environ)
 
 
 async def residency_claims(
@@ -508,9 +513,9 @@ async def residency_claims(
     return claims
 
 
-async def _python(*arguments: str) -> Finished:
+async def _python(*arguments: str, environ: Mapping[str, str] | None = None) -> Finished:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environ
     )
     try:
         async with asyncio.timeout(_TOOL_S):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +13,18 @@ import grpc
 import pytest
 
 from controlplane import sdk
-from controlplane.drills import record, runner
+from controlplane.drills import picture, record, runner
 from controlplane.drills.nodes import Nodes
 from controlplane.drills.record import Chosen
 from controlplane.drills.runner import Runner, There
 from controlplane.drills.scenarios import Options
 from controlplane.errors import Invalid, Refused
 from controlplane.identity import Identity
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1 import records_pb2
 from tests.federation.fleet import EAST, FLEET, WEST, running
-from tests.server.regions import until
+from tests.federation.test_leaks import CANARY, holds_canary, plant, plant_more
+from tests.server.regions import until, write_header
 
 SPEEDS = {
     "recovery_ms",
@@ -63,15 +67,15 @@ class Desk:
 
         return There(nodes, connect)
 
-    async def prepared(self, name: str, options: Options, region: str = EAST, there: tuple[str, ...] = ()):
+    async def prepared(self, name: str, options: Options, there: tuple[str, ...] = (), region: str = EAST):
         own, others = await self.side(region), [await self.side(each) for each in there]
         made, problems, looks = await runner.prepare(own.nodes, name, options, others)
         course = runner.new_course(made, options, looks, lambda: 1_700_000_000_000) if made else None
         return own, others, course, problems
 
-    async def run(self, name: str, options: Options, there: tuple[str, ...] = (), meanwhile=None):
-        """Run a drill of the region in the east; return the course, and the claims of its record by name."""
-        own, others, course, problems = await self.prepared(name, options, there=there)
+    async def run(self, name: str, options: Options, there: tuple[str, ...] = (), meanwhile=None, region: str = EAST):
+        """Run a drill of a region; return its course."""
+        own, others, course, problems = await self.prepared(name, options, there, region)
         assert not problems
         running_ = Runner(own.nodes, own.connect, course, "test", "", there=others)
         doing = asyncio.create_task(meanwhile(running_)) if meanwhile else None
@@ -167,6 +171,42 @@ async def test_what_is_not_well_is_not_drilled(tmp_path):
         for name in ("region-loss", "kill-under-partition"):
             *_, problems = await maria.prepared(name, Options(), there=(WEST,))
             assert any("the link with eu-west is down" in problem for problem in problems)
+
+
+async def test_no_record_of_a_drill_holds_what_is_pinned(tmp_path, caplog):
+    """Whoever is handed a record, of this region or of another, reads nothing in it of what must not leave."""
+    names = ["region-loss", "kill-under-partition"]
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        await plant(maria.fleet, 1)
+        async with maria.fleet.caller(WEST, name=CANARY) as writer:
+            scope = records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name=f"{CANARY}0")
+            await writer.call(
+                "ReleaseSwitch", api.ReleaseSwitchRequest(header=write_header(reason=CANARY), scope=scope)
+            )
+
+        async def planting(running_):
+            for number in range(20):
+                await plant_more(maria.fleet, f"{running_.course.drill}-{number}")
+
+        found = []
+        for region, name in [(EAST, names[0]), (EAST, names[1]), (WEST, "region-cut")]:
+            there = (WEST,) if name in names else ()
+            options = Options(down_s=1.0, calm_s=0.2, copied=f"{WEST}.prod.global" if name == "region-loss" else "")
+            course = await maria.run(name, options, there, planting, region)
+            assert not course.ended_early
+            document, checks, _ = recorded(course, tmp_path)
+            found += [json.dumps(document).encode(), record.markdown(document, checks).encode()]
+            found += [(tmp_path / "h.jsonl").read_bytes(), picture.draw(course).encode(), repr(course.plan).encode()]
+        # Why it is refused is said as well.
+        await maria.fleet.cut(WEST, EAST)
+        await until(lambda: maria.fleet[EAST].link(WEST).state == "down")
+        *_, problems = await maria.prepared("region-loss", Options(), (WEST,))
+        found += [problem.encode() for problem in problems]
+        assert problems
+        assert holds_canary(found) == []
+        assert holds_canary(maria.fleet[EAST].everything()) == []
+        assert holds_canary(maria.fleet[WEST].everything())
+    assert holds_canary([each.getMessage().encode() for each in caplog.records]) == []
 
 
 async def test_where_nobody_looks_is_not_checked(tmp_path):
