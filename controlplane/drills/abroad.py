@@ -81,6 +81,10 @@ class Stops:
     """From the last release to the moment when everybody was free."""
     left_stopped: int
     looks_min: int
+    refused_at_ms: Mapping[str, int | None]
+    """By agent, of the region where it was thrown: from asking for a stop to the first refusal, the slowest of all."""
+    heard_at_ms: Mapping[str, int | None]
+    """By agent, of the other regions: from healing to when all was known there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,20 +183,23 @@ class _Seen:
 
 def _stops(history: History, setting: Setting) -> Stops:
     seen = _Seen(setting, _throws(history), _looks(history, setting))
-    here = [each for each in seen.meanwhile() if each.region == setting.home]
-    there = [each for each in seen.meanwhile() if each.region != setting.home]
+    near = {agent: _refused_ms(seen, agent, seen.meanwhile()) for agent in seen.agents}
+    far = {agent: _heard_ms(seen, agent) for agent in seen.agents}
+    certain = [agent for agent in seen.agents if agent not in seen.apart]
     return Stops(
-        refused_ms=_refused_ms(seen, here),
-        refused_there_ms=_refused_ms(seen, there),
+        refused_ms=_worst([near[agent] for agent in certain if seen.agents[agent] == setting.home]),
+        refused_there_ms=_worst([near[agent] for agent in certain if seen.agents[agent] != setting.home]),
         acted_late=sum(_acted_late(seen, each) for each in seen.throws),
         revived=sum(_revived(seen, each) for each in seen.throws),
         crossed=sum(_crossed(seen, each) for each in seen.meanwhile()),
         held_while_cut=sum(_held_while_cut(seen, each) for each in seen.throws if each.word == BEFORE),
-        heard_ms=_heard_ms(seen),
+        heard_ms=_worst(list(far.values())),
         held_by_others=_held_by_others(seen),
         freed_ms=_freed_ms(seen),
         left_stopped=sum(bool(looks) and looks[-1].found != frozenset() for looks in seen.looks.values()),
         looks_min=min((len(looks) for looks in seen.looks.values()), default=0),
+        refused_at_ms=near,
+        heard_at_ms=far,
     )
 
 
@@ -222,14 +229,15 @@ def _throws(history: History) -> list[_Throw]:
     return [_Throw(*of, at, confirmed.get(of, NEVER), freed.get(of, NEVER)) for of, at in sorted(asked.items())]
 
 
-def _refused_ms(seen: _Seen, throws: Iterable[_Throw]) -> int | None:
-    """The slowest of those that have to hear of it by their region."""
+def _refused_ms(seen: _Seen, agent: str, throws: Iterable[_Throw]) -> int | None:
+    """Until this agent heeded all that its own region threw; one that is cut off from it, until it could not know."""
     took = []
     for each in throws:
-        for agent in seen.agents_of(each.region):
-            if agent not in seen.apart:
-                first = next((look.at_ns for look in seen.looks[agent] if look.found and each.stop in look.found), None)
-                took.append(None if first is None else first - each.asked_ns)
+        if each.region == seen.agents[agent]:
+            apart, looks = agent in seen.apart, [look for look in seen.looks[agent] if look.at_ns > each.asked_ns]
+            knows = (look.at_ns for look in looks if each.stop in (look.found or ()) or (apart and look.found is None))
+            first = next(knows, None)
+            took.append(None if first is None else (first - each.asked_ns) // _MS)
     return _worst(took)
 
 
@@ -274,12 +282,13 @@ def _held_while_cut(seen: _Seen, throw: _Throw) -> int:
     )
 
 
-def _heard_ms(seen: _Seen) -> int | None:
-    healed_ns, took = seen.setting.healed_ns, list[int | None]()
+def _heard_ms(seen: _Seen, agent: str) -> int | None:
+    """Until this agent knew of all that other regions had thrown meanwhile."""
+    took: list[int | None] = []
     for each in seen.meanwhile():
-        for agent in seen.agents_elsewhere(each.region):
-            first = next((look.at_ns for look in seen.looks[agent] if look.found and each.stop in look.found), None)
-            took.append(None if first is None else max(0, first - healed_ns))
+        if each.region != seen.agents[agent]:
+            first = next((look.at_ns for look in seen.looks[agent] if each.stop in (look.found or ())), None)
+            took.append(None if first is None else max(0, first - seen.setting.healed_ns) // _MS)
     return _worst(took)
 
 
@@ -306,12 +315,12 @@ def _freed_ms(seen: _Seen) -> int | None:
         next((look.at_ns for look in looks if look.at_ns > last_ns and look.found == frozenset()), None)
         for looks in seen.looks.values()
     ]
-    return _worst([None if at is None else at - last_ns for at in free])
+    return _worst([None if at is None else (at - last_ns) // _MS for at in free])
 
 
 def _worst(took: Sequence[int | None]) -> int | None:
     known = [each for each in took if each is not None]
-    return max(known) // _MS if known and len(known) == len(took) else None
+    return max(known) if known and len(known) == len(took) else None
 
 
 def _claims_of_stops(measured: Stops, setting: Setting) -> list[Claim]:

@@ -357,7 +357,13 @@ def markdown(record: Document, checks: Iterable[Check] = ()) -> str:
 
 def _measured_rows(record: Document) -> Iterable[tuple[Any, ...]]:
     several = record.get("measured_in_regions", {})
-    return [(name.replace("_", " "), value) for name, value in (*record["measured"].items(), *several.items())]
+    every = {**record["measured"], **several}
+    return [
+        (name.replace("_", " "), ", ".join(f"{of} {each}" for of, each in value.items()))
+        if isinstance(value, dict)
+        else (name.replace("_", " "), value)
+        for name, value in every.items()
+    ]
 
 
 def _claim_row(claim: Document) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from chaos import fleet, fleet_checks, fleet_faults
 from chaos.fleet import Plan, Report, Strike
-from chaos.fleet_checks import Broken, Look, Record, Session, Throw, Told, copies, due, stops, truth_of, untold
+from chaos.fleet_checks import Broken, Look, Record, Session, Throw, Told, copies, due, stops, swept, truth_of, untold
 
 SECOND = 1_000_000_000
 HOME = (
@@ -75,6 +75,22 @@ def test_what_came_as_it_happened_is_no_finding(sessions):
 def test_a_copy_that_is_not_a_beginning_of_its_home_is_found(sessions, promise):
     found = kinds(copies(TRUTH, sessions))
     assert found[0] == promise, found
+
+
+@pytest.mark.parametrize(
+    ("records", "promises"),
+    [
+        # Page by page, with versions left out, records that come together, and what is gone.
+        ((B5, A8, C5, B9), []),
+        ((A3, A8._replace(value=b"9")), ["COPY_INVENTED"]),
+        ((A8, A3), ["COPY_WENT_BACK"]),
+        ((Record("d", 4, b"1"),), ["COPY_INVENTED"]),
+        # A deletion says nothing of when; what comes back after it is not older.
+        ((B5, B9._replace(revision=2), B5), []),
+    ],
+)
+def test_a_copy_that_is_made_anew_shows_only_what_was_true_and_nothing_older(records, promises):
+    assert kinds(swept(TRUTH, records)) == promises
 
 
 SWITCHES = [(10, True), (20, False), (30, True)]

@@ -90,6 +90,9 @@ def test_stops_that_hold_on_both_sides_and_then_everywhere():
         "freed_ms": 200,
         "left_stopped": 0,
         "looks_min": 90,
+        # n2 was cut off from its own region: it heard of nothing, and did not act from when it could not know.
+        "refused_at_ms": {"eu-west/n1": 100, "eu-west/n2": 2_000, "us-east/m1": 100},
+        "heard_at_ms": {"eu-west/n1": 490, "eu-west/n2": 490, "us-east/m1": 490},
     }
     assert judged(history()) == (set(), {"stops_in_eu-central"})
 

@@ -119,6 +119,9 @@ async def test_kill_switches_thrown_on_both_sides_of_a_cut_hold_there_and_then_e
     assert all(claim["passed"] is not None for claim in claims.values())
     assert {check.name for check in checks if not check.passed} <= SPEEDS | {"verdict"}
     assert "us-east" in record.markdown(document)
+    # Who writes another end into the record is found out.
+    document["setting"]["held_ns"] = document["setting"]["healed_ns"] = document["window"]["end_ns"]
+    assert "cut" in {check.name for check in record.recheck(document, tmp_path) if not check.passed}
 
 
 async def test_a_cut_that_cuts_nothing_is_found_out(tmp_path):
