@@ -46,8 +46,8 @@ class Setting:
     home: str
     watched: Mapping[str, Sequence[str]]
     """Region → the nodes at which somebody looked."""
-    unchecked: Sequence[str] = ()
-    """Regions that took part, and where nobody could look."""
+    cut_off: Sequence[str] = ()
+    """The regions that `home` was cut off from."""
     apart: Sequence[str] = ()
     """Nodes of `home` that were cut off from it as well."""
     lost: str = ""
@@ -56,6 +56,11 @@ class Setting:
     cut_ns: int = 0
     held_ns: int = 0
     healed_ns: int = 0
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Regions on the other side of the cut where nobody could look."""
+        return sorted(set(self.cut_off) - set(self.watched))
 
 
 @dataclass(frozen=True, slots=True)

@@ -628,7 +628,7 @@ class Runner:
             about=plan.about,
             home=errand.home.region,
             watched=errand.watched,
-            unchecked=sorted(set(plan.cut_off) - set(errand.watched)),
+            cut_off=plan.cut_off,
             apart=plan.apart,
             lost=plan.cut_off[0] if plan.about == abroad.LOSS else "",
             copied=self.course.options.copied if plan.about == abroad.LOSS else "",

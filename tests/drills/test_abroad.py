@@ -14,7 +14,7 @@ SETTING = Setting(
     STOPS,
     HERE,
     {HERE: ["n1", "n2"], THERE: ["m1"]},
-    unchecked=["eu-central"],
+    cut_off=["eu-central", "us-east"],
     apart=["n2"],
     cut_ns=1_000 * MS,
     held_ns=5_000 * MS,
@@ -152,7 +152,7 @@ def test_who_acts_on_when_it_cannot_have_heard_is_late():
 
 
 def test_without_anybody_there_only_this_side_is_judged():
-    alone = replace(SETTING, watched={HERE: ["n1"]}, unchecked=[THERE], apart=[])
+    alone = replace(SETTING, watched={HERE: ["n1"]}, cut_off=[THERE], apart=[])
     mine = {of: times for of, times in THROWN.items() if of[1] == HERE}
     assert judged(history(thrown=mine), alone) == (set(), {"stops_in_us-east"})
     nothing = judged(history(lambda agent, at_ms: set(), mine), alone)
