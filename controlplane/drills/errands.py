@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,12 +107,19 @@ class Errand:
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait for what agents see. Raises `ErrandFailed`."""
-        try:
-            async with asyncio.timeout(_DEADLINE_S):
-                while not holds():  # noqa: ASYNC110 - mirrors are looked at.
-                    await asyncio.sleep(_POLL_S)
-        except TimeoutError:
-            raise ErrandFailed(f"{what} did not come about within {_DEADLINE_S:g} s") from None
+        async with _in_time(what):
+            while not holds():  # noqa: ASYNC110 - mirrors are looked at.
+                await asyncio.sleep(_POLL_S)
+
+
+@asynccontextmanager
+async def _in_time(what: str) -> AsyncIterator[None]:
+    """Bound what is done inside. Raises `ErrandFailed` if it takes longer."""
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            yield
+    except TimeoutError:
+        raise ErrandFailed(f"{what} did not come about within {_DEADLINE_S:g} s") from None
 
 
 class Stopping(Errand):
@@ -274,7 +281,7 @@ class Losing(Errand):
             await asyncio.gather(self._writing, return_exceptions=True)
             self._tasks.remove(self._writing)
         process = self._scribe.join("writes")
-        async with asyncio.timeout(_DEADLINE_S):
+        async with _in_time(f"a write in {self._lost}"):
             for key in KEYS:
                 while not await self._swap(process, key):  # noqa: ASYNC110 - it is asked again.
                     await asyncio.sleep(_AGAIN_S)
@@ -401,7 +408,7 @@ class Losing(Errand):
 
     async def _until_equal(self, address: str) -> None:
         """Wait until a node has what was told; others of the region may be a moment ahead of it."""
-        async with asyncio.timeout(_DEADLINE_S):
+        async with _in_time("the copy at every node"):
             while any(at < self._told[key] for key, at, _ in await self._state_at(address)):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
 

@@ -6,7 +6,7 @@ it makes it anew right before the first fault.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -465,7 +465,9 @@ def _cut_off_from(facts: Facts, options: Options) -> tuple[str, ...]:
     return regions
 
 
-def _check_part(there: Iterable[str], regions: Collection[str]) -> None:
+def _check_part(there: Sequence[str], regions: Collection[str]) -> None:
+    if len({*there}) < len(there):
+        raise Invalid("one region cannot take part twice", reason="PEER_UNKNOWN", hint="one --there for each region")
     if strangers := sorted(set(there) - set(regions)):
         raise Invalid(f"{', '.join(strangers)} takes no part in it", reason="PEER_UNKNOWN", hint="--peer REGION")
 

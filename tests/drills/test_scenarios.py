@@ -104,6 +104,7 @@ def test_what_the_operator_chooses_is_done():
         ("region-cut", THREE, Options(regions=("eu-west",)), "PEER_UNKNOWN"),
         ("region-cut", WITH_EAST, Options(), "PEER_UNKNOWN"),
         ("kill-under-partition", WITH_EAST, Options(regions=("eu-central",)), "PEER_UNKNOWN"),
+        ("kill-under-partition", replace(THREE, there=WITH_EAST.there * 2), Options(), "PEER_UNKNOWN"),
         ("region-loss", THREE, Options(), "PEER_UNKNOWN"),
         ("region-loss", WITH_EAST, Options(regions=("eu-central",)), "PEER_UNKNOWN"),
         ("region-loss", THREE, Options(regions=("us-east",), pause_there=True), "PEER_UNKNOWN"),
