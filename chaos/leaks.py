@@ -515,10 +515,10 @@ async def drills(run: Run, report: Report) -> None:
                 raise NotHappened(f"{chosen[0]} of {region} left no record: {told[-500:]!r}")
             await one(region, who, "drill", "report", str(made[-1]))
             await one(region, who, "drill", "verify", str(made[-1]), "--trust", str(folder / region / "drill.key.pub"))
-            early = json.loads(made[-1].read_bytes())["record"]["ended_early"]
-            if early:
-                raise NotHappened(f"{chosen[0]} of {region} ended early: {early}")
-            report.done.append(f"{chosen[0]} of {region}")
+            kept = json.loads(made[-1].read_bytes())["record"]
+            if kept["ended_early"]:
+                raise NotHappened(f"{chosen[0]} of {region} ended early: {kept['ended_early']}")
+            report.done.append(f"{chosen[0]} of {region} ({kept['verdict']})")
     # The home's own records are no other region's; what is pinned has no place in them either.
     own = Searched(HOME, {"pinned": run.words.pinned, "law": run.words.law})
     own.files(folder / HOME / "drills")

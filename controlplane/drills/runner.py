@@ -169,6 +169,7 @@ class Runner:
         self._votes, self._struck_at_commit = "", 0
         self._diverged, self._snapshot = 0, False
         self._replication_ms: int | None = None
+        self._heal_begun_ns: int | None = None
         self._heal_asked_ns: int | None = None
         self._kill_engaged = False
         self._down: set[str] = set()
@@ -439,7 +440,8 @@ class Runner:
     def _held_ns(self) -> int:
         """Until when every fault certainly lasts: nodes count from when they took it, which is later than asked."""
         durations_ms = [strike.duration_ms for strike, _, _ in self._injected]
-        return min(self._asked_ns, default=0) + min(durations_ms, default=0) * _MS
+        by_timer_ns = min(self._asked_ns, default=0) + min(durations_ms, default=0) * _MS
+        return by_timer_ns if self._heal_begun_ns is None else min(by_timer_ns, self._heal_begun_ns)
 
     def _faulty(self) -> list[str]:
         """Nodes with faults of which their last answer told."""
@@ -639,6 +641,7 @@ class Runner:
 
     async def _heal(self, *, abort: bool) -> None:
         """Ask every node to heal until all have answered, or until their own timers must have ended."""
+        self._heal_begun_ns = self.now_ns()
         last_ms = max((begin // _MS + strike.duration_ms for strike, _, begin in self._injected), default=0)
         for _ in range(_HEAL_ROUNDS):
             failed = [
