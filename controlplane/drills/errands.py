@@ -236,6 +236,7 @@ class Losing(Errand):
         self._told: dict[str, int] = {}
         """By key: the revision of its last acknowledged write at home."""
         self._came: dict[str, int] = {}
+        self._watches = False
         self._answered: set[str] = set()
         """Nodes through which the other region answered."""
         self._writing: asyncio.Task[None] | None = None
@@ -255,6 +256,7 @@ class Losing(Errand):
         """Write at the region that is to be lost, and wait for the copy; from then on ask for it at every node."""
         if not self._copied:
             return
+        await self._until(lambda: self._watches, f"a watch of what {self._lost} shares")
         process = self._scribe.join("writes")
         for key in KEYS:
             work = self._there.create_workflow(self._id(key), b"drill", partition=self._copied, reason=self._reason)
@@ -384,10 +386,11 @@ class Losing(Errand):
 
     async def _changes(self, plane: sdk.ControlPlane, *, anew: bool) -> AsyncGenerator[tuple[bool, api.Change]]:
         stream: Any = plane.watch_transactions(
-            kinds=["workflow"], prefix=f"{self._prefix}/", partition=self._copied, snapshot=anew
+            kinds=["workflow"], prefix=f"{self._prefix}/", partition=self._copied, snapshot=anew, progress=True
         )
         async with aclosing(stream):
             async for reply in stream:
+                self._watches = True
                 for change in reply.changes:
                     yield reply.kind == api.WatchReply.SNAPSHOT, change
 
