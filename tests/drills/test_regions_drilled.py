@@ -36,8 +36,9 @@ SPEEDS = {
     "refused_there_ms",
     "heard_after_healing_ms",
     "freed_ms",
+    "acknowledged_writes",
 }
-"""How fast it was is not judged here: the machine may be busy with other things."""
+"""How fast it was, and how much, is not judged here: the machine may be busy with other things."""
 
 
 @dataclass
