@@ -59,6 +59,7 @@ OPERATORS: Final[Mapping[str, Cells]] = {
     "GetStatus": _AUDIT,
     "TransferRegion": _REGION_WIDE,
     "ListEvents": _AUDIT,
+    "GetOutline": _AUDIT,
 }
 """The service for the people who run the region."""
 

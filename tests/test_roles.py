@@ -37,6 +37,7 @@ ExceptSwitch             -      *         -         -         -
 GetStatus                -      *         *         *         -
 TransferRegion           -      p         -         -         -
 ListEvents               -      *         *         *         -
+GetOutline               -      *         *         *         -
 InjectFault              -      p         -         -         -
 HealFaults               -      p         -         -         -
 ListFaults               -      *         -         -         -

@@ -13,7 +13,7 @@ Exit codes, for scripts:
      8  the region could not be reached; nothing was written (Unavailable)
      9  it may or may not have happened: ask with `cpctl outcome` (OutcomeUnknown)
     10  a check found that kill switches stop the subject
-    11  some members of the region are not healthy
+    11  some members of the region, or regions of the fleet, are not healthy, or do not answer
     12  a drill, or a record of one, does not show what it should
    130  interrupted
 """

@@ -33,12 +33,96 @@ _MEMBER_TIMEOUT_S = 3.0
 
 
 @click.command("status", cls=Command)
+@click.option("--of", "region", default="", help="What another region shows of itself, by way of the one at hand.")
+@click.option("--fleet", is_flag=True, help="The same of every region: this one and its peers.")
 @reads
 @run
-async def status(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, options: sdk.ReadOptions) -> None:
-    """The region as the node at hand sees it."""
+async def status(
+    cpctl: Cpctl, plane: sdk.ControlPlane, /, *, region: str, fleet: bool, options: sdk.ReadOptions
+) -> None:
+    """The region as the node at hand sees it; or, redacted, other regions.
+
+    With --of or --fleet the exit code is 11 if one of them is not well, or cannot be asked.
+    """
     options.setdefault("consistency", sdk.LOCAL)
-    cpctl.show(shapes.status(await plane.get_status(**options)), _status)
+    if region and fleet:
+        raise click.UsageError("--of and --fleet exclude each other")
+    if not region and not fleet:
+        cpctl.show(shapes.status(await plane.get_status(**options)), _status)
+        return
+    if region:
+        found = [shapes.outline(await plane.get_outline(region, **options), region)]
+    else:
+        own = await plane.get_status(**options)
+        names = [own.region.name, *(link.region for link in own.links)]
+        found = list(await asyncio.gather(*(_outlined(plane, name, options) for name in names)))
+    cpctl.show(found[0] if region else {"regions": found}, lambda _: _outlines(found))
+    if cpctl.watch_every_s is None and not all(each["outline"] and each["outline"]["healthy"] for each in found):
+        sys.exit(EXIT_UNHEALTHY)
+
+
+async def _outlined(plane: sdk.ControlPlane, name: str, options: sdk.ReadOptions) -> Shape:
+    try:
+        return shapes.outline(await plane.get_outline(name, **options), name)
+    except sdk.Denied as denied:
+        return shapes.no_outline(name, denied)
+
+
+def _outlines(found: Sequence[Shape]) -> RenderableType:
+    cards = [each for one in found for each in (_outline(one), Text())]
+    return Stack(*cards[:-1])
+
+
+def _outline(document: Shape) -> RenderableType:
+    """One region; what is known of it here stands below what it says itself."""
+    told, link = document["outline"], document["link"]
+    if document["error"]:
+        return card(region=document["region"], health=Text(document["error"]["message"], style="red"))
+    if told is None:
+        why = f"{document['region']} cannot be asked ({document['unreachable']}); this is what is known of it here"
+        return card(region=document["region"], health=Text(why, style="red"), **_known(link, None))
+    health = "well" if told["healthy"] else "not all nodes are up" if told["quorum"] else "no majority of nodes is up"
+    return card(
+        region=f"{told['region']} ({told['jurisdiction']})",
+        health=Text(health, style="green" if told["healthy"] else "red"),
+        leader=f"{told['leader'] or 'none'}, for {told['leader_age_ms'] / 1000:.0f} s",
+        nodes=", ".join(map(_outlined_node, told["nodes"])),
+        revision=f"{told['revision']}, at most {_age(told['age_ms'])} old",
+        links=", ".join(map(_outlined_link, told["links"])) + (" (isolated)" if told["isolated"] else ""),
+        kill_switches=_outlined_switches(told),
+        **(_known(link, told["revision"]) if link else {}),
+    )
+
+
+def _outlined_node(node: Shape) -> str:
+    behind = f", {node['behind']} behind" if node["behind"] else ""
+    return f"{node['name']} ({'up' if node['up'] else 'down'}{behind})"
+
+
+def _outlined_link(link: Shape) -> str:
+    ages = "; ".join(f"{each['reach']} {_age(each['age_ms'])} old" for each in link["copies"])
+    return f"{link['region']} ({link['state']}{'; ' + ages if ages else ''})"
+
+
+def _outlined_switches(told: Shape) -> str:
+    if told["stop_ids"] is None:
+        return "not told here"
+    ids = ", ".join(told["stop_ids"])
+    return f"{told['switches_engaged']} engaged{': ' + ids if ids else ''}"
+
+
+def _known(link: Shape, revision: int | None) -> dict[str, Any]:
+    """How the region at hand stands with another one."""
+    lags = [
+        f"{view['reach']} {_age(view['age_ms'])} old"
+        + ("" if revision is None else f", {max(0, revision - view['revision'])} revisions behind")
+        for view in link["views"]
+    ]
+    return {"link_from_here": _link_cell(link), "copies_here": "; ".join(lags) or "none"}
+
+
+def _age(age_ms: int | None) -> str:
+    return "an unknown time" if age_ms is None else f"{age_ms / 1000:.1f} s"
 
 
 def _status(document: Shape) -> RenderableType:

@@ -106,6 +106,57 @@ def status(reply: api.GetStatusReply) -> Shape:
     }
 
 
+def outline(reply: api.GetOutlineReply, of: str) -> Shape:
+    """What another region shows of itself, and how the one at hand stands with it; null where it could not be asked."""
+    return {
+        "region": of,
+        "unreachable": reply.unreachable or None,
+        "outline": _outline(reply.outline) if reply.HasField("outline") else None,
+        "link": link(reply.link) if reply.HasField("link") else None,
+        "error": None,
+        "served": served(reply.header),
+    }
+
+
+def no_outline(of: str, failure: ControlPlaneError) -> Shape:
+    """The same where a region refused to show itself."""
+    nothing = dict.fromkeys(("unreachable", "outline", "link"))
+    return {"region": of, **nothing, "error": error(failure), "served": served(api.ReplyHeader())}
+
+
+def _outline(message: api.Outline) -> Shape:
+    return {
+        "region": message.region,
+        "jurisdiction": message.jurisdiction,
+        "leader": message.leader or None,
+        "leader_age_ms": message.leader_age_ms,
+        "revision": message.revision,
+        "age_ms": message.age_ms if message.age_ms < _AGE_UNKNOWN_MS else None,
+        "nodes": [
+            {"name": each.name, "up": each.up, "behind": each.behind if each.HasField("behind") else None}
+            for each in message.nodes
+        ],
+        "quorum": message.quorum,
+        "healthy": bool(message.leader) and all(each.up for each in message.nodes),
+        "links": [_outline_link(each) for each in message.links],
+        "isolated": message.isolated,
+        "switches_engaged": message.switches_engaged if message.stops_told else None,
+        "stop_ids": list(message.stop_ids) if message.stops_told else None,
+    }
+
+
+def _outline_link(message: api.OutlineLink) -> Shape:
+    copies = [
+        {
+            "reach": records.Reach.Name(each.reach).lower(),
+            "age_ms": each.age_ms if each.age_ms < _AGE_UNKNOWN_MS else None,
+            "listing": each.listing,
+        }
+        for each in message.copies
+    ]
+    return {"region": message.region, "state": message.state, "copies": copies}
+
+
 def link(message: api.Link) -> Shape:
     """How a region stands with another one, and what it holds copies of."""
     return {

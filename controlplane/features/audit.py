@@ -38,6 +38,7 @@ _DOORS = {
     "listing": "federation",
     "unconfirmed": "unconfirmed",
     "answer": "agent",
+    "outline": "operator",
     "denial": "agent",
 }
 _DIGEST_BYTES = 32

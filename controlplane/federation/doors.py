@@ -25,8 +25,9 @@ from controlplane.v1.records_pb2 import Passage, Reach
 _LOG = logging.getLogger(__name__)
 
 ANSWER: Final = "answer"
+OUTLINE: Final = "outline"
 DENIAL: Final = "denial"
-PERIODS_S: Final = {ANSWER: 1.0, DENIAL: 60.0}
+PERIODS_S: Final = {ANSWER: 1.0, OUTLINE: 1.0, DENIAL: 60.0}
 
 _TIMEOUT_S = 5.0
 
@@ -68,9 +69,9 @@ class Doors:
             for place in list(self._tallies):
                 await self._write(place)
 
-    def answered(self, region: str, reach: Reach, reply: bytes) -> None:
-        """A caller of `region` was told `reply`, about a partition of this reach."""
-        tally = self._tally(_Place(region, ANSWER, reach))
+    def answered(self, region: str, reach: Reach, reply: bytes, sort: str = ANSWER) -> None:
+        """A caller of `region` was told `reply`, about a partition of this reach, or with an `OUTLINE`."""
+        tally = self._tally(_Place(region, sort, reach))
         tally.digest = hashlib.sha256((tally.digest or bytes(32)) + hashlib.sha256(reply).digest()).digest()
 
     def denied(self, region: str) -> None:

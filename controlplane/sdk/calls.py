@@ -332,6 +332,15 @@ class Calls:
         request = api.GetStatusRequest(header=self._read_header("", options))
         return await self._read("GetStatus", "", request, api.GetStatusReply, options)
 
+    async def get_outline(self, region: str = "", **options: Unpack[ReadOptions]) -> api.GetOutlineReply:
+        """Read what `region`, a peer of the one at hand, shows of itself; without `outline` if it cannot be asked.
+
+        `reply.link` is what the region at hand knows of it. People only. Raises NotFound (REGION_UNKNOWN), and Denied
+        if that region shows itself to this one in no way.
+        """
+        request = api.GetOutlineRequest(header=self._read_header("", options), region=region)
+        return await self._read("GetOutline", "", request, api.GetOutlineReply, options)
+
     async def transfer_region(self, target: str = "", **options: Unpack[WriteOptions]) -> api.TransferRegionReply:
         """Move the region's leadership to `target`, or to whoever is most advanced. Operators only."""
         request = api.TransferRegionRequest(header=self._write_header("", options), target=target)

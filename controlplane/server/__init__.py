@@ -42,6 +42,7 @@ from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
 from controlplane.server.desk import COSIGN, FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
+from controlplane.server.outline import Outlines
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
 from controlplane.server.session import Context, Session
@@ -121,7 +122,8 @@ class Server:
         self.auditor = Auditor(node, ledger_keys, _nobody if federation is None else federation.links.cosign)
         peers = {each.name: each.address for each in config.nodes if each.name != name}
         channel = _channel_credentials(credentials)
-        self.router = Router(name, plan(node, self.region, federation), node.log, peers, channel, node.clock)
+        outlines = Outlines(node, self.region, federation)
+        self.router = Router(name, plan(node, self.region, outlines, federation), node.log, peers, channel, node.clock)
         drills = drills or Drills(Facts(name))
         self._desk = Desk(
             config,
@@ -130,6 +132,7 @@ class Server:
             self.region,
             self.counts,
             drills=drills,
+            outlines=outlines,
             reviewers=Reviewers(node, self.auditor, self.region, data),
             fixed=everybody,
             federation=federation,

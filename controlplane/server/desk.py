@@ -12,14 +12,16 @@ import structlog
 from controlplane import features, limits, roles, status
 from controlplane.config import RegionConfig
 from controlplane.errors import ControlPlaneError, Denied, Invalid, NotFound, Unavailable
-from controlplane.federation import Federation
+from controlplane.federation import Federation, doors
 from controlplane.forward import Request, Router
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import AGE_UNKNOWN_MS, Call, HomedElsewhere, Node
 from controlplane.server.drills import Drills
+from controlplane.server.outline import OUTLINE, Outlines
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
 from controlplane.telemetry import Counts, RateLimit
+from controlplane.v1.records_pb2 import Reach
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -30,8 +32,8 @@ SESSION: Final = "Session"
 FOLLOW: Final = "Follow"
 FORWARD: Final = "Forward"
 COSIGN: Final = "Cosign"
-FROM_ELSEWHERE: Final = frozenset({*features.WRITES, *features.READS, "GetOutcome", "ListEvents"})
-"""Calls that callers of other regions may have made by a node of theirs: those about records of one partition."""
+FROM_ELSEWHERE: Final = frozenset({*features.WRITES, *features.READS, "GetOutcome", "ListEvents", OUTLINE})
+"""Calls that callers of other regions may have made by a node of theirs: about records of one partition; outlines."""
 
 _URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
 _KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD, COSIGN})
@@ -79,6 +81,7 @@ class Desk:
         counts: Counts,
         *,
         drills: Drills,
+        outlines: Outlines,
         reviewers: Reviewers,
         fixed: Identity | None,
         federation: Federation | None = None,
@@ -88,7 +91,7 @@ class Desk:
         self._fleet, self._region_name = config.fleet, config.name
         self._administrators = frozenset(config.administrators)
         self._node, self._router, self.region, self.counts = node, router, region, counts
-        self._drills, self._reviewers = drills, reviewers
+        self._drills, self._outlines, self._reviewers = drills, outlines, reviewers
         self._fixed = fixed
         self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
 
@@ -204,6 +207,8 @@ class Desk:
             self._router.submit(request)
         elif method in ("GetRegion", "GetStatus"):
             _answer(request, self.region.answer)
+        elif method == OUTLINE:
+            asyncio.ensure_future(self._outlines.ask(request.call)).add_done_callback(partial(_settled, request))
         elif method in roles.DRILLS:
             asyncio.ensure_future(self._drills.answer(request.call)).add_done_callback(partial(_settled, request))
         elif method in roles.REVIEWERS:
@@ -254,16 +259,23 @@ class Desk:
             _log.warning("denied", method=known, reason=error.reason, suppressed=self._logged.suppressed)
 
 
-def plan(node: Node, region: RegionView, federation: Federation | None) -> Callable[[Call], asyncio.Future[bytes]]:
+def plan(
+    node: Node, region: RegionView, outlines: Outlines, federation: Federation | None
+) -> Callable[[Call], asyncio.Future[bytes]]:
     """Return what answers a leader's call on the leader itself."""
 
     def answer(call: Call) -> asyncio.Future[bytes]:
         if call.method == "TransferRegion":
             return asyncio.ensure_future(region.transfer(call))
-        answered = submitted(node, federation, call)
-        if call.region and federation is not None:
-            answered = asyncio.ensure_future(_told(call, answered))
-            answered.add_done_callback(partial(_write_down, federation, node, call))
+        if not call.region or federation is None:
+            return submitted(node, federation, call)
+        if call.method == OUTLINE:
+            answered = asyncio.ensure_future(outlines.tell(call))
+            reach, sort = outlines.reach_of(call), doors.OUTLINE
+        else:
+            answered = asyncio.ensure_future(_told(call, submitted(node, federation, call)))
+            reach, sort = node.reach_of(call), doors.ANSWER
+        answered.add_done_callback(partial(_write_down, federation, call, reach, sort))
         return answered
 
     return answer
@@ -292,7 +304,7 @@ async def _told(call: Call, answered: asyncio.Future[bytes]) -> bytes:
     return features.federation.told(call.method, await answered, call.region)
 
 
-def _write_down(federation: Federation, node: Node, call: Call, answer: asyncio.Future[bytes]) -> None:
+def _write_down(federation: Federation, call: Call, reach: Reach, sort: str, answer: asyncio.Future[bytes]) -> None:
     """Have it written down what a caller of another region was told: refusals tell what is there, too."""
     if answer.cancelled():
         return
@@ -301,7 +313,7 @@ def _write_down(federation: Federation, node: Node, call: Call, answer: asyncio.
         federation.doors.denied(call.region)
     else:
         told = answer.result() if error is None else status.encode(error)
-        federation.doors.answered(call.region, node.reach_of(call), told)
+        federation.doors.answered(call.region, reach, told, sort)
 
 
 def _answer(request: Request, answer: Callable[[Call], bytes]) -> None:

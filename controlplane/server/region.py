@@ -75,16 +75,16 @@ class RegionView:
         """Answer GetRegion or GetStatus. Raises `Invalid` or `Unavailable`."""
         if call.method == "GetRegion":
             call.read(api.GetRegionRequest)
-            return api.GetRegionReply(header=self._header(), region=self.region()).SerializeToString()
+            return api.GetRegionReply(header=self.header(), region=self.region()).SerializeToString()
         call.read(api.GetStatusRequest)
-        return self._status().SerializeToString()
+        return self.status().SerializeToString()
 
     async def watch(self, call: Call) -> AsyncGenerator[bytes, None]:
         """Answer WatchRegion: the region now, and again after each change; what lies between two reads is skipped."""
         call.read(api.WatchRegionRequest)
         while not self._stopping:
             moment = self._moment
-            yield api.WatchRegionReply(header=self._header(), region=self.region()).SerializeToString()
+            yield api.WatchRegionReply(header=self.header(), region=self.region()).SerializeToString()
             await moment.wait()
         raise Unavailable("the node is stopping", reason="STOPPING", hint="watch at another node")
 
@@ -101,18 +101,20 @@ class RegionView:
         timeout_s = max(0.0, call.deadline - self._node.clock())
         leader = await self._node.log.transfer(request.target or None, timeout_s=timeout_s)
         term = self._node.log.status().term
-        return api.TransferRegionReply(header=self._header(), leader=leader, term=term).SerializeToString()
+        return api.TransferRegionReply(header=self.header(), leader=leader, term=term).SerializeToString()
 
-    def _header(self) -> api.ReplyHeader:
+    def header(self) -> api.ReplyHeader:
+        """What this node has at the moment."""
         node = self._node
         return api.ReplyHeader(
             revision=node.revision, region=self._config.name, age_ms=node.fresh_ms(), node=self._name
         )
 
-    def _status(self) -> api.GetStatusReply:
+    def status(self) -> api.GetStatusReply:
+        """Everything that this region's own operators are told."""
         found = self._node.status()
         return api.GetStatusReply(
-            header=self._header(),
+            header=self.header(),
             region=self.region(),
             node=self._name,
             role=found.log.role.value,

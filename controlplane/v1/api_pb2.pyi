@@ -226,6 +226,86 @@ class View(_message.Message):
     listing: bool
     def __init__(self, reach: _Optional[_Union[_records_pb2.Reach, str]] = ..., revision: _Optional[int] = ..., age_ms: _Optional[int] = ..., listing: _Optional[bool] = ...) -> None: ...
 
+class GetOutlineRequest(_message.Message):
+    __slots__ = ("header", "region")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    header: RequestHeader
+    region: str
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., region: _Optional[str] = ...) -> None: ...
+
+class GetOutlineReply(_message.Message):
+    __slots__ = ("header", "outline", "link", "unreachable")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    OUTLINE_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
+    UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    header: ReplyHeader
+    outline: Outline
+    link: Link
+    unreachable: str
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., outline: _Optional[_Union[Outline, _Mapping]] = ..., link: _Optional[_Union[Link, _Mapping]] = ..., unreachable: _Optional[str] = ...) -> None: ...
+
+class Outline(_message.Message):
+    __slots__ = ("region", "jurisdiction", "leader", "leader_age_ms", "revision", "age_ms", "nodes", "quorum", "links", "isolated", "stops_told", "switches_engaged", "stop_ids")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    JURISDICTION_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    LEADER_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    ISOLATED_FIELD_NUMBER: _ClassVar[int]
+    STOPS_TOLD_FIELD_NUMBER: _ClassVar[int]
+    SWITCHES_ENGAGED_FIELD_NUMBER: _ClassVar[int]
+    STOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    jurisdiction: str
+    leader: str
+    leader_age_ms: int
+    revision: int
+    age_ms: int
+    nodes: _containers.RepeatedCompositeFieldContainer[OutlineNode]
+    quorum: bool
+    links: _containers.RepeatedCompositeFieldContainer[OutlineLink]
+    isolated: bool
+    stops_told: bool
+    switches_engaged: int
+    stop_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, region: _Optional[str] = ..., jurisdiction: _Optional[str] = ..., leader: _Optional[str] = ..., leader_age_ms: _Optional[int] = ..., revision: _Optional[int] = ..., age_ms: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[OutlineNode, _Mapping]]] = ..., quorum: _Optional[bool] = ..., links: _Optional[_Iterable[_Union[OutlineLink, _Mapping]]] = ..., isolated: _Optional[bool] = ..., stops_told: _Optional[bool] = ..., switches_engaged: _Optional[int] = ..., stop_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class OutlineNode(_message.Message):
+    __slots__ = ("name", "up", "behind")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    up: bool
+    behind: int
+    def __init__(self, name: _Optional[str] = ..., up: _Optional[bool] = ..., behind: _Optional[int] = ...) -> None: ...
+
+class OutlineLink(_message.Message):
+    __slots__ = ("region", "state", "copies")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    state: str
+    copies: _containers.RepeatedCompositeFieldContainer[OutlineCopy]
+    def __init__(self, region: _Optional[str] = ..., state: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[OutlineCopy, _Mapping]]] = ...) -> None: ...
+
+class OutlineCopy(_message.Message):
+    __slots__ = ("reach", "age_ms", "listing")
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    reach: _records_pb2.Reach
+    age_ms: int
+    listing: bool
+    def __init__(self, reach: _Optional[_Union[_records_pb2.Reach, str]] = ..., age_ms: _Optional[int] = ..., listing: _Optional[bool] = ...) -> None: ...
+
 class TransferRegionRequest(_message.Message):
     __slots__ = ("header", "target")
     HEADER_FIELD_NUMBER: _ClassVar[int]

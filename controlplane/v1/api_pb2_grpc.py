@@ -972,6 +972,11 @@ class OperatorsStub:
                 request_serializer=controlplane_dot_v1_dot_api__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_api__pb2.ListEventsReply.FromString,
                 _registered_method=True)
+        self.GetOutline = channel.unary_unary(
+                '/controlplane.v1.Operators/GetOutline',
+                request_serializer=controlplane_dot_v1_dot_api__pb2.GetOutlineRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_api__pb2.GetOutlineReply.FromString,
+                _registered_method=True)
 
 
 class OperatorsServicer:
@@ -1032,6 +1037,12 @@ class OperatorsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOutline(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1079,6 +1090,11 @@ def add_OperatorsServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=controlplane_dot_v1_dot_api__pb2.ListEventsRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_api__pb2.ListEventsReply.SerializeToString,
+            ),
+            'GetOutline': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOutline,
+                    request_deserializer=controlplane_dot_v1_dot_api__pb2.GetOutlineRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_api__pb2.GetOutlineReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1325,6 +1341,33 @@ class Operators:
             '/controlplane.v1.Operators/ListEvents',
             controlplane_dot_v1_dot_api__pb2.ListEventsRequest.SerializeToString,
             controlplane_dot_v1_dot_api__pb2.ListEventsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOutline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Operators/GetOutline',
+            controlplane_dot_v1_dot_api__pb2.GetOutlineRequest.SerializeToString,
+            controlplane_dot_v1_dot_api__pb2.GetOutlineReply.FromString,
             options,
             channel_credentials,
             insecure,

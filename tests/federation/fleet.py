@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import grpc
 import grpc.aio
+from click.testing import CliRunner, Result
 
 from controlplane import certs, config, limits, process, status
+from controlplane.cli import main
 from controlplane.controllers import Controllers
 from controlplane.datadir import Start, open_folder
 from controlplane.drills.injector import Injector
@@ -126,7 +128,7 @@ class Region:
 
     def __init__(self, fleet: Fleet, name: str, size: int) -> None:
         self.fleet, self.name, self.size = fleet, name, size
-        self.ports = free_ports(2 * size)
+        self.ports = fleet.take_ports(2 * size)
         self.node_names = [f"{name.rpartition('-')[2]}{n + 1}" for n in range(size)]
         self.members = {node: Member(self, node) for node in self.node_names}
         self.law: Law = LAW
@@ -240,6 +242,8 @@ class Fleet:
 
     def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
         self.folder = folder
+        # All at once: a port that was free a moment ago is free again for who asks a second time.
+        self._ports = free_ports(sum(2 * size + size * (len(sizes) - 1) for size in sizes.values()))
         self.authority = certs.create_authority(FLEET, folder)
         self.regions = {name: Region(self, name, size) for name, size in sizes.items()}
         self._relays: dict[tuple[str, str], list[Relay]] = {}
@@ -247,13 +251,19 @@ class Fleet:
             for other, region in self.regions.items():
                 if one != other:
                     self._relays[one, other] = [
-                        Relay(port, f"127.0.0.1:{region.ports[n]}") for n, port in enumerate(free_ports(region.size))
+                        Relay(port, f"127.0.0.1:{region.ports[n]}")
+                        for n, port in enumerate(self.take_ports(region.size))
                     ]
         for name, region in self.regions.items():
             for node in region.node_names:
                 identity = Identity(FLEET, "all", name, "peer", node)
                 signed = self.authority.sign(identity, ["127.0.0.1"])
                 signed.save(folder / f"{name}-{node}.crt", folder / f"{name}-{node}.key")
+
+    def take_ports(self, count: int) -> list[int]:
+        """Ports that nothing else of this fleet has."""
+        taken, self._ports = self._ports[:count], self._ports[count:]
+        return taken
 
     def __getitem__(self, name: str) -> Region:
         return self.regions[name]
@@ -311,6 +321,15 @@ class Fleet:
         identity = Identity(region=parts.pop("region", of), **parts)
         n = self[at].node_names.index(node) if node else 0
         return Caller(f"127.0.0.1:{self[at].ports[n]}", self.credentials(identity))
+
+    async def cpctl(self, region: str, *arguments: str, role: str = "operator") -> Result:
+        """Run cpctl as somebody of `region`, at a node of it. What nodes log meanwhile is in its output too."""
+        folder = self.folder / os.urandom(4).hex()
+        signed = self.authority.sign(Identity(FLEET, "prod", region, role, "maria"))
+        signed.save(folder / "crt", folder / "key")
+        who = ["--authority", self.authority.file, "--certificate", folder / "crt", "--key", folder / "key"]
+        given = ["--address", f"127.0.0.1:{self[region].ports[0]}", *map(str, who), *arguments]
+        return await asyncio.to_thread(CliRunner().invoke, main, given, env={"XDG_CONFIG_HOME": str(self.folder)})
 
     # -- conditions
 
