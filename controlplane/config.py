@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 from controlplane import limits
 from controlplane.errors import Invalid
 from controlplane.geography import SHARED, Atlas, shareable
-from controlplane.identity import ENVIRONMENTS, Identity, name_is_valid, word_is_valid
+from controlplane.identity import ENVIRONMENTS, PEOPLE, Identity, name_is_valid, word_is_valid
 from controlplane.v1 import records_pb2
 
 FORMAT: Final = 1
@@ -94,6 +94,8 @@ class PeerConfig:
     """Reaches of this region's partitions that may be sent there. Never wider than the law."""
     ledger_key: Path | None = None
     """The public key that signs that region's ledger (PEM). Without it, its checkpoints are not cosigned here."""
+    break_glass: frozenset[str] = frozenset()
+    """Roles of people of that region who may, in an emergency, read what is pinned here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,8 +390,11 @@ def _peer(table: _Table) -> PeerConfig:
             )
         ),
         ledger_key=_optional_file(table, "ledger_key", "the path of the public key that signs its ledger", table.file),
+        break_glass=frozenset(
+            table.texts("break_glass", PEOPLE.__contains__, f"{_one_of(sorted(PEOPLE))} (people alone)", len(PEOPLE))
+        ),
     )
-    table.finish("region, endpoints, certificate_names, may_leave and ledger_key")
+    table.finish("region, endpoints, certificate_names, may_leave, ledger_key and break_glass")
     return peer
 
 

@@ -30,6 +30,9 @@ The rules:
     alone, and holds from when its nodes have read it.
 9.  What one side says less, the other side cannot add: with fewer regions, peers or reaches in either map, an agreement
     is the same or less.
+10. Breaking the glass shows what rules 2 and 4 keep at home to a person of another region: only at the home, only if
+    that region is on the map, and never across the wall of rule 3. Whom the operators let do so is not for this module
+    (`server.glass`); who has not asked for it is denied as ever.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION, Partiti
 
 SHARED: Final = (JURISDICTION, GLOBAL)
 """The reaches of what may leave its home at all, the narrower first."""
+
+PINNED: Final = frozenset({"PARTITION_PINNED", "JURISDICTION_MISMATCH", "MAY_NOT_LEAVE"})
+"""Why a read is denied that would be allowed if the partition reached further."""
 
 _DECLARED = (HOME_ONLY, *SHARED)
 _DIGEST_BYTES = 32
@@ -184,6 +190,18 @@ def check_read(atlas: Atlas, partition: Partition, region: str, environment: str
             reason="MAY_NOT_LEAVE",
             hint="`may_leave` of the peer in the region file says what may",
         )
+
+
+def check_glass(atlas: Atlas, partition: Partition, region: str, environment: str) -> None:
+    """Return if a caller of `region` may see records of `partition` here once the glass is broken (rule 10).
+
+    Raises `Denied` with the reasons of `check_read`, but for those in `PINNED`, where this region is the home.
+    """
+    try:
+        check_read(atlas, partition, region, environment)
+    except Denied as denial:
+        if denial.reason not in PINNED or partition.home != atlas.region:
+            raise
 
 
 def terms(atlas: Atlas, peer: str) -> Terms:

@@ -14,6 +14,8 @@ from controlplane.errors import Invalid
 
 SCHEME: Final = "controlplane"
 ROLES: Final = ("agent", "operator", "approver", "reviewer", "peer")
+PEOPLE: Final = frozenset({"operator", "approver", "reviewer"})
+"""Roles of people."""
 ENVIRONMENTS: Final = ("dev", "test", "staging", "prod")
 EVERY_ENVIRONMENT: Final = "all"
 """A node serves every environment of its region; only peers may carry this."""

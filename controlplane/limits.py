@@ -87,6 +87,10 @@ SESSIONS_PER_NODE_MAX = 10_000
 CALL_TIMEOUT_S = 5.0
 """How long a call may take if the caller did not say."""
 CALL_TIMEOUT_MAX_S = 60.0
+BREAK_GLASS_READS_MAX = 10
+"""Break-glass reads by one region"""
+BREAK_GLASS_PERIOD_S = 60.0
+"""in so many seconds, as one leader counts them."""
 PROGRESS_MS = 1000
 PROGRESS_MS_MIN = 100
 MIRROR_AGE_MAX_MS = 5000

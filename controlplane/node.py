@@ -43,7 +43,7 @@ from controlplane.errors import (
     Unavailable,
 )
 from controlplane.features import audit, checks, federation, leases, switches
-from controlplane.geography import Atlas, check_read
+from controlplane.geography import Atlas, check_glass, check_read
 from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied, Working
 from controlplane.kernel.store import Store
@@ -79,6 +79,8 @@ class Call(NamedTuple):
     deadline: float
     region: str = ""
     """The caller's, if it is not this one: that of the forwarding region's certificate."""
+    glass: bool = False
+    """It is a read of what is pinned here, which this region's operators let such a caller make in an emergency."""
 
     def read(self, message: type[MessageT]) -> MessageT:
         """The request as a message of this type. Raises `Invalid`."""
@@ -353,8 +355,10 @@ class Node:
         own_ms = self.fresh_ms()
         return [(cursor, min(age_ms + own_ms, AGE_UNKNOWN_MS)) for cursor, age_ms in self.abroad.views(self.clock())]
 
-    def partition(self, header: api.RequestHeader, kind: str, call: Call) -> Partition:
+    def partition(self, header: api.RequestHeader, kind: str, call: Call, *, glass: bool = False) -> Partition:
         """The partition that a request means, which may be a copy of another region's.
+
+        With `glass`, which only what reads one record or page may say, also what is pinned here.
 
         Raises `NotFound`, `Denied`, `Invalid` or `HomedElsewhere`.
         """
@@ -372,7 +376,7 @@ class Node:
             if found.environment != environment:
                 raise Denied("the partition belongs to another environment", reason="ENVIRONMENT_MISMATCH")
         if call.region and call.region != self.region:
-            check_read(self.atlas, found, call.region, environment)
+            (check_glass if glass else check_read)(self.atlas, found, call.region, environment)
         return found
 
     def reach_of(self, call: Call) -> Reach:
@@ -692,7 +696,7 @@ class Node:
         if method is None:
             return self._reading_of_node(call)
         request: Any = call.read(method.request)
-        partition = self.partition(request.header, method.kind.name, call)
+        partition = self.partition(request.header, method.kind.name, call, glass=call.glass)
         if partition.home != self.region and request.header.consistency == api.LINEARIZABLE:
             self._home_only(partition, call)
 

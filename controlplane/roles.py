@@ -60,6 +60,7 @@ OPERATORS: Final[Mapping[str, Cells]] = {
     "TransferRegion": _REGION_WIDE,
     "ListEvents": _AUDIT,
     "GetOutline": _AUDIT,
+    "ListBreakGlass": _AUDIT,
 }
 """The service for the people who run the region."""
 

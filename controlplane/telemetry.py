@@ -66,6 +66,8 @@ class Counts:
         """By method and outcome: "ok", or the name of the error."""
         self.denials: Counter[str] = Counter()
         """By reason."""
+        self.break_glass: Counter[tuple[str, str]] = Counter()
+        """By peer and what came of it: "shown" to it, "read" there by callers from here, "denied", "unrecorded"."""
         self.defects = 0
         self.leader_changes = 0
         self.sessions = 0
@@ -216,6 +218,12 @@ def _of_counts(counts: Counts) -> Iterator[Metric]:
     for reason, number in counts.denials.items():
         denials.add_metric([reason], number)
     yield denials
+    glass = CounterMetricFamily(
+        "controlplane_break_glass_reads", "Emergency reads of what is pinned", labels=["peer", "outcome"]
+    )
+    for (peer, outcome), number in counts.break_glass.items():
+        glass.add_metric([peer, outcome], number)
+    yield glass
     yield CounterMetricFamily("controlplane_defects", "Calls that failed by a defect", value=counts.defects)
     yield CounterMetricFamily("controlplane_leader_changes", "Leaders seen", value=counts.leader_changes)
     yield _gauge("sessions", "Sessions open here", counts.sessions)

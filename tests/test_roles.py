@@ -38,6 +38,7 @@ GetStatus                -      *         *         *         -
 TransferRegion           -      p         -         -         -
 ListEvents               -      *         *         *         -
 GetOutline               -      *         *         *         -
+ListBreakGlass           -      *         *         *         -
 InjectFault              -      p         -         -         -
 HealFaults               -      p         -         -         -
 ListFaults               -      *         -         -         -

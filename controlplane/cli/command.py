@@ -271,18 +271,28 @@ def _cell(value: Any) -> Text:
 
 
 def reads(body: F) -> F:
-    """Give a reading command --local, --at-least, --partition and --watch; they arrive as `options`."""
+    """Give a reading command --local, --at-least, --partition, --break-glass and --watch; they arrive as `options`."""
 
     @functools.wraps(body)
     def wrapped(
-        *args: Any, local: bool, at_least: int | None, partition: str, watch: float | None, **kwargs: Any
+        *args: Any,
+        local: bool,
+        at_least: int | None,
+        partition: str,
+        break_glass: str | None,
+        watch: float | None,
+        **kwargs: Any,
     ) -> Any:
         if local and at_least is not None:
             raise click.UsageError("--local and --at-least exclude each other")
+        if break_glass is not None and (watch is not None or not break_glass.strip()):
+            raise click.UsageError("--break-glass wants a reason, and is for one read at a time")
         cpctl = click.get_current_context().find_object(Cpctl)
         assert cpctl is not None
         cpctl.watch_every_s = watch
         options: sdk.ReadOptions = {"partition": partition}
+        if break_glass is not None:
+            options["break_glass"] = break_glass
         if local or at_least is not None:
             options["consistency"] = sdk.LOCAL if at_least is None else sdk.at_least(at_least)
         return body(*args, options=options, **kwargs)
@@ -291,6 +301,11 @@ def reads(body: F) -> F:
         click.option("--local", is_flag=True, help="Whatever the node at hand has, without asking the others."),
         click.option("--at-least", type=click.IntRange(0), metavar="REVISION", help="Everything up to a revision."),
         click.option("--partition", default="", help="Another partition than the environment's own."),
+        click.option(
+            "--break-glass",
+            metavar="REASON",
+            help="An emergency: read what is pinned to another region, on the record of both.",
+        ),
         click.option(
             "--watch",
             is_flag=False,

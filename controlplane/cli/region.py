@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -21,6 +22,8 @@ from controlplane.cli.command import (
     Group,
     card,
     finish,
+    paged,
+    pages,
     pass_cpctl,
     reads,
     run,
@@ -236,6 +239,36 @@ async def transfer(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, node: str, optio
     """Move leadership to NODE, or to whoever is most advanced."""
     reply = await plane.transfer_region(node, **options)
     cpctl.done({"leader": reply.leader, "term": reply.term}, f"{reply.leader} leads in term {reply.term}")
+
+
+@region.command("break-glass")
+@paged
+@reads
+@run
+async def break_glass(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, limit: int, options: sdk.ReadOptions) -> None:
+    """Who outside was shown what is pinned here, in an emergency, and who here was shown what is pinned elsewhere."""
+
+    async def page(after: int, count: int) -> tuple[list[Shape], int, bool]:
+        reply = await plane.list_break_glass(after_revision=after, limit=count, **options)
+        found = [shapes.break_glass(each) for each in reply.reads]
+        return found, reply.reads[-1].meta.revision if found else after, reply.more
+
+    reads = await pages(limit, page, 0)
+    cpctl.show({"reads": reads}, lambda document: _broken(document["reads"]))
+
+
+def _broken(reads: list[Shape]) -> RenderableType:
+    return table(
+        reads,
+        when=lambda each: datetime.fromtimestamp(each["meta"]["at_ms"] / 1000, UTC).isoformat(timespec="seconds"),
+        what=lambda each: f"shown to {each['counterparty']}" if each["shown"] else f"read in {each['counterparty']}",
+        who=lambda each: each["actor"],
+        why=lambda each: each["reason"],
+        call=lambda each: each["method"],
+        partition=lambda each: each["partition"],
+        reach=lambda each: each["reach"],
+        digest=lambda each: each["digest"][:16],
+    )
 
 
 @click.group("member", cls=Group)

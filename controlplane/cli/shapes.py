@@ -41,6 +41,7 @@ def served(header: api.ReplyHeader) -> Shape:
         "node": header.node,
         "age_ms": header.age_ms if header.age_ms < _AGE_UNKNOWN_MS else None,
         "epoch": header.epoch,
+        "break_glass": records.Reach.Name(header.break_glass).lower() if header.break_glass else None,
     }
 
 
@@ -155,6 +156,24 @@ def _outline_link(message: api.OutlineLink) -> Shape:
         for each in message.copies
     ]
     return {"region": message.region, "state": message.state, "copies": copies}
+
+
+def break_glass(view: api.BreakGlassView) -> Shape:
+    """A read of what is pinned, and where it was written down."""
+    read = view.read
+    return {
+        "shown": read.direction == records.Passage.EGRESS,
+        "counterparty": read.counterparty,
+        "actor": read.actor,
+        "reason": read.reason or None,
+        "method": read.method or None,
+        "partition": read.partition or None,
+        "reach": records.Reach.Name(read.reach).lower(),
+        "epoch": read.epoch,
+        "revision": read.revision,
+        "digest": read.digest.hex(),
+        "meta": {"revision": view.meta.revision, "at_ms": view.meta.at_ms},
+    }
 
 
 def link(message: api.Link) -> Shape:

@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from controlplane.features import federation, flags, leases, partitions, switches, workflows
+from controlplane.features import federation, flags, glass, leases, partitions, switches, workflows
 from controlplane.kernel.transaction import Kind
 from controlplane.v1 import api_pb2 as api
 
@@ -72,5 +72,6 @@ KINDS: Mapping[str, Kind[Any]] = {
         federation.FOREIGN,
         federation.GRANT,
         federation.PASSAGE,
+        glass.GLASS,
     )
 }

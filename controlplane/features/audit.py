@@ -5,8 +5,9 @@ one has. The rows lie beside the replicated state: apply neither reads nor hashe
 covered by the running hash in it, and by the one in the next checkpoint.
 
 Audited are what passed between regions and what was refused to them (`Passage`), the right to hold copies (`Grant`),
-kill switches, and exceptions from them. A content names regions, reaches, revisions and digests, never a person, a
-tenant, a key or a value: what a switch stops is told as a digest of its key.
+kill switches, and exceptions from them, and break-glass reads. A content names regions, reaches, roles, revisions and
+digests, never a person, a tenant, a key or a value: what a switch stops is told as a digest of its key, and who broke
+the glass and why as one of both.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
+from controlplane.features import glass
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Changed
 from controlplane.kernel.store import Overlay, View
 from controlplane.ledger import leaves
 from controlplane.ledger.leaves import Content, Leaf, Transfer
 from controlplane.ledger.merkle import Frontier, leaf_hash
-from controlplane.v1.records_pb2 import Grant, Passage, Reach, StopException, Switch
+from controlplane.v1.records_pb2 import BreakGlass, Grant, Passage, Reach, StopException, Switch
 from controlplane.v1.state_pb2 import Event, State
 
 _FRONTIER = keys.LEDGER + b"f"
@@ -205,6 +207,21 @@ def _exception(event: Event) -> Audited:
     }
 
 
+def _glass(event: Event) -> Audited:
+    read = BreakGlass.FromString(event.value)
+    content = {
+        "way": "out" if read.direction == Passage.EGRESS else "in",
+        "peer": read.counterparty,
+        "role": "".join(read.actor.split("/")[5:6]),
+        "reach": REACH_WORDS.get(read.reach, ""),
+        "epoch": read.epoch,
+        "revision": read.revision,
+        "digest": read.digest.hex(),
+        "who_and_why": glass.who_and_why(read),
+    }
+    return "break-glass", {**content, "partition": read.partition} if read.partition else content
+
+
 def _hidden(key: bytes) -> str:
     return hashlib.sha256(b"controlplane ledger key v1\0" + key).hexdigest()
 
@@ -218,5 +235,6 @@ _KINDS: Mapping[str, Callable[[Event], Audited | None]] = {
     "grant": _grant,
     "switch": _switch,
     "exception": _exception,
+    glass.GLASS.name: _glass,
 }
 _MARKS = tuple(map(keys.text, _KINDS))

@@ -208,6 +208,9 @@ def _count(summary: Summary, record: Record, content: str) -> None:
     summary.erased += record.key is None
     if len(summary.shown) < statement.RECORDS_SHOWN_MAX:
         summary.shown.append((record.leaf, record.n, record.name, content))
+    if record.name == "break-glass":
+        read = tuple(str(record.content.get(part, "")) for part in ("way", "peer", "role", "reach"))
+        summary.glass[read] = summary.glass.get(read, 0) + 1
     carried = record.content.get("count")
     if record.name in ("egress", "ingress") and isinstance(carried, int):
         to = (record.name, str(record.content.get("peer", "")), str(record.content.get("reach", "")))

@@ -40,6 +40,8 @@ class Summary:
     by_class: dict[str, int] = field(default_factory=dict)
     transfers: dict[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
     """(class, peer, reach) → records of the ledger, and what was carried in all of them."""
+    glass: dict[tuple[str, ...], int] = field(default_factory=dict)
+    """(way, peer, role, reach) → break-glass reads; empty where a record was erased."""
     erased: int = 0
     shown: list[tuple[int, int, str, str]] = field(default_factory=list)
 
@@ -61,6 +63,7 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 " were given by somebody else, and believe what that prints.",
             ),
         ),
+        *_glass(manifest["region"], summary),
         Section(
             "What the evidence can prove",
             (),
@@ -89,6 +92,32 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 " continued.",
             ),
         ),
+    ]
+
+
+def _glass(region: str, summary: Summary) -> list[Section]:
+    """Said only where there was one: somebody was shown what is pinned, in an emergency."""
+    if not summary.glass:
+        return []
+    points = []
+    for (way, peer, role, reach), count in sorted(summary.glass.items()):
+        times = "once" if count == 1 else f"{count} times"
+        if way == "out":
+            points.append(f"{times.capitalize()}, {role} of {peer} was shown {reach} data of {region}.")
+        elif way == "in":
+            points.append(f"{times.capitalize()}, {role} of {region} was shown {reach} data of {peer}.")
+        else:
+            points.append(f"{times.capitalize()}, and the record of it was erased or cannot be read.")
+    return [
+        Section(
+            "Break-glass reads",
+            (
+                "Data that is pinned to its home was read from another region, in an emergency. The home's operators"
+                " allow it by region and role, and the home wrote each read down before it answered. Who asked, and"
+                " why, is in the record that it keeps; what stands here is a digest of both.",
+            ),
+            points,
+        )
     ]
 
 

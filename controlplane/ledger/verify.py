@@ -44,6 +44,7 @@ import json
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -593,6 +594,18 @@ class Transfer(NamedTuple):
     at_ms: int
 
 
+class Glass(NamedTuple):
+    """What a record of a break-glass read says that matters here."""
+
+    out: bool
+    """It was shown to the peer; else the peer showed it."""
+    peer: str
+    what: tuple[int, int, str]
+    """Epoch and revision of the home, digest of what was shown: the same on both sides."""
+    leaf: int
+    at_ms: int
+
+
 _RESTS_ON = {
     "GROWTH": ("CHECKPOINT",),
     "LEAVES": ("CHECKPOINT",),
@@ -855,8 +868,12 @@ class Ledger:
                 raise Wrong(f"the ledger has a record of class {name}: {problem}")
         if unclear := self.records.unclear():
             raise Lacking(f"nothing says that pinned data left, but {unclear}")
-        glass = self.records.opened.get("break-glass", 0)
-        seen = f"; but {glass} break-glass reads let somebody see pinned data, read them" if glass else ""
+        glass = self.records.opened.get("break-glass", 0) + self.records.erased.get("break-glass", 0)
+        ways = Counter(f"showed {each.peer} data of {manifest.region}" for each in self.records.glass if each.out)
+        ways.update(f"showed {manifest.region} data of {each.peer}" for each in self.records.glass if not each.out)
+        seen = (
+            f"; but {glass} break-glass reads let people see pinned data: {_counted(ways)}; read them" if glass else ""
+        )
         return (
             f"none of {self.records.opened.get('egress', 0)} egress and {self.records.opened.get('ingress', 0)} ingress"
             f" records says that pinned data left {manifest.region} or the jurisdiction {region.jurisdiction}{seen}"
@@ -994,6 +1011,7 @@ class Records:
         """(class, peer) → the transfers."""
         self.reached: set[tuple[str, tuple[str, str], str]] = set()
         """(class, (peer, reach), partition or nothing) of every transfer."""
+        self.glass: list[Glass] = []
         self.overflowed = False
         self._problems: list[str] = []
         self._more = 0
@@ -1106,6 +1124,13 @@ class Records:
             if not isinstance(peer, str) or reach not in REACHES:
                 raise Wrong("it does not say who may hold what")
             self.reached.add((name, (peer, str(reach)), ""))
+        if name == "break-glass":
+            read = _glass(content, leaf)
+            self._kept += 1
+            if self._kept > TRANSFERS_KEPT_MAX:
+                self.overflowed = True
+            else:
+                self.glass.append(read)
         if name not in ("egress", "ingress"):
             return
         reach, partition, transfer = _transfer(content, leaf)
@@ -1139,6 +1164,16 @@ def _transfer(content: Mapping[str, Any], leaf: Leaf) -> tuple[str, str, Transfe
         raise Wrong("it does not say what went where")
     what = reach, epoch, first, last, count, str(digest)
     return str(reach), str(partition), Transfer(str(peer), str(door), what, leaf.at, leaf.at_ms)  # type: ignore[arg-type]
+
+
+def _glass(content: Mapping[str, Any], leaf: Leaf) -> Glass:
+    """What the record of a break-glass read says. Raises Wrong."""
+    way, peer, reach, digest = (content.get(part) for part in ("way", "peer", "reach", "digest"))
+    epoch, revision = content.get("epoch"), content.get("revision")
+    known = way in ("in", "out") and isinstance(peer, str) and reach in REACHES
+    if not known or not all(map(_is_number, (epoch, revision))) or not re.fullmatch(_HEX, str(digest)):
+        raise Wrong("it does not say who was shown what")
+    return Glass(way == "out", str(peer), (epoch, revision, str(digest)), leaf.at, leaf.at_ms)  # type: ignore[arg-type]
 
 
 def _opening(record: dict[str, Any], commitment: bytes) -> dict[str, Any]:
@@ -1225,11 +1260,15 @@ def _matched(ledger: Ledger, peer: Region, others: Sequence[Ledger]) -> str:
     got = _carried(other, "ingress", ledger.about().region, "federation")
     unconfirmed = Spans(_carried(ledger, "egress", peer.name, "unconfirmed"))
     outside = _not_received(sent, got, other) + _not_sent(sent, got, unconfirmed, ledger, peer)
+    glass, unmet = _shown(ledger, other, peer)
+    outside += unmet
     rest = f"; {outside} lie outside of the time that both bundles cover" if outside else ""
+    seen = f"; so do {glass} break-glass reads" if glass else ""
     lost = (
         f"; {unconfirmed.count} more say that something was sent and perhaps not received" if unconfirmed.count else ""
     )
-    return f"{len(sent)} records of what was sent to {peer.name} and {len(got)} of what it received agree{lost}{rest}"
+    agree = f"{len(sent)} records of what was sent to {peer.name} and {len(got)} of what it received agree"
+    return f"{agree}{seen}{lost}{rest}"
 
 
 def _not_received(sent: Sequence[Transfer], got: Sequence[Transfer], other: Ledger) -> int:
@@ -1257,6 +1296,29 @@ def _not_sent(
         if each.what[3] > begin.revision and each.at_ms <= finish.at_ms - SKEW_MS:
             raise Wrong(f"leaf {each.leaf} of {peer.name} says it received something that no egress record here names")
     return len(unmet)
+
+
+def _shown(ledger: Ledger, other: Ledger, peer: Region) -> tuple[int, int]:
+    """Break-glass reads that both name, and those that only the peer names and this bundle need not have.
+
+    Raises Wrong for one that it should have and has not. One that the peer does not name was not heard to its end.
+    """
+    shown = Counter(each.what for each in ledger.records.glass if each.out and each.peer == peer.name)
+    read = [each for each in other.records.glass if not each.out and each.peer == ledger.about().region]
+    begin, finish = ledger.ends()
+    unmet = 0
+    for each in read:
+        if shown[each.what] > 0:
+            shown[each.what] -= 1
+            continue
+        unmet += 1
+        # It stands after the revision that was read, as an egress record does.
+        if each.what[1] > begin.revision and each.at_ms <= finish.at_ms - SKEW_MS:
+            raise Wrong(
+                f"leaf {each.leaf} of {peer.name} says that somebody there was shown pinned data, and no break-glass"
+                " record here does"
+            )
+    return len(read) - unmet, unmet
 
 
 class Spans:

@@ -43,11 +43,16 @@ def at_least(revision: int) -> Consistency:
 
 
 class ReadOptions(TypedDict, total=False):
-    """What every read accepts by keyword."""
+    """What every read accepts by keyword.
+
+    `break_glass`: why it is an emergency. Where the home of another region's partition lets people of this region and
+    role do so, it shows what is pinned there, and both regions keep a record of who read it.
+    """
 
     consistency: Consistency
     partition: str
     timeout_s: float
+    break_glass: str
 
 
 class WriteOptions(TypedDict, total=False):
@@ -341,6 +346,14 @@ class Calls:
         request = api.GetOutlineRequest(header=self._read_header("", options), region=region)
         return await self._read("GetOutline", "", request, api.GetOutlineReply, options)
 
+    async def list_break_glass(
+        self, *, after_revision: int = 0, limit: int = 0, **options: Unpack[ReadOptions]
+    ) -> api.ListBreakGlassReply:
+        """Read one page of the break-glass reads of this environment, oldest first. People only."""
+        header = self._read_header("", options)
+        request = api.ListBreakGlassRequest(header=header, after_revision=after_revision, limit=limit)
+        return await self._read("ListBreakGlass", "", request, api.ListBreakGlassReply, options)
+
     async def transfer_region(self, target: str = "", **options: Unpack[WriteOptions]) -> api.TransferRegionReply:
         """Move the region's leadership to `target`, or to whoever is most advanced. Operators only."""
         request = api.TransferRegionRequest(header=self._write_header("", options), target=target)
@@ -382,6 +395,7 @@ class Calls:
             consistency=consistency.mode,
             revision=consistency.revision,
             epoch=self._epochs.get(kind, 0),
+            break_glass=options.get("break_glass"),
         )
 
     def _write_header(self, kind: str, options: WriteOptions) -> api.RequestHeader:

@@ -42,6 +42,7 @@ from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
 from controlplane.server.desk import COSIGN, FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
+from controlplane.server.glass import Glass
 from controlplane.server.outline import Outlines
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
@@ -123,7 +124,9 @@ class Server:
         peers = {each.name: each.address for each in config.nodes if each.name != name}
         channel = _channel_credentials(credentials)
         outlines = Outlines(node, self.region, federation)
-        self.router = Router(name, plan(node, self.region, outlines, federation), node.log, peers, channel, node.clock)
+        glass = Glass(node, self.region, federation, self.counts)
+        answer = plan(node, self.region, outlines, glass, federation)
+        self.router = Router(name, answer, node.log, peers, channel, node.clock)
         drills = drills or Drills(Facts(name))
         self._desk = Desk(
             config,
@@ -132,6 +135,7 @@ class Server:
             self.region,
             self.counts,
             drills=drills,
+            glass=glass,
             outlines=outlines,
             reviewers=Reviewers(node, self.auditor, self.region, data),
             fixed=everybody,

@@ -17,6 +17,7 @@ from controlplane.forward import Request, Router
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import AGE_UNKNOWN_MS, Call, HomedElsewhere, Node
 from controlplane.server.drills import Drills
+from controlplane.server.glass import LIST, Glass
 from controlplane.server.outline import OUTLINE, Outlines
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
@@ -81,6 +82,7 @@ class Desk:
         counts: Counts,
         *,
         drills: Drills,
+        glass: Glass,
         outlines: Outlines,
         reviewers: Reviewers,
         fixed: Identity | None,
@@ -91,7 +93,7 @@ class Desk:
         self._fleet, self._region_name = config.fleet, config.name
         self._administrators = frozenset(config.administrators)
         self._node, self._router, self.region, self.counts = node, router, region, counts
-        self._drills, self._outlines, self._reviewers = drills, outlines, reviewers
+        self._drills, self._glass, self._outlines, self._reviewers = drills, glass, outlines, reviewers
         self._fixed = fixed
         self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
 
@@ -202,13 +204,16 @@ class Desk:
     def run(self, request: Request) -> None:
         """Have a call that has one reply answered."""
         method = request.call.method
-        if method in LEADERS or request.call.region:
-            # What callers of other regions are told is written down, which only the leader can do.
+        if method in LEADERS or request.call.region or self._glass.asked(request.call):
+            # What callers of other regions are told is written down, and what is heard by breaking the glass, which
+            # only the leader can do.
             self._router.submit(request)
         elif method in ("GetRegion", "GetStatus"):
             _answer(request, self.region.answer)
         elif method == OUTLINE:
             asyncio.ensure_future(self._outlines.ask(request.call)).add_done_callback(partial(_settled, request))
+        elif method == LIST:
+            asyncio.ensure_future(self._glass.listed(request.call)).add_done_callback(partial(_settled, request))
         elif method in roles.DRILLS:
             asyncio.ensure_future(self._drills.answer(request.call)).add_done_callback(partial(_settled, request))
         elif method in roles.REVIEWERS:
@@ -260,7 +265,7 @@ class Desk:
 
 
 def plan(
-    node: Node, region: RegionView, outlines: Outlines, federation: Federation | None
+    node: Node, region: RegionView, outlines: Outlines, glass: Glass, federation: Federation | None
 ) -> Callable[[Call], asyncio.Future[bytes]]:
     """Return what answers a leader's call on the leader itself."""
 
@@ -268,7 +273,10 @@ def plan(
         if call.method == "TransferRegion":
             return asyncio.ensure_future(region.transfer(call))
         if not call.region or federation is None:
-            return submitted(node, federation, call)
+            answered = submitted(node, federation, call)
+            return asyncio.ensure_future(glass.take(call, answered)) if glass.asked(call) else answered
+        if glass.wanted(call):
+            return asyncio.ensure_future(glass.let_in(call))
         if call.method == OUTLINE:
             answered = asyncio.ensure_future(outlines.tell(call))
             reach, sort = outlines.reach_of(call), doors.OUTLINE

@@ -61,6 +61,7 @@ HELD_BACK: Final = frozenset(
         "commit",
         "disk_free_bytes",
         "hash",
+        "header.break_glass",
         "header.epoch",
         "header.node",
         "header.region",

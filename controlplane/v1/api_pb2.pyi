@@ -43,7 +43,7 @@ class Fence(_message.Message):
     def __init__(self, election: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class RequestHeader(_message.Message):
-    __slots__ = ("partition", "consistency", "revision", "request_id", "since", "epoch", "fence", "reason")
+    __slots__ = ("partition", "consistency", "revision", "request_id", "since", "epoch", "fence", "reason", "break_glass")
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class RequestHeader(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    BREAK_GLASS_FIELD_NUMBER: _ClassVar[int]
     partition: str
     consistency: Consistency
     revision: int
@@ -60,21 +61,24 @@ class RequestHeader(_message.Message):
     epoch: int
     fence: Fence
     reason: str
-    def __init__(self, partition: _Optional[str] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., revision: _Optional[int] = ..., request_id: _Optional[bytes] = ..., since: _Optional[int] = ..., epoch: _Optional[int] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+    break_glass: str
+    def __init__(self, partition: _Optional[str] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., revision: _Optional[int] = ..., request_id: _Optional[bytes] = ..., since: _Optional[int] = ..., epoch: _Optional[int] = ..., fence: _Optional[_Union[Fence, _Mapping]] = ..., reason: _Optional[str] = ..., break_glass: _Optional[str] = ...) -> None: ...
 
 class ReplyHeader(_message.Message):
-    __slots__ = ("revision", "region", "age_ms", "epoch", "node")
+    __slots__ = ("revision", "region", "age_ms", "epoch", "node", "break_glass")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    BREAK_GLASS_FIELD_NUMBER: _ClassVar[int]
     revision: int
     region: str
     age_ms: int
     epoch: int
     node: str
-    def __init__(self, revision: _Optional[int] = ..., region: _Optional[str] = ..., age_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., node: _Optional[str] = ...) -> None: ...
+    break_glass: _records_pb2.Reach
+    def __init__(self, revision: _Optional[int] = ..., region: _Optional[str] = ..., age_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., node: _Optional[str] = ..., break_glass: _Optional[_Union[_records_pb2.Reach, str]] = ...) -> None: ...
 
 class Meta(_message.Message):
     __slots__ = ("revision", "created", "version", "actor", "action", "reason", "at_ms")
@@ -305,6 +309,34 @@ class OutlineCopy(_message.Message):
     age_ms: int
     listing: bool
     def __init__(self, reach: _Optional[_Union[_records_pb2.Reach, str]] = ..., age_ms: _Optional[int] = ..., listing: _Optional[bool] = ...) -> None: ...
+
+class ListBreakGlassRequest(_message.Message):
+    __slots__ = ("header", "after_revision", "limit")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    AFTER_REVISION_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    header: RequestHeader
+    after_revision: int
+    limit: int
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., after_revision: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class BreakGlassView(_message.Message):
+    __slots__ = ("read", "meta")
+    READ_FIELD_NUMBER: _ClassVar[int]
+    META_FIELD_NUMBER: _ClassVar[int]
+    read: _records_pb2.BreakGlass
+    meta: Meta
+    def __init__(self, read: _Optional[_Union[_records_pb2.BreakGlass, _Mapping]] = ..., meta: _Optional[_Union[Meta, _Mapping]] = ...) -> None: ...
+
+class ListBreakGlassReply(_message.Message):
+    __slots__ = ("header", "reads", "more")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    header: ReplyHeader
+    reads: _containers.RepeatedCompositeFieldContainer[BreakGlassView]
+    more: bool
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., reads: _Optional[_Iterable[_Union[BreakGlassView, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class TransferRegionRequest(_message.Message):
     __slots__ = ("header", "target")

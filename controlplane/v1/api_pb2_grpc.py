@@ -977,6 +977,11 @@ class OperatorsStub:
                 request_serializer=controlplane_dot_v1_dot_api__pb2.GetOutlineRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_api__pb2.GetOutlineReply.FromString,
                 _registered_method=True)
+        self.ListBreakGlass = channel.unary_unary(
+                '/controlplane.v1.Operators/ListBreakGlass',
+                request_serializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassReply.FromString,
+                _registered_method=True)
 
 
 class OperatorsServicer:
@@ -1043,6 +1048,12 @@ class OperatorsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBreakGlass(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1095,6 +1106,11 @@ def add_OperatorsServicer_to_server(servicer, server):
                     servicer.GetOutline,
                     request_deserializer=controlplane_dot_v1_dot_api__pb2.GetOutlineRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_api__pb2.GetOutlineReply.SerializeToString,
+            ),
+            'ListBreakGlass': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBreakGlass,
+                    request_deserializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1368,6 +1384,33 @@ class Operators:
             '/controlplane.v1.Operators/GetOutline',
             controlplane_dot_v1_dot_api__pb2.GetOutlineRequest.SerializeToString,
             controlplane_dot_v1_dot_api__pb2.GetOutlineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBreakGlass(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Operators/ListBreakGlass',
+            controlplane_dot_v1_dot_api__pb2.ListBreakGlassRequest.SerializeToString,
+            controlplane_dot_v1_dot_api__pb2.ListBreakGlassReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -257,3 +257,29 @@ class Cosigned(_message.Message):
     size: int
     note: bytes
     def __init__(self, region: _Optional[str] = ..., size: _Optional[int] = ..., note: _Optional[bytes] = ...) -> None: ...
+
+class BreakGlass(_message.Message):
+    __slots__ = ("direction", "counterparty", "actor", "reason", "method", "partition", "reach", "environment", "epoch", "revision", "digest")
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    COUNTERPARTY_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    REACH_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    direction: Passage.Direction
+    counterparty: str
+    actor: str
+    reason: str
+    method: str
+    partition: str
+    reach: Reach
+    environment: str
+    epoch: int
+    revision: int
+    digest: bytes
+    def __init__(self, direction: _Optional[_Union[Passage.Direction, str]] = ..., counterparty: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., method: _Optional[str] = ..., partition: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., environment: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...

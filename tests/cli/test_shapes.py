@@ -23,6 +23,7 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
         shapes.status(api.GetStatusReply()),
         shapes.outline(api.GetOutlineReply(outline=api.Outline(), link=api.Link()), "us"),
         shapes.outline(api.GetOutlineReply(), "us"),
+        shapes.break_glass(api.BreakGlassView()),
         shapes.no_outline("us", sdk.Denied("text", reason="R")),
         shapes.region(api.Region()),
         shapes.flag_view(api.FlagView()),

@@ -133,6 +133,8 @@ class Region:
         self.members = {node: Member(self, node) for node in self.node_names}
         self.law: Law = LAW
         self.may_leave: dict[str, list[str]] = {}
+        self.break_glass: dict[str, list[str]] = {}
+        """Roles, by peer."""
         self.forgotten: set[str] = set()
         """Regions that are no peers of it."""
         self.quota_bytes = limits.QUOTA_BYTES
@@ -178,7 +180,8 @@ class Region:
                 lines.append(
                     f'[[peer]]\nregion = "{other}"\n'
                     f"endpoints = {[relay.address for relay in self.fleet.ways(self.name, other)]!r}\n"
-                    f"certificate_names = {region.node_names!r}\nmay_leave = {may!r}"
+                    f"certificate_names = {region.node_names!r}\nmay_leave = {may!r}\n"
+                    f"break_glass = {self.break_glass.get(other, [])!r}"
                 )
         return "\n".join(lines)
 
@@ -306,12 +309,19 @@ class Fleet:
         )
 
     def caller(
-        self, region: str, role: str = "operator", node: str = "", *, at: str = "", name: str = "maria"
+        self,
+        region: str,
+        role: str = "operator",
+        node: str = "",
+        *,
+        at: str = "",
+        name: str = "maria",
+        environment: str = "prod",
     ) -> Caller:
         """Somebody of `region` who talks to one of its nodes, or to one of region `at`."""
         served = self[at or region]
         n = served.node_names.index(node) if node else 0
-        identity = Identity(FLEET, "prod", region, role, name)
+        identity = Identity(FLEET, environment, region, role, name)
         return Caller(f"127.0.0.1:{served.ports[n]}", self.credentials(identity))
 
     def peer(self, of: str, at: str, node: str = "", **other: str) -> Caller:

@@ -672,10 +672,58 @@ def test_an_unreadable_record_that_the_ledger_holds(desk: Desk):
 
 
 def test_break_glass_is_said_aloud(desk: Desk):
-    used = honest("eu-west", extra={40: [("break-glass", {"door": "operator", "count": 2})]})
+    used = honest("eu-west", extra={40: [("break-glass", glass("out", "us-east", 60))]})
     says = desk.says(desk.written(used.report()), trust=trust())
     assert only(says) == failed(unchecked=["IDENTITY"])
     assert "1 break-glass" in says["REACH"][1]
+    assert "showed us-east data of eu-west" in says["REACH"][1]
+
+
+def glass(way, peer, revision, **other):
+    """The record of a break-glass read of one side."""
+    told = {"way": way, "peer": peer, "role": "approver", "reach": "home-only", "epoch": 1, "revision": revision}
+    return {**told, "digest": "cd" * 32, "who_and_why": "ef" * 32, **other}
+
+
+@pytest.mark.parametrize(
+    ("at_home", "matched"),
+    [
+        ([glass("out", "eu-central", 60)], True),
+        ([glass("out", "eu-central", 60)] * 2, True),
+        ([], False),
+        ([glass("out", "us-east", 60)], False),
+        ([glass("in", "eu-central", 60)], False),
+        ([glass("out", "eu-central", 60, digest="ab" * 32)], False),
+        ([glass("out", "eu-central", 61)], False),
+        ([glass("out", "eu-central", 60, epoch=2)], False),
+    ],
+)
+def test_a_break_glass_read_that_the_home_does_not_name(desk: Desk, at_home, matched):
+    home = honest("eu-west", extra={40: [("break-glass", each) for each in at_home]})
+    peers = honest("eu-central", extra={41: [("break-glass", glass("in", "eu-west", 60))]})
+    peer = desk.folder / "peer.tar"
+    desk.written(peers.report()).rename(peer)
+    says = desk.says(desk.written(home.report()), trust=trust(), peers=[peer, desk.folder / "us-east.tar"])
+    assert only(says) == failed(*([] if matched else ["MATCHED eu-central"]), unchecked=["IDENTITY"])
+    assert ("so do 1 break-glass reads" if matched else "no break-glass record") in says["MATCHED eu-central"][1]
+
+
+def test_two_that_were_read_and_one_that_was_shown(desk: Desk):
+    home = honest("eu-west", extra={40: [("break-glass", glass("out", "eu-central", 60))]})
+    peers = honest("eu-central", extra={n: [("break-glass", glass("in", "eu-west", 60))] for n in (41, 42)})
+    peer = desk.folder / "peer.tar"
+    desk.written(peers.report()).rename(peer)
+    says = desk.says(desk.written(home.report()), trust=trust(), peers=[peer, desk.folder / "us-east.tar"])
+    assert "no break-glass record" in says["MATCHED eu-central"][1]
+
+
+@pytest.mark.parametrize(
+    "change", [{"way": "by"}, {"peer": 1}, {"reach": "galactic"}, {"epoch": "1"}, {"revision": -1}, {"digest": "x"}]
+)
+def test_a_break_glass_record_that_does_not_say_who_was_shown_what(desk: Desk, change):
+    vague = honest("eu-west", extra={40: [("break-glass", {**glass("out", "us-east", 60), **change})]})
+    says = desk.says(desk.written(vague.report()), trust=trust())
+    assert only(says)["RECORDS"] == "FAIL"
 
 
 def erased_report(ledger, at):
