@@ -195,13 +195,15 @@ class Caller:
 def every_request(partitions: Sequence[str], revision: int, *, own: bool) -> Iterator[Asked]:
     """Every call for every partition (`""`: the default one). With `own`, none that does something to the node asked.
 
-    Reads come with every consistency; writes are such as run into what is there: a name that is taken, a version and a
-    revision that are others, a fence and a lease of somebody else.
+    Reads come with every consistency, and once more as an emergency; writes are such as run into what is there: a name
+    that is taken, a version and a revision that are others, a fence and a lease of somebody else.
     """
     for partition in partitions:
         for consistency in _READS:
             header = api.RequestHeader(partition=partition, consistency=consistency, revision=1)
             yield from _encoded(_reads(header, revision))
+        emergency = api.RequestHeader(partition=partition, break_glass="let me in")
+        yield from _encoded(_reads(emergency, revision))
         yield from _encoded(_writes(partition, revision, own=own))
     yield from _encoded(_about_nodes(own=own))
     yield from _malformed(partitions)
@@ -265,6 +267,9 @@ def _writes(partition: str, revision: int, *, own: bool) -> Iterator[tuple[str, 
 def _about_nodes(*, own: bool) -> Iterator[tuple[str, Any]]:
     yield "GetRegion", api.GetRegionRequest()
     yield "GetStatus", api.GetStatusRequest()
+    for region in ("", HOME):
+        yield "GetOutline", api.GetOutlineRequest(region=region)
+    yield "ListBreakGlass", api.ListBreakGlassRequest()
     yield "WatchRegion", api.WatchRegionRequest()
     yield "GetCheckpoint", audit_pb2.GetCheckpointRequest()
     yield "ReadLedger", audit_pb2.ReadLedgerRequest(to_ms=1 << 50)

@@ -224,6 +224,7 @@ endpoints = ["127.0.0.1:7901"]
 certificate_names = ["n1"]
 may_leave = ["global"]
 """
+GLOBALLY = 'may_leave = ["global"]'
 FEDERATED = GOOD + JURISDICTIONS + PEERS
 
 
@@ -262,6 +263,13 @@ def test_jurisdictions_without_peers_and_peers_for_which_nothing_leaves():
     assert config.parse(GOOD + JURISDICTIONS, FILE).peers == ()
     silent = FEDERATED.replace('may_leave = ["global"]', "may_leave = []")
     assert config.parse(silent, FILE).peers[1].may_leave == frozenset()
+
+
+def test_nobody_breaks_the_glass_unless_the_file_says_so():
+    assert [peer.break_glass for peer in config.parse(FEDERATED, FILE).peers] == [frozenset(), frozenset()]
+    some = FEDERATED.replace(GLOBALLY, f'{GLOBALLY}\nbreak_glass = ["approver", "operator"]')
+    first, second = config.parse(some, FILE).peers
+    assert (first.break_glass, second.break_glass) == (frozenset(), frozenset({"approver", "operator"}))
 
 
 @pytest.mark.parametrize(
@@ -304,6 +312,13 @@ def test_jurisdictions_without_peers_and_peers_for_which_nothing_leaves():
         ('may_leave = ["global"]', 'may_leave = ["home-only"]', "peer[2].may_leave", "never leaves"),
         ('may_leave = ["global"]', 'may_leave = ["all"]', "peer[2].may_leave", "holds 'all'"),
         ('may_leave = ["global"]', 'may_leave = ["jurisdiction"]', "peer[2].may_leave", "is in 'us', not in 'eu'"),
+        # Who may break the glass: people.
+        (GLOBALLY, f'{GLOBALLY}\nbreak_glass = ["agent"]', "peer[2].break_glass", "people alone"),
+        (GLOBALLY, f'{GLOBALLY}\nbreak_glass = ["approver", "agent"]', "peer[2].break_glass", "holds 'agent'"),
+        (GLOBALLY, f'{GLOBALLY}\nbreak_glass = ["peer"]', "peer[2].break_glass", "holds 'peer'"),
+        (GLOBALLY, f'{GLOBALLY}\nbreak_glass = ["*"]', "peer[2].break_glass", "holds '*'"),
+        (GLOBALLY, f'{GLOBALLY}\nbreak_glass = "approver"', "peer[2].break_glass", "a list"),
+        (GLOBALLY, f"{GLOBALLY}\nbreak_glass = true", "peer[2].break_glass", "a list"),
     ],
 )
 def test_a_mistake_about_other_regions_is_named(old, new, key, says):

@@ -34,9 +34,9 @@ def partition(reach, home=HOME, environment="prod"):
     return Partition(id=f"{home}.prod.x", home=home, epoch=1, reach=reach, environment=environment)
 
 
-def verdict(*asked):
+def verdict(*asked, check=geography.check_read):
     try:
-        geography.check_read(*asked)
+        check(*asked)
     except Denied as error:
         return error.reason
     return YES
@@ -88,6 +88,20 @@ def test_what_a_region_with_a_copy_answers(here, reach, of_home, of_here, of_a_t
         assert verdict(atlas(here), partition(reach), region, "prod") == expected
         assert verdict(atlas(here), partition(reach), region, "dev") == "ENVIRONMENT_MISMATCH"
     assert verdict(atlas(here), partition(reach), UNKNOWN, "prod") == "REGION_UNKNOWN"
+
+
+@pytest.mark.parametrize(("reach", "region", "same", "other"), CELLS)
+def test_broken_glass_shows_what_is_pinned_at_home_and_breaks_nothing_else(reach, region, same, other):
+    closed = atlas(eu_central=set(), us_east=set())
+    for mine in (atlas(), closed):
+        through = verdict(mine, partition(reach), region, "prod", check=geography.check_glass)
+        assert through == (YES if same in ("PARTITION_PINNED", "JURISDICTION_MISMATCH") else same)
+        for environment in ("staging", "all", "", "PROD", "prod "):
+            assert verdict(mine, partition(reach), region, environment, check=geography.check_glass) == other
+    # Where it is not at home, the glass is no other than the door.
+    for here in (SAME, OTHER):
+        asked = (atlas(here), partition(reach), region, "prod")
+        assert verdict(*asked, check=geography.check_glass) == verdict(*asked)
 
 
 def test_a_third_region_of_the_jurisdiction_asks_the_home():

@@ -18,7 +18,7 @@ from controlplane.identity import ENVIRONMENTS
 from controlplane.kernel import keys
 from controlplane.kernel.transaction import scope_of
 from controlplane.ledger import leaves, verify
-from controlplane.server.glass import READS
+from controlplane.telemetry import NodeCollector
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1.records_pb2 import HOME_ONLY, BreakGlass, Passage
@@ -31,6 +31,10 @@ from tests.server.regions import create, flag, until, write_header
 CANARY = "kanarienvogel"
 WHY = "the on-call phone is dead"
 PINNED = f"{WEST}.prod.home-only"
+READS = {
+    *("GetElection", "GetFlag", "GetFlagHistory", "GetWorkflow", "GetWorkflowHistory"),
+    *("ListElections", "ListFlags", "ListWorkflows"),
+}
 ROLES = ("agent", "operator", "approver", "reviewer")
 REACHES = ("home-only", "jurisdiction", "global")
 STATES = {"home-only": CANARY.encode(), "jurisdiction": CANARY.encode(), "global": b"public"}
@@ -242,9 +246,37 @@ async def test_both_sides_write_down_the_same_read(tmp_path):
             assert verify._glass(ours, leaf).what == verify._glass(theirs, leaf).what
         # It is no ordinary answer besides.
         assert fleet[WEST].passages(sort="answer") == fleet[WEST].passages(sort="denial") == []
+        assert exposed(fleet[WEST]) >= {("us-east", "shown")}
         shown = sum(member.server.counts.break_glass[EAST, "shown"] for member in fleet[WEST].members.values())
         came_in = sum(member.server.counts.break_glass[WEST, "read"] for member in fleet[EAST].members.values())
         assert (shown, came_in) == (3, 3)
+
+
+async def test_a_call_that_comes_to_a_follower_of_the_home_is_its_leaders(tmp_path):
+    async with running(tmp_path, eu_west=3, us_east=1) as fleet:
+        await let_in(fleet)
+        for node in fleet[WEST].node_names:
+            async with fleet.peer(EAST, WEST, node) as peer:
+                on_behalf_of = f"controlplane://{FLEET}/prod/{EAST}/approver/anna"
+                brought = forwarded(fleet, EAST, WEST, "GetWorkflow", get(), on_behalf_of)
+                told = wire.ForwardReply.FromString(await forward(peer, brought)).reply
+                reply = api.GetWorkflowReply.FromString(told)
+                assert (reply.header.node, reply.header.break_glass) == (fleet[WEST].member.name, HOME_ONLY)
+                denied = forwarded(fleet, EAST, WEST, "GetWorkflow", get())
+                assert (await error_of(forward(peer, denied))).reason == "BREAK_GLASS_DENIED"
+        assert len(written(fleet, WEST)) == 3
+        await until(lambda: fleet[WEST].passages(sort="denial", counterparty=EAST))
+
+
+def exposed(region: Any) -> set[tuple[str, ...]]:
+    """What Prometheus is told of such reads, by all nodes of a region."""
+    return {
+        tuple(sample.labels.values())
+        for member in region.members.values()
+        for family in NodeCollector(member.node, member.server.counts, lambda: 0).collect()
+        if family.name == "controlplane_break_glass_reads"
+        for sample in family.samples
+    }
 
 
 async def test_that_there_is_no_such_record_is_something_that_was_shown(tmp_path):

@@ -294,6 +294,19 @@ async def test_what_is_known_here_is_said_of_a_region_that_cannot_be_asked(tmp_p
         assert (await ask(maria, EAST)).outline.isolated
 
 
+async def test_a_region_without_a_majority_cannot_be_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(outline, "_ASK_S", 0.5)
+    async with running(tmp_path, eu_west=3, us_east=1) as fleet, fleet.caller(EAST) as maria:
+        await fleet.settled()
+        for member in [each for each in fleet[WEST].members.values() if each is not fleet[WEST].member]:
+            await member.stop()
+        await until(lambda: not any(m.running and m.node.log.status().ready for m in fleet[WEST].members.values()))
+        reply = await ask(maria, WEST)
+        assert not reply.HasField("outline")
+        assert reply.unreachable
+        assert reply.link.region == WEST
+
+
 async def test_it_is_written_down_as_something_that_left(tmp_path):
     async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(EAST) as maria:
         for _ in range(3):

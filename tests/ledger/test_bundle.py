@@ -31,6 +31,26 @@ def test_the_statement_says_what_is_not_proven(desk: Desk):
         assert word in desk.files["report.html"].decode()
 
 
+def test_the_statement_tells_of_break_glass_reads_where_there_were_any(desk: Desk):
+    assert b"Break-glass" not in desk.files["statement.md"]
+    told = {
+        "peer": "us-east",
+        "role": "approver",
+        "reach": "home-only",
+        "epoch": 1,
+        "revision": 60,
+        "digest": "cd" * 32,
+    }
+    extra = {n: [("break-glass", {**told, "way": way})] for n, way in ((40, "out"), (41, "out"), (42, "in"))}
+    report = honest("eu-west", extra=extra).report()
+    records = [Record(each.leaf, each.n, each.name, None) if each.leaf == 41 else each for each in report.records]
+    with tarfile.open(desk.written(replace(report, records=records))) as tar:
+        says = tar.extractfile("statement.md").read().decode()
+    assert "- Once, approver of us-east was shown home-only data of eu-west." in says
+    assert "- Once, approver of eu-west was shown home-only data of us-east." in says
+    assert "- Once, and the record of it was erased or cannot be read." in says
+
+
 class Page(HTMLParser):
     def __init__(self, content):
         super().__init__()
