@@ -25,6 +25,7 @@ from controlplane.v1.records_pb2 import HOME_ONLY, BreakGlass, Passage
 from controlplane.v1.state_pb2 import Event
 from tests.federation.fleet import CENTRAL, EAST, FLEET, WEST, Fleet, running
 from tests.federation.test_calls import ended, forward, forwarded
+from tests.ledger.material import Desk, honest, trust
 from tests.node.harness import ScriptedLog
 from tests.server.regions import create, flag, until, write_header
 
@@ -66,14 +67,14 @@ def written(fleet: Fleet, region: str) -> list[BreakGlass]:
     return [BreakGlass.FromString(Event.FromString(packed).value) for _, packed in rows]
 
 
-def in_ledger(fleet: Fleet, region: str) -> list[dict[str, Any]]:
-    """The records of the class in a region's ledger, as a reviewer reads them."""
+def in_ledger(fleet: Fleet, region: str, name_of_class: str = "break-glass") -> list[dict[str, Any]]:
+    """The records of a class in a region's ledger, as a reviewer reads them."""
     node = fleet[region].node
     found = []
     for index in range(node.ledger.size):
         leaf = leaves.decode(audit.leaf_at(node.store, index) or b"")
         for _, name, key, content in audit.opened(node.store, index):
-            if name == "break-glass":
+            if name == name_of_class:
                 assert leaves.committed(key or b"", content) in dict(map(reversed, leaf.open))
                 found.append(json.loads(content))
     return found
@@ -287,6 +288,28 @@ async def test_that_there_is_no_such_record_is_something_that_was_shown(tmp_path
         assert (record.revision, record.epoch, len(record.digest)) == (0, 0, 32)
         [content] = in_ledger(fleet, WEST)
         assert content["digest"] == record.digest.hex()
+
+
+async def test_a_reviewer_is_told_by_the_ledgers_of_both(tmp_path):
+    """What both wrote, among what others did, as the reviewer's program reads it. An outline went out too."""
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(EAST, "approver") as anna:
+        await let_in(fleet)
+        for _ in range(2):
+            await read(anna, get())
+        await anna.call("GetOutline", api.GetOutlineRequest(region=WEST))
+        await until(lambda: fleet[WEST].passages(sort="outline"))
+        outlined = [content for content in in_ledger(fleet, WEST, "egress") if content["door"] == "operator"]
+        [home, there] = [
+            honest(region, extra={50: [("break-glass", each) for each in in_ledger(fleet, region)] + more})
+            for region, more in ((WEST, [("egress", each) for each in outlined]), (EAST, []))
+        ]
+    assert len(outlined) == 1
+    desk = Desk(tmp_path)
+    theirs = desk.written(there.report()).rename(tmp_path / "theirs.tar")
+    says = desk.says(desk.written(home.report()), trust=trust(), peers=[tmp_path / "eu-central.tar", theirs])
+    assert {name: status for name, (status, _) in says.items() if status != verify.PASS} == {"IDENTITY": "NOT CHECKED"}
+    assert "but 2 break-glass reads let people see pinned data: 2 showed us-east data of eu-west" in says["REACH"][1]
+    assert "so do 2 break-glass reads" in says[f"MATCHED {EAST}"][1]
 
 
 async def test_what_needs_no_glass_breaks_none(tmp_path):
