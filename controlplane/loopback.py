@@ -33,6 +33,7 @@ _TOOL_S = 120.0
 _AGAIN_S = 0.5
 # Below what systems give to outgoing connections, above what services of theirs use.
 _PORTS = range(12_000, 30_000)
+_given: set[int] = set()
 
 
 class Program:
@@ -114,17 +115,19 @@ def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that were free a moment ago, all different.
 
     The system gives none of them to whoever connects, so that a node finds its own again after it was down; nor does
-    this function to another process of the same user while this one runs. Raises `OSError` if there are not so many.
+    this function give them again, here or to another process of the same user while this one runs. Raises `OSError` if
+    there are not so many.
     """
     with ExitStack() as stack:
         ports: list[int] = []
         for port in random.sample(_PORTS, len(_PORTS)):
             if len(ports) == count:
                 break
-            if _reserved(port) and _bound(stack.enter_context(socket.socket()), port):
+            if port not in _given and _reserved(port) and _bound(stack.enter_context(socket.socket()), port):
                 ports.append(port)
         if len(ports) < count:
             raise OSError(f"there are no {count} free ports on this machine")
+        _given.update(ports)
         return ports
 
 
