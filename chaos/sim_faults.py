@@ -16,6 +16,9 @@ from chaos.sim_network import Link
 if TYPE_CHECKING:
     from chaos.simulation import Simulation
 
+RATES = (0.7, 0.9, 1.1, 1.4, 1.0)
+"""At which clocks may run."""
+
 Strike = Callable[["Simulation", Fault, Random], bool | None]
 
 
@@ -143,7 +146,7 @@ STRIKES: dict[str, Strike] = {
     "slow-disk": lambda s, f, r: s.slow_one_disk(r.choice(s.names), r.uniform(0.05, 1), f.for_s),
     "disk-full": _disk_full,
     "bit-flip": _bit_flip,
-    "clock-rate": lambda s, f, r: s.clocks[r.choice(s.names)].set_rate(r.choice((0.7, 0.9, 1.1, 1.4, 1.0))),
+    "clock-rate": lambda s, f, r: s.clocks[r.choice(s.names)].set_rate(r.choice(RATES)),
     "transfer": _transfer,
     "replace": _replace,
 }

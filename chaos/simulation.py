@@ -3,7 +3,8 @@
 Theory of operation. One process, one thread, one heap of events in virtual time. A `Schedule` (one seed) decides the
 conditions and the faults; one `Random` decides everything else, so a run can be repeated exactly, whatever the hash
 seed. An oracle watches every commit, apply, election and answer; the first violation ends the run. After the last
-fault a quiet time shows that everything converges and serves again.
+fault a quiet time shows that everything converges and serves again. Where disks are slow and appends small, a backlog
+outlasts it; then the run goes on until everything is level, for as long as that backlog may take and no longer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ from chaos.sim_faults import STRIKES
 from chaos.sim_network import Link, Network
 from chaos.sim_node import PUT, SWAP, Clock, Node, Stopped, write
 from chaos.sim_oracle import Oracle, Violation
+from chaos.sim_settling import settling_s
 from controlplane.errors import Fatal
 from controlplane.replication import Role
 from controlplane.replication.engine import Core, SyncObjCore
@@ -125,6 +127,7 @@ class Simulation:
         violation = None
         try:
             self.run_until(self.schedule.seconds)
+            self._settle()
             self._conclude()
         except Violation as found:
             violation = f"{found} (at {self._now:.3f} s)"
@@ -429,6 +432,25 @@ class Simulation:
         if deaf_s > 1.5 * self.conditions.timing.fallback_s + 1.0:
             raise Violation(f"LINGERING_LEADER {name} could not be reached for {deaf_s:.1f} s and still leads")
 
+    def _settle(self) -> None:
+        """Go on until all is level, or until it has to be."""
+        until = self._now + self._settling_s()
+        while not self._is_settled() and self._now < until:
+            self.run_until(min(until, self._now + INSPECT_S))
+
+    def _settling_s(self) -> float:
+        """How long it may take from now on until all is level."""
+        nodes = self.running_nodes()
+        if not nodes:
+            return 0.0
+        leading = max(nodes, key=lambda node: (node.tail.last_term, node.tail.last_index)).tail
+        applied = min(node.applied[0] for node in nodes)
+        return settling_s(self.conditions, leading, self.oracle.max_commit, applied)
+
+    def _is_settled(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return self._is_level()
+
     def _conclude(self) -> None:
         nodes = self.running_nodes()
         self.oracle.logs_match(nodes)
@@ -441,10 +463,18 @@ class Simulation:
         judge_steady(self)
 
     def _converged(self) -> None:
-        nodes = self.running_nodes()
-        states = {(node.applied, node.mark(), tuple(sorted(node.records.items()))) for node in nodes}
-        if len(nodes) < len(self.names) or len(states) > 1 or any(disk.learner for disk in self.disks.values()):
+        if not self._is_level():
             raise Violation(f"NO_CONVERGENCE {'; '.join(self._describe(name) for name in self.names)}")
+
+    def _is_level(self) -> bool:
+        """Whether every node runs, counts, and holds the same."""
+        nodes = self.running_nodes()
+        states = {(node.applied, node.mark(), self.contents(node)) for node in nodes}
+        return len(nodes) == len(self.names) and len(states) == 1 and not any(d.learner for d in self.disks.values())
+
+    def contents(self, node: Node) -> Hashable:
+        """What `node` holds, to be compared."""
+        return tuple(sorted(node.records.items()))
 
     def _describe(self, name: str) -> str:
         node = self.nodes[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -13,15 +14,17 @@ from click.testing import CliRunner
 
 from chaos import sim_disk
 from chaos.__main__ import main
-from chaos.schedule import FAMILIES, FAULTS, PROFILES, make_schedule
+from chaos.schedule import FAMILIES, FAULTS, LAN, PROFILES, make_schedule
 from chaos.sim_disk import Disk
 from chaos.sim_families import FAMILY_STRIKES
 from chaos.sim_faults import STRIKES
 from chaos.sim_plants import PLANTS, RULES
-from chaos.sim_runs import ROUND, Settings, simulate
+from chaos.sim_runs import ROUND, Settings, run_one, simulate
+from chaos.sim_settling import settling_s
+from chaos.simulation import Simulation
 from controlplane.errors import Fatal
 from controlplane.replication import guard
-from controlplane.replication.tail import Add, Trim
+from controlplane.replication.tail import Add, Entry, Recovered, Tail, Trim
 
 
 @pytest.mark.parametrize(("nodes", "profile"), [(3, "lan"), (3, "wan"), (3, "wild"), (5, "lan"), (5, "wan-wild")])
@@ -46,6 +49,36 @@ def test_what_the_oracle_once_took_for_a_violation(nodes: int, profile: str, see
     # A row that rotted between an ack and its arrival; a leader that was cut off and back between two looks; a vote
     # whose disk was replaced before the voter's candidate led.
     assert simulate([seed], Settings(nodes, profile=profile)).violations == []
+
+
+@pytest.mark.parametrize("seed", [11000641, 11000991])
+def test_a_backlog_on_slow_disks_is_worked_off_after_the_end(seed: int) -> None:
+    # Once taken for a region that never becomes level: syncs of up to 0.3 s, two entries in an append.
+    result, _ = run_one(Settings(5, profile="mixed"), seed)
+    assert result.violation is None
+    assert 62 < result.seconds < 70
+
+
+def test_who_never_catches_up_is_missed_in_bounded_time() -> None:
+    # Its links are cut for good shortly before the end, but for what it says itself: it keeps its leader.
+    simulation = Simulation(make_schedule(11000641, nodes=5, profile="mixed"))
+    simulation.at(59.0, simulation.network.cut, [("n0", "n3")], 1e6)
+    result = simulation.run()
+    assert (result.violation or "").startswith("NO_CONVERGENCE")
+    assert 60 < result.seconds < 130
+
+
+def test_how_long_settling_may_take_follows_from_backlog_and_disks() -> None:
+    log = Tail(Recovered(0, 0, (), 1, None, 0), lambda _, __: None)
+    assert settling_s(LAN, log, 0, 0) < 1.5
+    for index in range(1, 1001):
+        log.add(Entry(index, 1, b"x" * 40))
+    narrow = replace(LAN, bounds=replace(LAN.bounds, append_bytes_max=400, appends_in_flight_max=4))
+    slow = replace(narrow, sync_s=(0.0, 0.3))
+    bounds_s = [settling_s(conditions, log, 1000, 0) for conditions in (LAN, narrow, slow)]
+    assert bounds_s[0] < 2 < bounds_s[1] < 20 < bounds_s[2]
+    # A thousand entries, two in an append, four appends in a round of two syncs.
+    assert bounds_s[2] > 1000 / 8 * 0.6
 
 
 CAUGHT = {
