@@ -8,19 +8,22 @@ and its return, run them through a sequential model, go back where no operation 
    are sorted by call, so the candidates begin at the first one not taken and end where a call is later than every
    return seen on the way.
 3. What was taken is a number `low` below which everything was taken, and a set of bits counted from there: small,
-   however long the history is. Together with the model's state it names a point of the search; no point is tried
-   twice.
+   however long the history is. Together with the model's state it names a place of the search.
 4. What fits and leaves the state as it is, is taken at once and for good: whatever order explains the rest also does
    with it in front. So reads and refusals cost no search.
 5. Unknown outcomes have a set of bits of their own. They are tried last, only where they change the state, and need
-   not be taken at all.
-6. Each point has an earliest outstanding return. The latest of these over all points is where the history became
+   not be taken at all. Of those that are the same to a model (kind and argument) the one called first is taken first:
+   it may stand wherever a later one may.
+6. A place is not tried again with the same unknown outcomes taken as before, or with more: what explains the rest from
+   there would have done so with fewer taken, too. (Of all points that were tried and from which the rest could be
+   explained, look at the one nearest to the end: its next point was tried too, or one that is no worse.)
+7. Each point has an earliest outstanding return. The latest of these over all points is where the history became
    impossible: before it, some order explains everything; with it, none does.
-7. The search takes at most so many steps per key, a step being one question to the model; then it is UNDECIDED.
+8. The search takes at most so many steps per key, a step being one question to the model; then it is UNDECIDED.
 
 Figure: 50,000 operations of ten processes on each of 100 registers, 2 % of unknown outcome, took 0.2 to 0.3 s of CPU
-on a busy machine of two cores (`python -m chaos check --self`). Leases cost more, as they may expire at any time: 500
-operations of ten processes on one lease took 0.4 s; keep keys small.
+on a busy machine of two cores (`python -m chaos check --self`). Leases cost more, as they may expire at any time, and
+blind appends whose place nobody was told cost most; keep keys small.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from enum import Enum
 from itertools import chain
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from controlplane.checking.histories import NEVER, Operation
+from controlplane.checking.histories import NEVER, Operation, Value
 
 S = TypeVar("S", bound=Hashable)
 
@@ -57,8 +60,8 @@ class Model(Protocol[S]):
     def step(self, state: S, operation: Operation) -> tuple[S, ...]:
         """The states that may follow if `operation` happens now with its result; none: it cannot happen now.
 
-        If the outcome is unknown, `result` means nothing: the states that may follow from any result. Kinds the model
-        does not know raise `ValueError`.
+        If the outcome is unknown, `result` means nothing: the states that may follow from any result. Only kind,
+        argument and result count, not who asked or when. Kinds the model does not know raise `ValueError`.
         """
 
 
@@ -140,28 +143,29 @@ class _Search(Generic[S]):
         by_call = sorted(operations, key=_called)
         self._known = [operation for operation in by_call if not operation.unknown]
         self._unknown = [operation for operation in by_call if operation.unknown]
+        self._same_before = _same_before(self._unknown)
+        self._tried: dict[tuple[int, int, S], list[int]] = {}
         self._furthest: _Point[S] | None = None
         self._furthest_ns = -1
         self.steps = 0
 
     def run(self) -> Failure | None:
         """Nothing if an order was found."""
-        seen: set[_Mark[S]] = set()
         point = self._arrive(None, [], (0, 0, 0, self._model.start))
         while point.mark[0] < len(self._known):
             if self.steps > self._steps_max:
                 return self._failure(Verdict.UNDECIDED)
             branch = next(point.branches, None)
             if branch is not None:
-                point = self._take(point, *branch, seen)
+                point = self._take(point, *branch)
             elif point.before is None:
                 return self._failure(Verdict.NOT_LINEARIZABLE)
             else:
                 point = point.before
         return None
 
-    def _take(self, here: _Point[S], candidate: int, state: S, seen: set[_Mark[S]]) -> _Point[S]:
-        """Follow a branch, unless it leads to where the search was before."""
+    def _take(self, here: _Point[S], candidate: int, state: S) -> _Point[S]:
+        """Follow a branch, unless it leads to where the search was before (rule 6)."""
         low, taken, unknown_taken, _ = here.mark
         if candidate < len(self._known):
             operation = self._known[candidate]
@@ -170,15 +174,22 @@ class _Search(Generic[S]):
             number = candidate - len(self._known)
             operation = self._unknown[number]
             mark = (low, taken, unknown_taken | 1 << number, state)
-        if mark in seen:
+        if not self._is_new(mark):
             return here
-        seen.add(mark)
         there = self._arrive(here, [operation], mark)
-        if there.mark != mark:
-            if there.mark in seen:
-                return here
-            seen.add(there.mark)
-        return there
+        return there if there.mark == mark or self._is_new(there.mark) else here
+
+    def _is_new(self, mark: _Mark[S]) -> bool:
+        low, taken, unknown_taken, state = mark
+        tried = self._tried.get((low, taken, state))
+        if tried is None:
+            self._tried[low, taken, state] = [unknown_taken]
+            return True
+        if any(not fewer & ~unknown_taken for fewer in tried):
+            return False
+        tried[:] = [other for other in tried if unknown_taken & ~other]
+        tried.append(unknown_taken)
+        return True
 
     def _arrive(self, before: _Point[S] | None, operations: list[Operation], mark: _Mark[S]) -> _Point[S]:
         """Take all that fits and changes nothing (rule 4), and find where the search may go on."""
@@ -211,7 +222,8 @@ class _Search(Generic[S]):
         for number, operation in enumerate(self._unknown):
             if operation.called > earliest:
                 break
-            if not unknown_taken >> number & 1:
+            before = self._same_before[number]
+            if not unknown_taken >> number & 1 and (before is None or unknown_taken >> before & 1):
                 self.steps += 1
                 for after in self._model.step(state, operation):
                     if after != state:
@@ -226,6 +238,17 @@ class _Search(Generic[S]):
         stuck = min(outstanding, key=_returned)
         unplaced = tuple(operation for operation in outstanding if operation.called <= stuck.returned)
         return Failure(self._key, verdict, tuple(_path(here)), repr(state), stuck, unplaced)
+
+
+def _same_before(unknown: Sequence[Operation]) -> list[int | None]:
+    """For each of the `unknown`, the last one before it that is the same to a model."""
+    last: dict[tuple[str, Value], int] = {}
+    befores = []
+    for number, operation in enumerate(unknown):
+        same = operation.kind, operation.argument
+        befores.append(last.get(same))
+        last[same] = number
+    return befores
 
 
 def _settled(low: int, taken: int) -> tuple[int, int]:

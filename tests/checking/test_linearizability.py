@@ -12,7 +12,7 @@ from chaos.sample_histories import SUBJECTS, Load, sample, spoil
 from controlplane.checking import histories
 from controlplane.checking.histories import NEVER, Operation, Value
 from controlplane.checking.linearizability import Failure, Model, Verdict, check
-from controlplane.checking.models import MODELS, AppendList, Register
+from controlplane.checking.models import MODELS, AppendList, Lease, Register
 
 GOOD, BAD = Verdict.LINEARIZABLE, Verdict.NOT_LINEARIZABLE
 
@@ -260,3 +260,32 @@ def test_many_unknown_outcomes_stay_cheap() -> None:
     result = check(history.operations, Register())
     assert result.ok
     assert result.steps < 200_000
+
+
+def test_campaigns_of_unknown_outcome_are_tried_as_one() -> None:
+    """A rival campaigns in vain for as long as the holder renews; once (lan, 601298) every set of these was tried."""
+    held, tenure = ("a", 1), ("b", 20)
+    operations = [op("campaign", "a", held, 0, 1)]
+    for number in range(1, 20):
+        at = 10 * number
+        operations.append(op("campaign", "b", None, at, process=1))
+        operations.append(op("renew", held, None, at + 1))
+        operations.append(op("renew", held, True, at + 2, at + 8))
+    seen = [
+        op("observe", None, None, 200, 210),
+        op("campaign", "b", tenure, 205, 220, 1),
+        op("renew", tenure, True, 221, 222),
+    ]
+    for late, verdict in ((seen, GOOD), ([*seen, op("observe", None, held, 223, 224)], BAD)):
+        result = check([*operations, *late], Lease())
+        assert result.verdict is verdict
+        assert result.steps < 2_000
+
+
+def test_leases_with_many_unknown_outcomes_stay_cheap() -> None:
+    for seed in range(12):
+        load = Load(per_key=300, processes=6, unknown=0.1)
+        history = histories.pair(sample(Random(f"lease{seed}"), "lease", load))
+        result = check(history.operations, Lease())
+        assert result.ok
+        assert result.steps < 20_000
