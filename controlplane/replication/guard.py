@@ -185,6 +185,7 @@ class Guard(CoreEvents):
             self._leader = self._me
             self._progress = {peer: Progress(self._tail.last_index + 1, self._now) for peer in self._peers}
             self._beat_at, self._tell_at = self._now, inf
+            self._reads.recall()
 
     def _drop_leadership(self) -> None:
         if self._leader == self._me:
@@ -264,6 +265,8 @@ class Guard(CoreEvents):
         if peer in self._progress:
             self._progress[peer].probe()
             self._tidy_snapshot()
+        if peer == self._leader:
+            self._reads.recall()
 
     def disconnected(self, peer: str, now: float) -> None:
         """Note that the link to `peer` broke. If it led, an election begins at once."""
@@ -433,6 +436,8 @@ class Guard(CoreEvents):
         """Take `peer` for the leader and commit up to `commit`, which is verified; the log stays as it is."""
         tail = self._tail
         self._enter_term(term)
+        if peer != self._leader:
+            self._reads.recall()
         self._leader, self._leader_seen, self._pre_votes = peer, self._now, None
         self._rearm()
         if term != tail.term or self._role is not Role.FOLLOWER or commit > tail.commit:
@@ -998,7 +1003,7 @@ class Guard(CoreEvents):
         self._numbers += 1
         if leader is None or leader == self._me:
             reads.no_leader()
-        elif reads.forward(self._numbers, self._now):
+        elif reads.forward(self._numbers):
             ask = wire.Read(nonce=self._nonce, number=self._numbers, learner=self._learner)
             self._host.send(leader, RaftMessage(version=WIRE_VERSION, term=self._tail.term, read=ask))
 

@@ -8,7 +8,9 @@ here. Any other node asks the leader for such an index, all its waiting reads as
 
 1. A round's index is the commit index at its beginning, and counts only after a commit of the leader's own term: for
    reads, and also as a proof of how fresh this node's state is.
-2. What was asked of a leader is answered, or given up after `patience_s`, or when that leadership ends.
+2. What was asked of a leader is answered, or given up after `patience_s`, or when that leadership ends. Asked from
+   elsewhere, it is asked anew as soon as another leader is known or the link to this one is a new one: a leader that
+   fell silent answers nobody, and an answer under way is lost with its link.
 3. Everything that waits is bounded by `reads_max`.
 """
 
@@ -62,7 +64,7 @@ class Reads:
         self._rounds: deque[_Round] = deque()
         self._starts: deque[tuple[int, float]] = deque()
         self._able = False
-        self._forwarded: dict[int, tuple[float, list[_Read]]] = {}
+        self._forwarded: dict[int, list[_Read]] = {}
         self._to_apply: list[tuple[int, _Read]] = []
 
     @property
@@ -133,14 +135,23 @@ class Reads:
 
     # As anyone else.
 
-    def forward(self, number: int, now: float) -> bool:
+    def forward(self, number: int) -> bool:
         """Put all waiting reads under `number`, to be asked of the leader as one; False if they had to be given up."""
         reads, self._asked = self._asked, []
         if len(self._forwarded) >= self._reads_max:
             self._give_up(reads)
             return False
-        self._forwarded[number] = (now, reads)
+        self._forwarded[number] = reads
         return True
+
+    def recall(self) -> None:
+        """Have everything that was asked of a leader wait to be asked again (rule 2)."""
+        if self._forwarded:
+            again = [read for reads in self._forwarded.values() for read in reads]
+            self._forwarded.clear()
+            waiting = again + self._asked
+            self._asked = waiting[: self._reads_max]
+            self._give_up(waiting[self._reads_max :])
 
     def no_leader(self) -> None:
         """Give up what waits here: there is nobody to ask."""
@@ -149,7 +160,7 @@ class Reads:
 
     def told(self, number: int, index: int | None, applied: int, now: float) -> None:
         """Take the leader's answer to what was forwarded under `number`."""
-        _, reads = self._forwarded.pop(number, (0.0, []))
+        reads = self._forwarded.pop(number, [])
         if index is None:
             self._give_up(reads)
         else:
@@ -160,8 +171,8 @@ class Reads:
     def expire(self, now: float) -> None:
         """Give up what has waited too long for a leader."""
         since = now - self._patience_s
-        for number in [number for number, (sent, _) in self._forwarded.items() if sent < since]:
-            self._give_up(self._forwarded.pop(number)[1])
+        for number in [number for number, reads in self._forwarded.items() if reads[0].started < since]:
+            self._give_up(self._forwarded.pop(number))
         if self._asked and self._asked[0].started < since:
             self._give_up([read for read in self._asked if read.started < since])
             self._asked = [read for read in self._asked if read.started >= since]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from chaos.plane_clients import Client
 from chaos.plane_command import Settings, region_of, run_one, simulate_region
 from chaos.plane_command import simulate_region_command as command
 from chaos.plane_plants import PLANTS
@@ -45,6 +47,28 @@ def test_no_violation(nodes: int, profile: str, seed: int) -> None:
     assert result.counts["operations checked"] > 100
     assert result.counts["ages checked"] > 20
     assert result.counts["watch changes"] > 20
+
+
+def test_clients_that_still_have_to_ask_are_waited_for() -> None:
+    # Everybody is cut off when clients look a last time. Once (wan-wild, 87) who was still looking was a violation.
+    region = region_of(Settings(profile="calm"), 1)
+    region.at(44.5, region.network.cut, region.network.links, 16.5)
+    result = region.run()
+    assert result.violation is None
+    assert result.seconds > 60
+
+
+class Stuck(Client):
+    async def work(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_client_that_waits_for_ever_is_missed() -> None:
+    region = region_of(Settings(profile="calm", seconds=20.0), 1)
+    region._population.append(Stuck(region, 99, "prod"))
+    result = region.run()
+    assert (result.violation or "").startswith("NO_LIVENESS ['controlplane://fleet/prod/eu/agent/c99']")
+    assert result.seconds < 80
 
 
 def test_every_plant_has_a_seed() -> None:

@@ -232,6 +232,77 @@ def test_b14_an_answer_meant_for_an_earlier_process_proves_nothing(off: frozense
     assert bool(after.reads) == bool(off)
 
 
+def asked_of(node: Solo, leader: str) -> wire.Read:
+    """The one read that `node` asks `leader` for in its next turn."""
+    node.tick()
+    ((peer, ask),) = node.said("read")
+    assert peer == leader
+    return ask
+
+
+def test_b14_a_read_is_asked_anew_of_whoever_leads_next() -> None:
+    node = Solo()
+    node.append("b", 1, (0, 0))
+    node.sync()
+    node.read()
+    before = asked_of(node, "b")
+    node.append("c", 2, (0, 0))
+    node.sync()
+    after = asked_of(node, "c")
+    # An answer of the one that fell would be as of before.
+    node.hear("b", 1, read_reply=wire.ReadReply(nonce=before.nonce, number=before.number, known=True, index=0))
+    node.tick()
+    assert node.reads == []
+    node.hear("c", 2, read_reply=wire.ReadReply(nonce=after.nonce, number=after.number, known=True, index=0))
+    node.tick()
+    assert node.reads == [True]
+
+
+def test_b14_a_read_is_asked_anew_over_a_new_link() -> None:
+    node = Solo()
+    node.append("b", 1, (0, 0))
+    node.sync()
+    node.read()
+    asked_of(node, "b")
+    node.guard.disconnected("b", node.now)
+    node.guard.connected("c", node.now)
+    node.tick()
+    assert node.said("read") == []
+    node.guard.connected("b", node.now)
+    ask = asked_of(node, "b")
+    node.hear("b", 1, read_reply=wire.ReadReply(nonce=ask.nonce, number=ask.number, known=True, index=0))
+    node.tick()
+    assert node.reads == [True]
+
+
+def test_b14_a_read_that_was_asked_of_another_is_proven_by_the_own_leadership() -> None:
+    node = Solo()
+    node.append("b", 1, (0, 0))
+    node.sync()
+    node.read()
+    asked_of(node, "b")
+    node.lead()
+    node.tick(TIMING.beat_s)
+    asked = max(append.round for _, append in node.said("append"))
+    node.matched("c", node.tail.last_index, round=asked)
+    node.tick()
+    assert node.reads == [True]
+
+
+def test_b14_a_read_waits_no_longer_because_it_is_asked_anew() -> None:
+    node = Solo()
+    node.append("b", 1, (0, 0))
+    node.sync()
+    node.read()
+    for _ in range(int(TIMING.fallback_s / 0.1)):
+        node.tick(0.1)
+        node.append("b", 1, (0, 0))
+        node.guard.connected("b", node.now)
+    assert node.reads == []
+    node.tick(0.1)
+    assert node.reads == [False]
+
+
 @with_and_without("B15")
 def test_b15_a_broken_link_to_the_leader_starts_an_election_at_once(off: frozenset[str]) -> None:
     node = Solo(off=off)
