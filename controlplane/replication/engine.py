@@ -15,7 +15,8 @@ decides, and is kept from doing anything:
 3. It never sees a payload. Payloads pass through it sealed, and what it reads back is always a no-op: nothing that
    came from a client or a peer can reach its unpickler (B11), its apply (B9) or its membership code (B20).
 4. Its clock is the guard's (B19). `campaign` sets it ahead a little, so that its own timeouts never decide anything.
-5. It owns no thread, socket, file, fork or notify pipe (B11, B17, B18, B19).
+5. Most turns of a leader bring it nothing: no proposal, no ack of more, no time to give up. Then it is not asked.
+6. It owns no thread, socket, file, fork or notify pipe (B11, B17, B18, B19).
 
 What this rests on beyond the documented API: the module names `createJournal`, `createPoller` and `monotonicTime`,
 seven message formats, the no-op byte, and "no election while unconnected". Hence the pinned version and the hashes
@@ -30,6 +31,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -164,6 +166,8 @@ def engine_problems(folder: Path) -> list[str]:
 _NO_OP = b"\x01"
 # How far `campaign` sets the core's clock ahead: more than its longest election timeout.
 _RAISE_S = 0.05
+# So long before a leader might give up it is asked in every turn: only the library says when.
+_MARGIN_S = 0.001
 _ROLES = (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)
 _NEVER = 1 << 62
 # It takes entry 1 for applied and complains when that is cut; and it applies nothing here.
@@ -304,6 +308,11 @@ class SyncObjCore:
         self._events = events
         self._role = Role.FOLLOWER
         self._ahead_s = 0.0
+        self._fallback_s = fallback_s
+        self._news = True  # Something was said since the last tick that may change a leader's mind.
+        self._told: dict[str, int] = {}  # What a leader was told of each peer,
+        self._heard = dict.fromkeys(peers, now)  # and when.
+        self._sure_until = now
         self._enter(now)
         self._syncobj = self._create(Node(me), _SyncObjJournal(tail), self._conf(fallback_s))
 
@@ -328,6 +337,9 @@ class SyncObjCore:
 
     def _changed(self, role: Role) -> None:
         self._role = role
+        self._news, self._told = True, {}
+        self._heard = dict.fromkeys(self._heard, _CLOCK.now - self._ahead_s)
+        self._sure_until = -inf
         self._events.role_changed(role)
 
     def _create(self, me: Node, journal: Journal, conf: SyncObjConf) -> SyncObj:
@@ -348,8 +360,21 @@ class SyncObjCore:
 
     def tick(self, now: float) -> None:
         """See `Core`."""
+        # Alone, a leader counts in one turn what it took in the one before.
+        if self._role is not Role.LEADER or self._news or now > self._sure_until or self._gate is None:
+            self._tick(now)
+
+    def _tick(self, now: float) -> None:
+        self._news = False
         self._enter(now)
         self._syncobj.doTick()
+        self._sure_until = self._gives_up_at() - _MARGIN_S
+
+    def _gives_up_at(self) -> float:
+        """When a leader with peers that hears nothing more is one no longer: half of them and itself are a majority."""
+        needed = (len(self._heard) + 1) // 2
+        heard = sorted(self._heard.values(), reverse=True)
+        return heard[needed - 1] + self._fallback_s if heard else inf
 
     def campaign(self, now: float) -> None:
         """See `Core`."""
@@ -357,9 +382,9 @@ class SyncObjCore:
             self._ahead_s += _RAISE_S
         self._transport.told_of_campaign = False
         if self._gate is None:
-            return self.tick(now)
+            return self._tick(now)
         self._transport.open_gate(self._gate)
-        self.tick(now)
+        self._tick(now)
         return self._transport.close_gate(self._gate)
 
     def vote_asked(self, peer: str, term: int, last_index: int, last_term: int, now: float) -> None:
@@ -398,11 +423,15 @@ class SyncObjCore:
 
     def matched(self, peer: str, index: int, now: float) -> None:
         """See `Core`."""
+        self._heard[peer] = now
+        if self._told.get(peer, 0) < index:
+            self._told[peer], self._news = index, True
         message = {"type": "next_node_idx", "next_node_idx": index + 1, "reset": False, "success": True}
         self._deliver(self._nodes[peer], message, now)
 
     def propose(self, number: int, payload: bytes) -> None:
         """See `Core`."""
+        self._news = True
         message = {"type": "apply_command", "command": _Sealed(payload), "request_id": number}
         self._transport.deliver(_CLIENT, message)
 
