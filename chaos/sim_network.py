@@ -78,6 +78,7 @@ class Network:
         for (a, b), stream in self._streams.items():
             stream.back = self._streams[b, a]
         self._from = {name: [x for x in self._streams.values() if x.source == name] for name in names}
+        self._to = {name: {x.target: x for x in streams} for name, streams in self._from.items()}
         self._deaf_since: dict[str, float] = {}
         for link in self.links:
             if link[0] < link[1]:
@@ -88,11 +89,11 @@ class Network:
 
     def send(self, source: str, target: str, message: Any) -> None:
         """Send; lost if the connection is down or goes down before it arrives."""
-        stream = self._streams[source, target]
+        stream = self._to[source][target]
         if not stream.up:
             return
         now = self._clock()
-        if self._dead(stream.back, now):
+        if now - stream.back.heard_at > self._conditions.link_dead_s:
             self._at(0.0, self._close, stream)
         else:
             self._put(stream, message, now)
@@ -153,8 +154,10 @@ class Network:
             self._put_disordered(stream, message)
             return
         at = now + self._delay_s * (0.5 + 1.5 * self._random.random()) + self.slow[stream.link]
-        stream.last_at = at = max(stream.last_at, at)
-        stream.queue.append((at, self._stamp(stream), message))
+        at = max(at, stream.last_at)
+        stream.last_at = at
+        stamp = self._stamp(stream) if self._disorder else stream.generation
+        stream.queue.append((at, stamp, message))
         self._at(at - now, self._pump, stream)
 
     def _put_disordered(self, stream: _Stream, message: Any) -> None:
@@ -193,12 +196,16 @@ class Network:
         """Take what is due on `stream`, each with its sender."""
         queue, source, back = stream.queue, stream.source, stream.back
         messages: list[tuple[str, Any]] = []
-        running, stamp_now = self._ends.running(stream.target), self._stamp(stream)
-        while queue and queue[0][0] <= now + 1e-9:
+        due = now + 1e-9
+        if queue[0][0] > due:
+            return messages
+        running, dead_s = self._ends.running(stream.target), self._conditions.link_dead_s
+        stamp_now = self._stamp(stream) if self._disorder else stream.generation
+        while queue and queue[0][0] <= due:
             _, stamp, message = queue.popleft()
             if not back.up or not running or stamp != stamp_now:
                 continue
-            if message is _CLOSED or self._dead(stream, now):
+            if message is _CLOSED or now - stream.heard_at > dead_s:
                 self._close(back)
                 continue
             stream.heard_at = now
@@ -207,9 +214,6 @@ class Network:
         return messages
 
     # Connections.
-
-    def _dead(self, stream: _Stream, now: float) -> bool:
-        return now - stream.heard_at > self._conditions.link_dead_s
 
     def _keep_alive(self) -> None:
         now = self._clock()

@@ -52,7 +52,8 @@ class Clock:
 
     def true_delay(self, until: float, now: float | None = None) -> float:
         """How long, in true seconds, until this clock shows `until`; `now` is what it shows, if that is known."""
-        return max(0.0, until - (self.now() if now is None else now)) / self._rate
+        left = until - (self.now() if now is None else now)
+        return left / self._rate if left > 0 else 0.0
 
 
 class Stopped(Exception):
@@ -136,6 +137,7 @@ class Node:
         self._at_once = 0
         self._incoming = b""
         self._was_leader = False
+        self._oracle = world.oracle
         self.guard = Guard(
             name,
             peers,
@@ -182,24 +184,27 @@ class Node:
 
     def pump(self) -> None:
         """Tick, look, sync, trim, and arrange to be woken."""
-        now = self.clock.now()
+        now, tail = self.clock.now(), self.tail
         try:
             self.guard.tick(now)
         except (Fatal, Malformed) as error:
             raise self._gave_up(error) from error
-        if self.tail.commit > self.world.oracle.max_commit:
-            self.world.oracle.looks(self)
-        if self.tail.seq > self.tail.synced_seq and not self.syncing:
+        if tail.commit > self._oracle.max_commit:
+            self._oracle.looks(self)
+        if not self.syncing and tail.seq > tail.synced_seq:
             self._begin_sync()
-        if not self._store_syncing and len(self.tail) > self.world.conditions.trim_entries:
+        if not self._store_syncing and len(tail) > self.world.conditions.trim_entries:
             self._begin_trim()
         self._arrange(now)
 
     def _arrange(self, now: float | None = None) -> None:
         delay = self.clock.true_delay(self.guard.deadline, now)
-        self._at_once = self._at_once + 1 if delay == 0 else 0
-        if self._at_once > _AT_ONCE_MAX:
-            raise Violation(f"BUSY {self.name} never rests")
+        if delay > 0:
+            self._at_once = 0
+        else:
+            self._at_once += 1
+            if self._at_once > _AT_ONCE_MAX:
+                raise Violation(f"BUSY {self.name} never rests")
         at = self.world.now() + delay
         if at < self._wake_at - 1e-6:
             self._wake_at = at

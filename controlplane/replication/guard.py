@@ -328,9 +328,10 @@ class Guard(CoreEvents):
         self._answers.append(lambda: done(*args))
 
     def _deliver(self) -> None:
-        answers, self._answers = self._answers, []
-        for answer in answers:
-            answer()
+        if self._answers:
+            answers, self._answers = self._answers, []
+            for answer in answers:
+                answer()
 
     # -------------------------------------------------------------------------------------------------- elections
 
