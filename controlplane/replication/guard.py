@@ -658,6 +658,8 @@ class Guard(CoreEvents):
             progress.next_index = max(1, min(ack.prev_index, self._tail.last_index))
 
     def _replicate(self, peer: str, progress: Progress, beat: bool) -> None:
+        if not beat and progress.mode is Mode.STREAM and progress.next_index > self._tail.last_index:
+            return  # Most of the time there is nothing to send.
         if not self._linked[peer] or not (beat or self._sends_at_once):
             return
         if progress.mode is not Mode.SNAPSHOT and progress.next_index <= self._tail.boundary_index:
