@@ -121,8 +121,11 @@ class Core(Protocol):
         `prev` is (index, term) of an entry in the tail. An older term changes nothing.
         """
 
-    def matched(self, peer: str, index: int, now: float) -> None:
-        """Count the log up to `index` as on `peer`'s disk, and `peer` as alive; a lower index changes nothing."""
+    def matched(self, peer: str, index: int, heard: float) -> None:
+        """Count the log up to `index` as on `peer`'s disk, and `peer` as alive at `heard`, when it was last heard.
+
+        A lower index changes nothing.
+        """
 
     def propose(self, number: int, payload: bytes) -> None:
         """Queue a proposal for the next tick; the caller bounds how many."""
@@ -421,13 +424,13 @@ class SyncObjCore:
         }
         self._deliver(self._nodes[leader], message, now)
 
-    def matched(self, peer: str, index: int, now: float) -> None:
+    def matched(self, peer: str, index: int, heard: float) -> None:
         """See `Core`."""
-        self._heard[peer] = now
+        self._heard[peer] = heard
         if self._told.get(peer, 0) < index:
             self._told[peer], self._news = index, True
         message = {"type": "next_node_idx", "next_node_idx": index + 1, "reset": False, "success": True}
-        self._deliver(self._nodes[peer], message, now)
+        self._deliver(self._nodes[peer], message, heard)
 
     def propose(self, number: int, payload: bytes) -> None:
         """See `Core`."""
@@ -553,11 +556,11 @@ class ModelCore:
             self._tail.add(entry)
         self._tail.set_commit(min(commit, self._tail.last_index))
 
-    def matched(self, peer: str, index: int, now: float) -> None:
+    def matched(self, peer: str, index: int, heard: float) -> None:
         """See `Core`."""
         if self._role is Role.LEADER:
             self._match[peer] = max(self._match[peer], index)
-            self._heard[peer] = now
+            self._heard[peer] = heard
 
     def propose(self, number: int, payload: bytes) -> None:
         """See `Core`."""

@@ -604,7 +604,8 @@ class Guard(CoreEvents):
         index = min(progress.match_index, durable)
         if index > progress.fed_index or alive:
             progress.fed_index = max(progress.fed_index, index)
-            self._core.matched(peer, progress.fed_index, self._now)
+            # A sync of our own is no sign of life of theirs.
+            self._core.matched(peer, progress.fed_index, progress.heard)
 
     def _on_append_ack(self, peer: str, term: int, ack: wire.AppendAck) -> None:
         if term > self._tail.term:

@@ -51,6 +51,10 @@ def test_what_the_oracle_once_took_for_a_violation(nodes: int, profile: str, see
     assert simulate([seed], Settings(nodes, profile=profile)).violations == []
 
 
+def test_a_leader_with_a_slow_disk_that_is_cut_off_gives_up_in_time() -> None:
+    assert simulate([12000016], Settings(3, profile="wild")).violations == []
+
+
 @pytest.mark.parametrize("seed", [11000641, 11000991])
 def test_what_was_once_taken_for_a_region_that_never_becomes_level(seed: int) -> None:
     assert simulate([seed], Settings(5, profile="mixed")).violations == []

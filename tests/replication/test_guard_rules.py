@@ -187,6 +187,21 @@ def test_b14_a_leader_without_a_majority_steps_down(off: frozenset[str]) -> None
     assert (node.guard.role is Role.LEADER) == bool(off)
 
 
+def test_b14_a_sync_of_its_own_does_not_keep_a_leader() -> None:
+    """What followers acknowledged counts when the own slow disk has it too; that says nothing of whether they live."""
+    node = Solo()
+    node.lead()
+    node.guard.propose(b"1", lambda *_: None)
+    node.tick()
+    for peer in ("b", "c"):
+        node.matched(peer, node.tail.last_index)
+    node.tick(0.75 * TIMING.fallback_s)
+    assert node.guard.role is Role.LEADER
+    node.sync()
+    node.tick(0.3 * TIMING.fallback_s)
+    assert node.guard.role is not Role.LEADER
+
+
 @with_and_without("readround")
 def test_b14_a_read_waits_for_a_round_that_began_after_it(off: frozenset[str]) -> None:
     node = Solo(off=off)
