@@ -6,9 +6,9 @@ Bounds that the replicated rules use (marked R) are part of the format of the st
 
 from __future__ import annotations
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """R. Version of the rules of apply and of the layout of the store."""
-ENTRY_FORMAT = 2
+ENTRY_FORMAT = 3
 """R. Version of an entry of the log; its first byte."""
 
 NAME_BYTES_MAX = 256
@@ -19,6 +19,8 @@ TEXT_BYTES_MAX = 1024
 """R. Reasons and descriptions."""
 WRITES_PER_TXN_MAX = 128
 """R. Writes of one transaction."""
+ERASES_PER_TXN_MAX = 512
+"""R. Rows that one transaction erases."""
 OUTCOME_SPAN = 1 << 17
 """R. Revisions per generation of kept outcomes. A retry is recognised for at least this many revisions."""
 EVENTS_KEPT = 1 << 17

@@ -58,7 +58,7 @@ from controlplane.watch import Following, Tail, Watches, filter_of
 AGE_UNKNOWN_MS = federation.AGE_UNKNOWN_MS
 """Age of a state that was never proven current."""
 
-_DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew"})
+_DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew", "EraseRecord"})
 _MARKS_KEPT = 512
 
 

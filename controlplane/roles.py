@@ -22,6 +22,8 @@ _AUDIT: Cells = dict.fromkeys(("operator", "approver", "reviewer"), _EVERYWHERE)
 _RULE: Cells = {"operator": _EVERYWHERE}
 # Touches every environment of the region, so it takes more than an operator of a lesser one.
 _REGION_WIDE: Cells = {"operator": frozenset({"prod"})}
+# Cannot be undone, so in production it is not for those who run what is erased.
+_ERASE: Cells = {"operator": _EVERYWHERE - {"prod"}, "approver": _EVERYWHERE}
 # An envelope: each operation in it is authorized by itself. Peers open it to hand on what others asked of them.
 _ENVELOPE: Cells = {**_OPEN, "peer": frozenset({EVERY_ENVIRONMENT, *ENVIRONMENTS})}
 
@@ -61,6 +63,7 @@ OPERATORS: Final[Mapping[str, Cells]] = {
     "ListEvents": _AUDIT,
     "GetOutline": _AUDIT,
     "ListBreakGlass": _AUDIT,
+    "EraseRecord": _ERASE,
 }
 """The service for the people who run the region."""
 

@@ -39,6 +39,7 @@ TransferRegion           -      p         -         -         -
 ListEvents               -      *         *         *         -
 GetOutline               -      *         *         *         -
 ListBreakGlass           -      *         *         *         -
+EraseRecord              -      dts       *         -         -
 InjectFault              -      p         -         -         -
 HealFaults               -      p         -         -         -
 ListFaults               -      *         -         -         -

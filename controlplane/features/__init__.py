@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from controlplane.features import federation, flags, glass, leases, partitions, switches, workflows
+from controlplane.features import erasure, federation, flags, glass, leases, partitions, switches, workflows
 from controlplane.kernel.transaction import Kind
 from controlplane.v1 import api_pb2 as api
 
@@ -41,6 +41,7 @@ WRITES: Mapping[str, Method] = {
     "EngageSwitch": Method(api.EngageSwitchRequest, switches.engage, switches.SWITCH),
     "ReleaseSwitch": Method(api.ReleaseSwitchRequest, switches.release, switches.SWITCH),
     "ExceptSwitch": Method(api.ExceptSwitchRequest, switches.make_exception, switches.SWITCH),
+    "EraseRecord": Method(api.EraseRecordRequest, erasure.erase, workflows.WORKFLOW),
 }
 
 READS: Mapping[str, Method] = {
@@ -73,5 +74,7 @@ KINDS: Mapping[str, Kind[Any]] = {
         federation.GRANT,
         federation.PASSAGE,
         glass.GLASS,
+        erasure.ERASURE,
+        erasure.ERASED,
     )
 }

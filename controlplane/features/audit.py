@@ -5,9 +5,9 @@ one has. The rows lie beside the replicated state: apply neither reads nor hashe
 covered by the running hash in it, and by the one in the next checkpoint.
 
 Audited are what passed between regions and what was refused to them (`Passage`), the right to hold copies (`Grant`),
-kill switches, and exceptions from them, and break-glass reads. A content names regions, reaches, roles, revisions and
-digests, never a person, a tenant, a key or a value: what a switch stops is told as a digest of its key, and who broke
-the glass and why as one of both.
+kill switches, exceptions from them, break-glass reads, and erasures. A content names regions, reaches, roles, revisions
+and digests, never a person, a tenant, a key or a value: what a switch stops is told as a digest of its key, who broke
+the glass and why as one of both, and what was erased not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from controlplane.kernel.store import Overlay, View
 from controlplane.ledger import leaves
 from controlplane.ledger.leaves import Content, Leaf, Transfer
 from controlplane.ledger.merkle import Frontier, leaf_hash
-from controlplane.v1.records_pb2 import BreakGlass, Grant, Passage, Reach, StopException, Switch
+from controlplane.v1.records_pb2 import BreakGlass, Erased, Grant, Passage, Reach, StopException, Switch
 from controlplane.v1.state_pb2 import Event, State
 
 _FRONTIER = keys.LEDGER + b"f"
@@ -32,6 +32,10 @@ _LEAF = keys.LEDGER + b"l"
 _SALT = keys.LEDGER + b"s"
 _NODE = keys.LEDGER + b"n"
 _CONTENT = keys.LEDGER + b"c"
+_KEY = keys.LEDGER + b"k"
+_OPEN_FOR_EVER = ("egress", "ingress", "grant", "erase")
+"""What a reviewer needs to see of every leaf: that nothing else left. Its keys outlive an erased salt, and tell nothing
+about it; contents of these classes name no person."""
 
 REACH_WORDS = {Reach.HOME_ONLY: "home-only", Reach.JURISDICTION: "jurisdiction", Reach.GLOBAL: "global"}
 """Reaches as region files write them."""
@@ -89,6 +93,9 @@ class Ledger:
         for node in self._frontier.append(leaf_hash(encoded)):
             view.put(_node_key(node.level, node.at), node.hash)
         view.put(_FRONTIER, self._frontier.pack())
+        for each in changed:
+            if _ERASED in each.key:
+                _destroy_salts(view, each.event, index)
 
 
 def frontier_at(view: View) -> Frontier:
@@ -122,19 +129,34 @@ def opened(view: View, index: int) -> Iterator[tuple[int, str, bytes | None, byt
     salt = view.get(_SALT + keys.number(index))
     for n, (name, _) in enumerate(leaves.decode(packed).open):
         content = view.get(_CONTENT + keys.number(index) + n.to_bytes(4, "big"))
-        if salt is None or content is None:
-            yield n, name, None, b""
-        else:
-            yield n, name, leaves.record_key(salt, n), content
+        key = view.get(_record_key(index, n)) if salt is None else leaves.record_key(salt, n)
+        yield (n, name, None, b"") if key is None or content is None else (n, name, key, content)
 
 
 def first_leaf_from(view: View, at_ms: int, size: int) -> int:
     """The first leaf whose entry was planned at `at_ms` (Unix milliseconds) or later; `size` if there is none."""
+    return _first(view, size, lambda leaf: leaf.at_ms >= at_ms)
+
+
+def leaf_of(view: View, revision: int, at_ms: int) -> int | None:
+    """The leaf of the entry that wrote `revision` at `at_ms`, if there can be one.
+
+    A leaf does not say where its entry began. What it says of the time may be true of a later entry of the same
+    millisecond as well: then this is one leaf too many.
+    """
+    size = frontier_at(view).size
+    index = _first(view, size, lambda leaf: leaf.revision >= revision)
+    packed = leaf_at(view, index) if index < size else None
+    return index if packed is not None and leaves.decode(packed).at_ms == min(at_ms, _AT_MS_MAX) else None
+
+
+def _first(view: View, size: int, reached: Callable[[Leaf], bool]) -> int:
+    """The first of `size` leaves for which `reached` is true, as it is for all after it; `size` if there is none."""
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
         packed = leaf_at(view, middle)
-        if packed is not None and leaves.decode(packed).at_ms < at_ms:
+        if packed is not None and not reached(leaves.decode(packed)):
             low = middle + 1
         else:
             high = middle
@@ -222,6 +244,31 @@ def _glass(event: Event) -> Audited:
     return "break-glass", {**content, "partition": read.partition} if read.partition else content
 
 
+def _erased(event: Event) -> Audited:
+    return "erase", {"leaves": list(Erased.FromString(event.value).leaves)}
+
+
+def _destroy_salts(view: Overlay, event: Event, before: int) -> None:
+    """Destroy the salts of the leaves that an erasure names; total, as what it names was only said."""
+    try:
+        named = Erased.FromString(event.value).leaves
+    except DecodeError:
+        return
+    for index in named:
+        salt = view.get(_SALT + keys.number(index)) if index < before else None
+        packed = leaf_at(view, index) if salt is not None else None
+        if salt is None or packed is None:
+            continue
+        for n, (name, _) in enumerate(leaves.decode(packed).open):
+            if name in _OPEN_FOR_EVER:
+                view.put(_record_key(index, n), leaves.record_key(salt, n))
+        view.delete(_SALT + keys.number(index))
+
+
+def _record_key(index: int, n: int) -> bytes:
+    return _KEY + keys.number(index) + n.to_bytes(4, "big")
+
+
 def _hidden(key: bytes) -> str:
     return hashlib.sha256(b"controlplane ledger key v1\0" + key).hexdigest()
 
@@ -236,5 +283,7 @@ _KINDS: Mapping[str, Callable[[Event], Audited | None]] = {
     "switch": _switch,
     "exception": _exception,
     glass.GLASS.name: _glass,
+    "erased": _erased,
 }
+_ERASED = keys.text("erased")
 _MARKS = tuple(map(keys.text, _KINDS))

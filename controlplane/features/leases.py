@@ -17,7 +17,7 @@ from controlplane.kernel.transaction import Kind, Reader, Row, Tx
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Election
 
-ELECTION = Kind("election", Election)
+ELECTION = Kind("election", Election, erasable=True)
 
 
 def campaign(tx: Tx, request: api.CampaignRequest) -> api.CampaignReply:

@@ -9,7 +9,7 @@ from controlplane.kernel.transaction import Kind, Reader, Row, Tx
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Workflow
 
-WORKFLOW = Kind("workflow", Workflow, history_kept=limits.WORKFLOW_HISTORY_KEPT)
+WORKFLOW = Kind("workflow", Workflow, history_kept=limits.WORKFLOW_HISTORY_KEPT, erasable=True)
 
 
 def create(tx: Tx, request: api.CreateWorkflowRequest) -> api.CreateWorkflowReply:

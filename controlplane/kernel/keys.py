@@ -9,6 +9,7 @@ The first byte of a store key says what the row is: see the constants below.
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ STATE = b"m/state"
 
 CURSOR_KIND = "cursor"
 """The one kind that a transaction may write outside of its partition: see `state.proto`, `Txn`."""
+
+ERASURE_KIND = "erasure"
+"""Records that say of others that they were erased; see `erasure_name`."""
 
 _END = b"\0"
 _NUMBER_BYTES = 8
@@ -104,6 +108,11 @@ def own_place(region: str) -> tuple[str, str]:
 def cursor_name(home: str, reach: str) -> str:
     """The name of the record that says how far a region's shared records were copied."""
     return f"{home}/{reach}"
+
+
+def erasure_name(key: bytes) -> str:
+    """What an erased record goes by: tells its name only to those who can guess it."""
+    return hashlib.sha256(b"controlplane erasure v1\0" + key).hexdigest()
 
 
 def event(domain_bytes: bytes, revision: int, n: int) -> bytes:

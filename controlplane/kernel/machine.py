@@ -23,6 +23,7 @@ from controlplane.kernel.store import Overlay, Store, View
 from controlplane.v1.state_pb2 import Entry, Event, Outcome, Range, RequestId, State, Txn, Write
 
 _TRIMMABLE = (keys.EVENT, keys.HISTORY, keys.OUTCOME)
+_OUTCOME_KEY_BYTES = len(keys.generation(0)) + 16
 _FORMAT = bytes([limits.ENTRY_FORMAT])
 
 
@@ -300,11 +301,27 @@ class Working:
                 self._write(txn, n, write)
             for trim in txn.trims:
                 self.view.drop(trim.start, trim.end)
+            for row in txn.erases:
+                self._erase(row)
         if txn.HasField("request"):
             outcome.digest = txn.request.digest
             where = keys.generation(self.revision // self.span) + outcome_key(txn.request)
             self.view.put(where, outcome.SerializeToString(deterministic=True))
         return outcome
+
+    def _erase(self, row: bytes) -> None:
+        """Remove a row; an outcome stays, and says from now on that it is no longer known.
+
+        Were it gone, the same request would be taken for a new one, and write again what was erased.
+        """
+        if not row.startswith(keys.OUTCOME):
+            self.view.delete(row)
+            return
+        packed = self.view.get(row)
+        if packed is not None:
+            kept = Outcome.FromString(packed)
+            blank = Outcome(verdict=Outcome.FORGOTTEN, revision=kept.revision, digest=kept.digest)
+            self.view.put(row, blank.SerializeToString(deterministic=True))
 
     def _write(self, txn: Txn, n: int, write: Write) -> None:
         view, key = self.view, write.key
@@ -313,7 +330,7 @@ class Working:
             revision=self.revision,
             key=key,
             created=old.created if old else self.revision,
-            version=old.version + 1 if old else 1,
+            version=(old.version if old else write.after_version) + 1,
             actor=txn.actor,
             action=txn.action,
             reason=txn.reason,
@@ -361,8 +378,10 @@ def malformed(txn: Txn) -> str:
     if txn.HasField("request") and len(txn.request.nonce) != limits.REQUEST_ID_BYTES:
         return "request id"
     flaw = _bad_writes(txn.writes, txn.scope) if txn.writes else ""
-    if flaw or not txn.trims:
+    if flaw or not (txn.trims or txn.erases):
         return flaw
+    if len(txn.erases) > limits.ERASES_PER_TXN_MAX or not all(map(_is_erasable, txn.erases)):
+        return "too many rows to erase, or rows that cannot be"
     return next((flaw for trim in txn.trims if (flaw := _bad_trim(trim))), "")
 
 
@@ -415,6 +434,13 @@ def _bad_trim(trim: Range) -> str:
     # A trim may remove what is past its retention, and never a record or the state itself.
     good = trim.start < trim.end and trim.start[:1] == trim.end[:1] and trim.start.startswith(_TRIMMABLE)
     return "" if good else "trim outside of events, history and outcomes"
+
+
+def _is_erasable(row: bytes) -> bool:
+    # As with trims: never a record or the state itself.
+    if row.startswith(keys.OUTCOME):
+        return len(row) == _OUTCOME_KEY_BYTES
+    return row.startswith((keys.EVENT, keys.HISTORY))
 
 
 def events(view: View, domain: bytes, after: int, last: int) -> Iterator[Event]:

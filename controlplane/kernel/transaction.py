@@ -7,7 +7,7 @@ not guarded row by row: an entry holds only if it was planned over the very revi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from controlplane.errors import Compacted, ControlPlaneError, NotFound, Refused
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
-from controlplane.v1.records_pb2 import Partition, Reach
+from controlplane.v1.records_pb2 import Erasure, Partition, Reach
 from controlplane.v1.state_pb2 import Detail, Event, Guard, Origin, Range, Refusal, RequestId, Txn, Write
 
 M = TypeVar("M", bound=Message)
@@ -29,13 +29,15 @@ class Kind(Generic[M]):
 
     `history_kept`: at least that many versions of each record can be read back; None keeps all of them (audited
     kinds, which nothing may trim before it is archived); 0 keeps none. A `reserved` kind is admitted into the room
-    above the quota.
+    above the quota. An `erasable` kind holds what people may have a right to have erased; versions of its records count
+    on after that.
     """
 
     name: str
     message: type[M]
     history_kept: int | None = 0
     reserved: bool = False
+    erasable: bool = False
 
 
 class Row(NamedTuple, Generic[M]):
@@ -140,6 +142,7 @@ class Tx(Reader):
         self._guards: dict[bytes, int] = {}
         self._writes: dict[bytes, Write] = {}
         self._trims: list[Range] = []
+        self._erases: list[bytes] = []
 
     def get(self, kind: Kind[M], name: str) -> Row[M] | None:
         """The record, or None; guarded: what is read here must still stand when the transaction is applied."""
@@ -158,8 +161,9 @@ class Tx(Reader):
         old = machine.event_at(self._view, key)
         packed = value.SerializeToString(deterministic=True)
         keeps = kind.history_kept != 0
-        self._writes[key] = Write(key=key, value=packed, quiet=quiet, history=keeps)
-        version = old.version + 1 if old else 1
+        after = self._erased_version(key) if kind.erasable and old is None else 0
+        self._writes[key] = Write(key=key, value=packed, quiet=quiet, history=keeps, after_version=after)
+        version = (old.version if old else after) + 1
         if kind.history_kept and version % kind.history_kept == 0:
             self._trim_history(key, kind.history_kept)
         created = old.created if old else self.revision
@@ -195,6 +199,10 @@ class Tx(Reader):
         """Drop rows past their retention: store keys of events, history or outcomes."""
         self._trims.append(Range(start=start, end=end))
 
+    def erase(self, rows: Iterable[bytes]) -> None:
+        """Remove rows of events and history, and have outcomes forget their answer: their store keys."""
+        self._erases.extend(rows)
+
     def seal(self, request: RequestId | None, reply: bytes = b"", refusal: ControlPlaneError | None = None) -> Txn:
         """The transaction as it goes into the log. A refusal keeps the guards it rests on, and writes nothing."""
         txn = Txn(
@@ -211,7 +219,14 @@ class Tx(Reader):
         txn.reply = reply
         txn.writes.extend(self._writes.values())
         txn.trims.extend(self._trims)
+        txn.erases.extend(self._erases)
         return txn
+
+    def _erased_version(self, key: bytes) -> int:
+        """The version that an erased record had, so that none is used twice; 0 if there was none."""
+        erasure = keys.within(self._scope, keys.ERASURE_KIND, keys.erasure_name(key))
+        event = machine.event_at(self._view, erasure)
+        return Erasure.FromString(event.value).version if event else 0
 
     def _trim_history(self, key: bytes, kept: int) -> None:
         start, end = keys.HISTORY + key, keys.history(key, (1 << 63) - 1)

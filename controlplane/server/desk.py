@@ -33,8 +33,11 @@ SESSION: Final = "Session"
 FOLLOW: Final = "Follow"
 FORWARD: Final = "Forward"
 COSIGN: Final = "Cosign"
-FROM_ELSEWHERE: Final = frozenset({*features.WRITES, *features.READS, "GetOutcome", "ListEvents", OUTLINE})
-"""Calls that callers of other regions may have made by a node of theirs: about records of one partition; outlines."""
+FROM_ELSEWHERE: Final = frozenset(
+    {*features.WRITES, *features.READS, "GetOutcome", "ListEvents", OUTLINE} - {"EraseRecord"}
+)
+"""Calls that callers of other regions may have made by a node of theirs: about records of one partition; outlines.
+Whoever erases answers for it to the region that it is erased from."""
 
 _URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
 _KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD, COSIGN})

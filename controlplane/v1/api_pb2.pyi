@@ -165,7 +165,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("header", "region", "node", "role", "commit", "applied", "last", "hash", "members", "records", "live_bytes", "quota_bytes", "watchers", "uptime_ms", "version", "disk_free_bytes", "links")
+    __slots__ = ("header", "region", "node", "role", "commit", "applied", "last", "hash", "members", "records", "live_bytes", "quota_bytes", "watchers", "uptime_ms", "version", "disk_free_bytes", "links", "erasures")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +183,7 @@ class GetStatusReply(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
+    ERASURES_FIELD_NUMBER: _ClassVar[int]
     header: ReplyHeader
     region: Region
     node: str
@@ -200,7 +201,18 @@ class GetStatusReply(_message.Message):
     version: str
     disk_free_bytes: int
     links: _containers.RepeatedCompositeFieldContainer[Link]
-    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., node: _Optional[str] = ..., role: _Optional[str] = ..., commit: _Optional[int] = ..., applied: _Optional[int] = ..., last: _Optional[int] = ..., hash: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., records: _Optional[int] = ..., live_bytes: _Optional[int] = ..., quota_bytes: _Optional[int] = ..., watchers: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., version: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ...) -> None: ...
+    erasures: Erasures
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., node: _Optional[str] = ..., role: _Optional[str] = ..., commit: _Optional[int] = ..., applied: _Optional[int] = ..., last: _Optional[int] = ..., hash: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., records: _Optional[int] = ..., live_bytes: _Optional[int] = ..., quota_bytes: _Optional[int] = ..., watchers: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., version: _Optional[str] = ..., disk_free_bytes: _Optional[int] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., erasures: _Optional[_Union[Erasures, _Mapping]] = ...) -> None: ...
+
+class Erasures(_message.Message):
+    __slots__ = ("pending", "due", "scrubbed")
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    DUE_FIELD_NUMBER: _ClassVar[int]
+    SCRUBBED_FIELD_NUMBER: _ClassVar[int]
+    pending: int
+    due: int
+    scrubbed: int
+    def __init__(self, pending: _Optional[int] = ..., due: _Optional[int] = ..., scrubbed: _Optional[int] = ...) -> None: ...
 
 class Link(_message.Message):
     __slots__ = ("region", "jurisdiction", "state", "reason", "views", "exported")
@@ -885,6 +897,26 @@ class CheckSwitchesReply(_message.Message):
     header: ReplyHeader
     stopped_by: _containers.RepeatedCompositeFieldContainer[SwitchView]
     def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., stopped_by: _Optional[_Iterable[_Union[SwitchView, _Mapping]]] = ...) -> None: ...
+
+class EraseRecordRequest(_message.Message):
+    __slots__ = ("header", "kind", "name")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    header: RequestHeader
+    kind: str
+    name: str
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class EraseRecordReply(_message.Message):
+    __slots__ = ("header", "revision", "erasure")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    ERASURE_FIELD_NUMBER: _ClassVar[int]
+    header: ReplyHeader
+    revision: int
+    erasure: str
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., revision: _Optional[int] = ..., erasure: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("header", "kinds", "prefix", "after_revision", "snapshot")

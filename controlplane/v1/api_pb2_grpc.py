@@ -982,6 +982,11 @@ class OperatorsStub:
                 request_serializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassReply.FromString,
                 _registered_method=True)
+        self.EraseRecord = channel.unary_unary(
+                '/controlplane.v1.Operators/EraseRecord',
+                request_serializer=controlplane_dot_v1_dot_api__pb2.EraseRecordRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_api__pb2.EraseRecordReply.FromString,
+                _registered_method=True)
 
 
 class OperatorsServicer:
@@ -1054,6 +1059,12 @@ class OperatorsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseRecord(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1111,6 +1122,11 @@ def add_OperatorsServicer_to_server(servicer, server):
                     servicer.ListBreakGlass,
                     request_deserializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_api__pb2.ListBreakGlassReply.SerializeToString,
+            ),
+            'EraseRecord': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseRecord,
+                    request_deserializer=controlplane_dot_v1_dot_api__pb2.EraseRecordRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_api__pb2.EraseRecordReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1411,6 +1427,33 @@ class Operators:
             '/controlplane.v1.Operators/ListBreakGlass',
             controlplane_dot_v1_dot_api__pb2.ListBreakGlassRequest.SerializeToString,
             controlplane_dot_v1_dot_api__pb2.ListBreakGlassReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseRecord(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Operators/EraseRecord',
+            controlplane_dot_v1_dot_api__pb2.EraseRecordRequest.SerializeToString,
+            controlplane_dot_v1_dot_api__pb2.EraseRecordReply.FromString,
             options,
             channel_credentials,
             insecure,

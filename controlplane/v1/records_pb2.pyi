@@ -283,3 +283,21 @@ class BreakGlass(_message.Message):
     revision: int
     digest: bytes
     def __init__(self, direction: _Optional[_Union[Passage.Direction, str]] = ..., counterparty: _Optional[str] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., method: _Optional[str] = ..., partition: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., environment: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class Erasure(_message.Message):
+    __slots__ = ("kind", "version")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    version: int
+    def __init__(self, kind: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Erased(_message.Message):
+    __slots__ = ("revision", "leaves", "rows")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    leaves: _containers.RepeatedScalarFieldContainer[int]
+    rows: int
+    def __init__(self, revision: _Optional[int] = ..., leaves: _Optional[_Iterable[int]] = ..., rows: _Optional[int] = ...) -> None: ...

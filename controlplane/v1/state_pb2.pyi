@@ -22,7 +22,7 @@ class Entry(_message.Message):
     def __init__(self, base: _Optional[int] = ..., at_ms: _Optional[int] = ..., salt: _Optional[bytes] = ..., txns: _Optional[_Iterable[_Union[Txn, _Mapping]]] = ..., base_hash: _Optional[bytes] = ...) -> None: ...
 
 class Txn(_message.Message):
-    __slots__ = ("request", "actor", "action", "reason", "scope", "guards", "writes", "reply", "refusal", "trims")
+    __slots__ = ("request", "actor", "action", "reason", "scope", "guards", "writes", "reply", "refusal", "trims", "erases")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Txn(_message.Message):
     REPLY_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     TRIMS_FIELD_NUMBER: _ClassVar[int]
+    ERASES_FIELD_NUMBER: _ClassVar[int]
     request: RequestId
     actor: str
     action: str
@@ -43,7 +44,8 @@ class Txn(_message.Message):
     reply: bytes
     refusal: Refusal
     trims: _containers.RepeatedCompositeFieldContainer[Range]
-    def __init__(self, request: _Optional[_Union[RequestId, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., scope: _Optional[bytes] = ..., guards: _Optional[_Iterable[_Union[Guard, _Mapping]]] = ..., writes: _Optional[_Iterable[_Union[Write, _Mapping]]] = ..., reply: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., trims: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
+    erases: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, request: _Optional[_Union[RequestId, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., scope: _Optional[bytes] = ..., guards: _Optional[_Iterable[_Union[Guard, _Mapping]]] = ..., writes: _Optional[_Iterable[_Union[Write, _Mapping]]] = ..., reply: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., trims: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., erases: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class RequestId(_message.Message):
     __slots__ = ("identity", "nonce", "epoch", "since", "digest")
@@ -68,18 +70,20 @@ class Guard(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Write(_message.Message):
-    __slots__ = ("key", "value", "quiet", "history", "origin")
+    __slots__ = ("key", "value", "quiet", "history", "origin", "after_version")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     QUIET_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    AFTER_VERSION_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     value: bytes
     quiet: bool
     history: bool
     origin: Origin
-    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., quiet: _Optional[bool] = ..., history: _Optional[bool] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ...) -> None: ...
+    after_version: int
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., quiet: _Optional[bool] = ..., history: _Optional[bool] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., after_version: _Optional[int] = ...) -> None: ...
 
 class Range(_message.Message):
     __slots__ = ("start", "end")
