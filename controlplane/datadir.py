@@ -129,6 +129,16 @@ class DataFolder:
         self.members = {**self.members, **members}
         _write_checked(self.path / "MEMBERS", self.members)
 
+    @property
+    def scrubbed(self) -> int:
+        """The revision up to which nothing in this folder holds what had to be erased."""
+        path = self.path / "SCRUBBED"
+        return int(_read_checked(path)["revision"]) if path.exists() else 0
+
+    def note_scrubbed(self, revision: int) -> None:
+        """Record durably that nothing here holds what had to be erased up to `revision`."""
+        _write_checked(self.path / "SCRUBBED", {"revision": revision})
+
     def free_bytes(self) -> int:
         """Bytes this process may still write to the folder's disk, the ballast not counted."""
         return shutil.disk_usage(self.path).free

@@ -174,6 +174,7 @@ class Node:
         self._expected = 0
         self._answers: list[Outcome] | None = None
         self._applied_listeners: list[Callable[[Applied], None]] = []
+        self._reloaded_listeners: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._conflicts = 0
         self._header_tails: dict[int, bytes] = {}
@@ -218,6 +219,14 @@ class Node:
     def on_applied(self, listener: Callable[[Applied], None]) -> None:
         """Call `listener` (which must not raise or block) after each applied entry."""
         self._applied_listeners.append(listener)
+
+    def on_reloaded(self, listener: Callable[[], None]) -> None:
+        """Call `listener` (which must not raise or block) when the store was replaced by a snapshot."""
+        self._reloaded_listeners.append(listener)
+
+    def forget_past(self) -> None:
+        """Keep in memory nothing of what happened up to here: some of it was erased from the store."""
+        self._watches.forget()
 
     # -- the log's machine
 
@@ -264,6 +273,8 @@ class Node:
         self._marks.clear()
         self._watches.reset(self._state.revision)
         self.abroad.look(self.store, self.clock())
+        for listener in self._reloaded_listeners:
+            listener()
 
     # -- what callers want
 

@@ -28,9 +28,9 @@ from controlplane import limits, signing
 from controlplane.auditor import LedgerKeys
 from controlplane.config import FIRST_EPOCH, KINDS, ConfigError, NodeConfig, RegionConfig, Timing, split_address
 from controlplane.controllers import Controllers
-from controlplane.datadir import Start, open_folder
+from controlplane.datadir import DataFolder, Start, open_folder
 from controlplane.drills.injector import Injector, Line
-from controlplane.errors import ControlPlaneError, Fatal
+from controlplane.errors import ControlPlaneError, Fatal, Unavailable
 from controlplane.federation import Federation
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import Node
@@ -152,6 +152,7 @@ async def serve(
         drills=drills,
         federation=federation,
         ledger_keys=read_ledger_keys(config),
+        files=raft,
     )
     collectors = [LinkCollector(raft.counters), drills.collector]
     between_regions = []
@@ -205,9 +206,27 @@ async def dev(port: int, data: Path, stopping: asyncio.Event, say: Callable[[str
     folder = open_folder(data, fleet=config.fleet, region=config.name, node=DEV_NODE, start=start)
     store, counts = RocksStore(folder.store), Counts()
     node = _node(config, DEV_NODE, store, LocalLog(DEV_NODE, store), counts)
-    server = Server(config, DEV_NODE, node, None, counts=counts, data=data, everybody=DEV_IDENTITY)
+    server = Server(
+        config, DEV_NODE, node, None, counts=counts, data=data, everybody=DEV_IDENTITY, files=_Alone(folder, store)
+    )
     process = _process(config.node(DEV_NODE), node, server, [node.failed], [], [])
     await process.run(stopping, lambda: say(f"controlplane dev on 127.0.0.1:{server.port}, data in {data}"))
+
+
+class _Alone:
+    """The files of a node without peers: its store is all there is to scrub."""
+
+    def __init__(self, folder: DataFolder, store: RocksStore) -> None:
+        self._folder, self._store = folder, store
+
+    @property
+    def scrubbed(self) -> int:
+        return self._folder.scrubbed
+
+    async def scrub(self, revision: int) -> None:
+        if not await asyncio.to_thread(self._store.scrub):
+            raise Unavailable("files of before are still being read", reason="FILES_IN_USE")
+        self._folder.note_scrubbed(revision)
 
 
 def _dev_config(port: int, data: Path) -> RegionConfig:

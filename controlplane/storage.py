@@ -43,7 +43,9 @@ from typing import BinaryIO
 from google.protobuf.message import DecodeError
 from rocksdict import (
     BlockBasedOptions,
+    BottommostLevelCompaction,
     Cache,
+    CompactOptions,
     DBCompressionType,
     DBRecoveryMode,
     Options,
@@ -70,6 +72,8 @@ _HEADER_BYTES_MAX = 4096
 _BLOCK_BYTES = 32 * 1024
 _BLOCK_BYTES_MAX = 8 * 1024 * 1024
 _REST_S = 0.001
+_REWRITE_S = 1.0
+"""How long files may outlive what was written in their place."""
 _RESTORE = "Restore this node from its peers: move the data folder away and start with --replace."
 
 
@@ -136,6 +140,36 @@ class WriteAheadLogs:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+def rewritten(database: Rdict, folder: Path) -> bool:
+    """Have all files of an open RocksDB written anew, without what was deleted or overwritten. For a thread.
+
+    RocksDB works with the interpreter lock released. False if an old file is still there a while later, as somebody
+    reads it: ask again. Raises OSError, and what rocksdict raises.
+    """
+    before = _files_with_rows(folder)
+    options = CompactOptions()
+    # Without this the lowest files stay as they are.
+    options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+    database.flush()
+    database.compact_range(None, None, options)
+    end = time.monotonic() + _REWRITE_S
+    while before & _files_with_rows(folder):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_REST_S)
+    return True
+
+
+def _files_with_rows(folder: Path) -> set[str]:
+    """Names of tables and write-ahead logs that are not empty."""
+    found = set()
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.suffix in (".sst", ".log") and path.stat().st_size:
+                found.add(path.name)
+    return found
 
 
 class RocksStore:
@@ -213,6 +247,17 @@ class RocksStore:
             # A snapshot was adopted meanwhile: it is durable, and what was here is gone.
         finally:
             logs.close()
+
+    def scrub(self) -> bool:
+        """Have nothing in any file that is not in the store by now; see `rewritten`. From a thread."""
+        database, path = self._db, self._path
+        try:
+            return rewritten(database, path)
+        except Exception as error:
+            if self._db is not database:
+                # A snapshot was adopted meanwhile: what was here is gone, and that was newer.
+                return False
+            raise Fatal(f"{path}: cannot be written anew: {error}. Check the disk, then start again.") from error
 
     def size_bytes(self) -> int:
         """Bytes the store takes on disk. Reads the folder: not for hot paths."""

@@ -203,6 +203,10 @@ class Watches:
                 del self._groups[wanted]
                 group.outdated = True
 
+    def forget(self) -> None:
+        """Read from the store from now on what happened up to here: some of it was erased there."""
+        self._tail = Tail(self._revision)
+
     def tick(self, now: float) -> None:
         """Let idle watchers report progress when it is time."""
         if now >= self._next_progress:

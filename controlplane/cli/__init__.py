@@ -13,6 +13,7 @@ from controlplane.cli.elections import election
 from controlplane.cli.events import log, outcome, watch
 from controlplane.cli.flags import config, flag
 from controlplane.cli.kill import kill
+from controlplane.cli.partition import partition
 from controlplane.cli.region import member, region, status
 from controlplane.cli.settings import Settings, config_file, load
 from controlplane.cli.workflows import workflow
@@ -68,7 +69,22 @@ def main(  # noqa: PLR0913 - the options of the command
     click_context.obj = command.Cpctl(settings, as_json=as_json, timeout_s=timeout_s)
 
 
-for each in (status, region, member, flag, config, workflow, election, kill, watch, log, outcome, drill, context):
+for each in (
+    status,
+    region,
+    member,
+    partition,
+    flag,
+    config,
+    workflow,
+    election,
+    kill,
+    watch,
+    log,
+    outcome,
+    drill,
+    context,
+):
     main.add_command(each)
 for each in (review.report, review.checkpoint, review.scan):
     region.add_command(each)

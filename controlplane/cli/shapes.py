@@ -103,6 +103,11 @@ def status(reply: api.GetStatusReply) -> Shape:
         "version": reply.version,
         "links": [link(each) for each in reply.links],
         "isolated": bool(reply.links) and all(each.state == "down" for each in reply.links),
+        "erasures": {
+            "pending": reply.erasures.pending,
+            "due": reply.erasures.due,
+            "scrubbed": reply.erasures.scrubbed,
+        },
         "served": served(reply.header),
     }
 

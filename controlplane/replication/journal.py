@@ -12,7 +12,8 @@ rests on is here and nowhere else, so damage must be noticed, never repaired:
    Entries must be exactly boundary + 1 .. last: a missing row is noticed at either end too.
 4. **A tear is not damage.** A batch cut off by a crash was never reported as synced and is dropped. A record of the
    write-ahead log that is whole but wrong, anywhere, is damage; `framing` finds what RocksDB does not.
-5. **Trimming deletes rows, never rewrites them**; RocksDB gives the space back as it compacts.
+5. **Trimming deletes rows, never rewrites them**; RocksDB gives the space back as it compacts, or when `scrub` has it
+   compact all.
 6. **The commit index is advisory**: a run of nothing else is written without a sync.
 7. **The sync does not hold the interpreter lock**: a batch is written unsynced, then `WriteAheadLogs` syncs what it was
    written to.
@@ -37,7 +38,7 @@ from rocksdict import DBRecoveryMode, Rdict, ReadOptions, WriteBatch, WriteOptio
 from controlplane import framing
 from controlplane.errors import Fatal
 from controlplane.replication.tail import Add, Commit, Cut, Entry, Meta, Op, Recovered, Reset, Trim
-from controlplane.storage import Tuning, WriteAheadLogs, folder_bytes, rocks_options
+from controlplane.storage import Tuning, WriteAheadLogs, folder_bytes, rewritten, rocks_options
 
 JOURNAL_FORMAT = 1
 
@@ -119,6 +120,16 @@ class Journal:
             self._db.write(batch, self._unsynced)
             if sync:
                 self._logs.sync()
+        except Exception as error:
+            raise self._unwritable(error) from error
+
+    def scrub(self) -> bool:
+        """Have nothing in any file that was trimmed before; see `storage.rewritten`.
+
+        From a thread of its own: the one that writes goes on.
+        """
+        try:
+            return rewritten(self._db, self._folder)
         except Exception as error:
             raise self._unwritable(error) from error
 

@@ -161,6 +161,7 @@ class RaftLog:
         self._disk = ThreadPoolExecutor(1, "disk")
         self._snapshots_out = ThreadPoolExecutor(1, "snapshots out")
         self._snapshots_in = ThreadPoolExecutor(1, "snapshots in")
+        self._scrubs = ThreadPoolExecutor(1, "scrubs")
 
     @property
     def port(self) -> int:
@@ -283,6 +284,39 @@ class RaftLog:
         self._require_active()
         return self._guard.peer_free_bytes()
 
+    # What has to be gone.
+
+    @property
+    def scrubbed(self) -> int:
+        """The last revision that `scrub` came to an end with, in this folder's whole life; 0: none."""
+        return self._folder.scrubbed
+
+    async def scrub(self, revision: int) -> None:
+        """Leave nothing in this node's folder that is gone from its state by now, and record `revision` for it.
+
+        The log is trimmed up to here, so whoever is further behind gets a snapshot; one that is under way is waited
+        for. Then all files of journal and store are written anew, by a thread. Raises `Unavailable` if files are still
+        in use, or when the log stops: what was done is no harm, ask again.
+        """
+        index = self._machine.applied[0]
+        await self._on_disk(self._machine.store.sync)
+        while self._tail.boundary_index < index:
+            self._require_active()
+            self._tell(lambda guard, _: guard.trim(index, 0, 0))
+            await asyncio.sleep(_RETRY_S)
+        trimmed = self._tail.seq
+        while self._tail.synced_seq < trimmed:
+            self._require_active()
+            await asyncio.sleep(_RETRY_S)
+        # In turn: what an earlier snapshot replaced is swept by then.
+        await self._loop.run_in_executor(self._snapshots_in, self._incoming.discard)
+        if not await self._loop.run_in_executor(self._scrubs, self._scrub_files):
+            raise Unavailable("files of before are still being read", reason="FILES_IN_USE")
+        await self._on_disk(self._folder.note_scrubbed, revision)
+
+    def _scrub_files(self) -> bool:
+        return self._journal.scrub() and self._machine.store.scrub()
+
     # Starting and ending.
 
     def _check_journal(self) -> None:
@@ -345,6 +379,7 @@ class RaftLog:
         self._turn()
 
     def _close_disk(self) -> None:
+        self._scrubs.shutdown()
         self._snapshots_out.shutdown()
         self._snapshots_in.shutdown()
         if self._ops and not self.failed.done():

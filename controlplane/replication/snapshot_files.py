@@ -36,6 +36,9 @@ class SnapshotStore(Protocol):
     def sweep(self) -> None:
         """Remove what the switch left behind. Called from a thread."""
 
+    def scrub(self) -> bool:
+        """Have nothing in any file that is not in the state by now; False: ask again. Called from a thread."""
+
 
 class Outgoing:
     """A finished snapshot file; see `guard.Snapshot`."""
@@ -91,6 +94,11 @@ class Incoming:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def discard(self) -> None:
+        """Remove what came so far. What is still to come does not fit any more, and is sent from the beginning."""
+        self.close()
+        self._path.unlink(missing_ok=True)
 
     def _begin(self) -> None:
         self.close()

@@ -354,6 +354,15 @@ class Calls:
         request = api.ListBreakGlassRequest(header=header, after_revision=after_revision, limit=limit)
         return await self._read("ListBreakGlass", "", request, api.ListBreakGlassReply, options)
 
+    async def erase_record(self, kind: str, name: str, **options: Unpack[WriteOptions]) -> api.EraseRecordReply:
+        """Destroy a workflow, or what is left of an election, for good; idempotent. Say `partition` and `reason`.
+
+        The log says so when this returns; each node's `get_status` says when its files have nothing of it. Approvers
+        only; outside of production operators, too.
+        """
+        request = api.EraseRecordRequest(header=self._write_header("", options), kind=kind, name=name)
+        return await self._write("EraseRecord", "", request, api.EraseRecordReply, options)
+
     async def transfer_region(self, target: str = "", **options: Unpack[WriteOptions]) -> api.TransferRegionReply:
         """Move the region's leadership to `target`, or to whoever is most advanced. Operators only."""
         request = api.TransferRegionRequest(header=self._write_header("", options), target=target)

@@ -222,6 +222,7 @@ class ControlPlane:
     list_elections = _blocking(client.ControlPlane.list_elections)
     get_region = _blocking(client.ControlPlane.get_region)
     get_status = _blocking(client.ControlPlane.get_status)
+    erase_record = _blocking(client.ControlPlane.erase_record)
     transfer_region = _blocking(client.ControlPlane.transfer_region)
     list_events = _blocking(client.ControlPlane.list_events)
     get_outcome = _blocking(client.ControlPlane.get_outcome)

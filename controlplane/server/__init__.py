@@ -33,6 +33,7 @@ from grpc_reflection.v1alpha import reflection
 from controlplane import limits, roles, status
 from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.config import RegionConfig, split_address
+from controlplane.eraser import Eraser, Files
 from controlplane.errors import Denied, Fatal, Invalid, Unavailable
 from controlplane.federation import Federation
 from controlplane.federation.links import leads
@@ -110,16 +111,19 @@ class Server:
         everybody: Identity | None = None,
         federation: Federation | None = None,
         ledger_keys: LedgerKeys | None = None,
+        files: Files | None = None,
     ) -> None:
         """Without `credentials` everyone is `everybody`, and only loopback addresses are served.
 
-        Without `federation` no other region is served, or asked. It is started and stopped by whoever made it.
+        Without `federation` no other region is served, or asked. It is started and stopped by whoever made it. `files`
+        is what has to be scrubbed of what was erased (None: the node has no files).
         """
         self._config, self._node, self._credentials = config, node, credentials
         self.address = config.node(name).address
         self.counts = counts or Counts()
         self._federation = federation
-        self.region = RegionView(config, name, node, data, federation)
+        self.eraser = Eraser(node, files)
+        self.region = RegionView(config, name, node, data, federation, self.eraser.report)
         self.auditor = Auditor(node, ledger_keys, _nobody if federation is None else federation.links.cosign)
         peers = {each.name: each.address for each in config.nodes if each.name != name}
         channel = _channel_credentials(credentials)
@@ -160,6 +164,7 @@ class Server:
         self.region.start()
         self.router.start()
         self.auditor.start()
+        self.eraser.start()
         self.region.subscribe(self._health_is_news.set)
         await self._set_health()
         self._health_task = asyncio.create_task(self._report_health())
@@ -187,6 +192,7 @@ class Server:
         self.region.stop()
         if self._server is not None:
             await self._server.stop(0)
+        await self.eraser.stop()
         await self.auditor.stop()
         await self.router.stop()
         if self._health_task is not None:

@@ -23,9 +23,15 @@ class RegionView:
     """Answers from what this node knows at the moment; only a transfer asks anybody else."""
 
     def __init__(
-        self, config: RegionConfig, name: str, node: Node, data: Path | None, federation: Federation | None = None
+        self,
+        config: RegionConfig,
+        name: str,
+        node: Node,
+        data: Path | None,
+        federation: Federation | None = None,
+        erasures: Callable[[], api.Erasures] = api.Erasures,
     ) -> None:
-        self._federation = federation
+        self._federation, self._erasures = federation, erasures
         self._config, self._name, self._node, self._data = config, name, node, data
         self._addresses = {each.name: each.address for each in config.nodes}
         self._began = node.clock()
@@ -131,6 +137,7 @@ class RegionView:
             version=VERSION,
             links=self._federation.links.report() if self._federation is not None else (),
             disk_free_bytes=shutil.disk_usage(self._data).free if self._data is not None else 0,
+            erasures=self._erasures(),
         )
 
     def _member(self, name: str, log: LogStatus) -> api.Member:

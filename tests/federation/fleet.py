@@ -94,7 +94,10 @@ class Member:
         self.controllers.start()
         self.federation = Federation(own, self.node, credentials)
         drills = self._drills(log) if self.region.drilled else None
-        self.server = Server(own, self.name, self.node, credentials, federation=self.federation, drills=drills)
+        files = log if isinstance(log, RaftLog) else None
+        self.server = Server(
+            own, self.name, self.node, credentials, federation=self.federation, drills=drills, files=files
+        )
         await self.server.start()
         self.federation.start()
         self.running = True

@@ -95,7 +95,7 @@ class Region:
             entropy=os.urandom,
         )
         await node.start()
-        server = Server(self.config, name, node, credentials)
+        server = Server(self.config, name, node, credentials, files=log if isinstance(log, RaftLog) else None)
         await server.start()
         self.members[name] = Member(node, server, log)
 
