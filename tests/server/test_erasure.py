@@ -141,19 +141,20 @@ async def test_nothing_is_left_on_any_disk(tmp_path):
 
 
 async def test_who_may_erase_and_what(tmp_path):
-    async with running(tmp_path) as region, region.caller("operator") as operator:
-        async with region.caller("approver") as approver:
+    async with running(tmp_path) as region:
+        async with region.caller("operator") as operator:
             with pytest.raises(Denied):
                 await operator.call("EraseRecord", erase("workflow", "w"))
             await operator.call("SetFlag", flag("f"))
-            for request, reason in (
-                (erase("workflow", "w"), "WORKFLOW_NOT_FOUND"),
-                (erase("flag", "f"), "KIND_NOT_ERASABLE"),
-                (erase("switch", "tenant:acme"), "KIND_NOT_ERASABLE"),
-                (erase("partition", PARTITION), "KIND_NOT_ERASABLE"),
-                (erase("workflow", "w", reason=" "), "REASON_MISSING"),
-                (erase("workflow", "w", partition=""), "PARTITION_MISSING"),
-            ):
+        for request, reason in (
+            (erase("workflow", "w"), "WORKFLOW_NOT_FOUND"),
+            (erase("flag", "f"), "KIND_NOT_ERASABLE"),
+            (erase("switch", "tenant:acme"), "KIND_NOT_ERASABLE"),
+            (erase("partition", PARTITION), "KIND_NOT_ERASABLE"),
+            (erase("workflow", "w", reason=" "), "REASON_MISSING"),
+            (erase("workflow", "w", partition=""), "PARTITION_MISSING"),
+        ):
+            async with region.caller("approver") as approver:
                 with pytest.raises(ControlPlaneError) as raised:
                     await approver.call("EraseRecord", request)
-                assert raised.value.reason == reason
+            assert raised.value.reason == reason
