@@ -185,3 +185,23 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0x10
     path.write_bytes(content)
+
+
+def test_what_was_deleted_is_in_no_file(store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_REWRITE_S", 0.05)
+
+    def on_disk() -> list[Path]:
+        return [path for path in tmp_path.rglob("*") if path.is_file() and b"qkzvxw" in path.read_bytes()]
+
+    put(store, a="qkzvxw", b="stays")
+    assert store.scrub()
+    assert [path.suffix for path in on_disk()] == [".sst"]
+    reading = store.snapshot()
+    store.commit(Batch(deletes={b"a"}))
+    # Whoever reads what was before keeps its files there, and that is said.
+    assert not store.scrub()
+    assert on_disk()
+    reading.close()
+    assert store.scrub()
+    assert on_disk() == []
+    assert (store.get(b"a"), store.get(b"b")) == (None, b"stays")
