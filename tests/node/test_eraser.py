@@ -1,0 +1,114 @@
+"""When the leader sweeps, and what a node still tells of what was erased."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from controlplane import geography
+from controlplane.eraser import Eraser
+from controlplane.features import federation
+from controlplane.features.partitions import system
+from controlplane.kernel import keys
+from controlplane.kernel.transaction import scope_of
+from controlplane.v1 import api_pb2 as api
+from controlplane.v1.federation_pb2 import Shared, SharedPage
+from controlplane.v1.records_pb2 import Cursor, Erasure, Partition, Reach
+from controlplane.v1.state_pb2 import Origin
+from tests.kernel.material import rows
+from tests.node.harness import STATE, Region, message, settle, until, within
+
+ABROAD = Partition(id="us.prod.state", home="us", epoch=1, reach=Reach.GLOBAL, environment="prod")
+KEY = keys.within(scope_of(ABROAD), "workflow", "person")
+
+
+@asynccontextmanager
+async def erasing(**more: object) -> AsyncIterator[tuple[Region, Eraser]]:
+    async with Region(**more) as region:  # type: ignore[arg-type]
+        eraser = Eraser(region.node)
+        eraser.start()
+        try:
+            yield region, eraser
+        finally:
+            await eraser.stop()
+
+
+async def erase(region: Region, name: str) -> int:
+    header = api.RequestHeader(partition=STATE.id, reason="asked to")
+    request = api.EraseRecordRequest(header=header, kind="workflow", name=name)
+    reply = await region.call("EraseRecord", request)
+    revision: int = reply.revision
+    return revision
+
+
+async def test_a_watcher_from_before_hears_that_it_is_gone_and_not_what_it_was() -> None:
+    async with erasing() as (region, eraser):
+        await region.create("other", b"stays")
+        await region.create("person", b"secret")
+        await region.swap("person", 1, b"secret")
+        await erase(region, "person")
+        await until(lambda: not eraser.report().pending)
+        report = eraser.report()
+        assert 0 < report.due == report.scrubbed
+        request = api.WatchRequest(header=api.RequestHeader(partition=STATE.id), kinds=["workflow"], after_revision=0)
+        heard = []
+        watch = region.watch(request)
+        while not any(change.name == "person" for reply in heard for change in reply.changes):
+            heard.append(await message(watch))
+        await watch.aclose()
+        [gone] = [change for reply in heard for change in reply.changes if change.name == "person"]
+        assert not gone.HasField("workflow")
+        assert any(change.workflow.state == b"stays" for reply in heard for change in reply.changes)
+
+
+async def test_whoever_leads_next_goes_on() -> None:
+    async with erasing() as (region, eraser):
+        await region.create("person", b"secret")
+        region.log.automatic = False
+        erasing_it = asyncio.ensure_future(erase(region, "person"))
+        (await within(region.log.appends.get())).commit()
+        await within(erasing_it)
+        (await within(region.log.appends.get())).discard()
+        region.log.lose()
+        await settle()
+        assert eraser.report().pending == 1
+        region.log.automatic = True
+        region.log.lead()
+        await until(lambda: not eraser.report().pending)
+        assert not any(b"secret" in value for _, value in rows(region.store))
+
+
+def shared(key: bytes, value: bytes, revision: int) -> Shared:
+    origin = Origin(home="us", epoch=1, revision=revision, created=revision, version=1)
+    return Shared(key=key, value=value, origin=origin)
+
+
+async def test_a_copy_is_swept_when_nothing_older_can_come() -> None:
+    atlas = geography.Atlas("fleet", "eu", {"eu": "eu", "us": "us"}, {"us": frozenset({Reach.GLOBAL})})
+    async with erasing(atlas=atlas) as (region, eraser):
+
+        async def take(partition: Partition, feature: Any) -> None:
+            await within(region.node.transact(partition, "Take", feature, timeout_s=5))
+
+        await take(system("eu"), lambda tx: federation.learn(tx, "us", Reach.GLOBAL, [ABROAD]))
+        carrier = federation.carrier("us", Reach.GLOBAL)
+        fresh = Cursor(peer="us", reach=Reach.GLOBAL, epoch=1)
+        await take(carrier, lambda tx: federation.begin_listing(tx, "eu", fresh, 5))
+        # The record is listed as it was, and erased at home before the listing came to the erasure.
+        erasure = keys.within(scope_of(ABROAD), "erasure", keys.erasure_name(KEY))
+        page = SharedPage(partition=ABROAD.id, upto=KEY, records=[shared(KEY, b"\n\6person\x12\6secret", 4)])
+        await take(ABROAD, lambda tx: federation.take_page(tx, "eu", page))
+        told = Erasure(kind="workflow", version=2).SerializeToString()
+        last = SharedPage(partition=ABROAD.id, after=KEY, upto=b"\xff", last=True)
+        await take(ABROAD, lambda tx: federation.take_page(tx, "eu", last))
+        copied = [shared(erasure, told, 7)]
+        await take(ABROAD, lambda tx: federation.take_transaction(tx, "eu", 6, copied))
+        await settle()
+        assert eraser.report().pending == 1
+        assert any(b"secret" in value for _, value in rows(region.store))
+        gone = Shared(key=KEY, origin=Origin(home="us", epoch=1, revision=7, created=4, version=2))
+        await take(ABROAD, lambda tx: federation.take_transaction(tx, "eu", 7, [gone]))
+        await until(lambda: not eraser.report().pending)
+        assert not any(b"secret" in value for _, value in rows(region.store))
