@@ -72,6 +72,8 @@ SKEW_MS = 60_000
 """Clocks of two regions are taken to agree no better than this."""
 
 CLASSES = ("egress", "ingress", "grant", "denial", "break-glass", "switch", "exception", "move", "erase", "unreadable")
+NEVER_ERASED = ("egress", "ingress", "grant", "break-glass", "move", "erase")
+"""Regions keep the keys of these, whatever else they erase: without them nobody could say what left."""
 REACHES = ("home-only", "jurisdiction", "global")
 
 _WORD = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -1063,9 +1065,7 @@ class Records:
 
     def unclear(self) -> str:
         """Why the records do not tell all about what passed; empty if they do."""
-        hidden = {name: self.erased[name] for name in ("egress", "ingress", "grant") if name in self.erased}
         reasons = (
-            f"what {_counted(hidden)} records said was erased" if hidden else "",
             f"{self._unsaid} egress and ingress records do not say of which reach it was" if self._unsaid else "",
             f"{self.opened['unreadable']} records are unreadable" if "unreadable" in self.opened else "",
         )
@@ -1105,6 +1105,9 @@ class Records:
         if record.get("class") != name:
             self._problem(f"{where} is of class {name} in its leaf, and of another in records.jsonl")
         elif record.get("erased") is True and "key" not in record and "content" not in record:
+            if name in NEVER_ERASED:
+                self._problem(f"{where} is of class {name}, which is never erased, and is not opened")
+                return
             self.erased[name] = self.erased.get(name, 0) + 1
             self._erased_leaves.add(leaf.at)
         else:
