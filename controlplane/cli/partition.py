@@ -96,6 +96,7 @@ async def _until_done(cpctl: Cpctl, plane: sdk.ControlPlane, revision: int, dead
             return rows
         now = ", ".join(f"{row['node']} {row['state']}" for row in rows)
         if now != said and not cpctl.as_json:
+            cpctl.stop_waiting()
             click.echo(now, err=True)
         said = now
         await asyncio.sleep(_POLL_S)
