@@ -35,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 RETRY_S: Final = 0.25
 """How soon is tried again what could not be done yet."""
 _TIMEOUT_S = 5.0
+_PAUSE_MAX_S = 30.0
 _PAUSE_S = 0.0005
 
 
@@ -156,13 +157,17 @@ class Eraser:
             await self._is_due.wait()
             self._is_due.clear()
             self._look()
+            pause_s = RETRY_S
             while self._scrubbed < (due := self._due):
                 try:
                     await self._files.scrub(due)
                     self._scrubbed = due
                 except ControlPlaneError as error:
-                    _LOG.warning("files could not be scrubbed, and will be tried again: %s", error)
-                    await asyncio.sleep(RETRY_S)
+                    # Each attempt may write all files anew.
+                    _LOG.warning("files could not be scrubbed, and will be tried again in %s s: %s", pause_s, error)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+                    self._look()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None and not self._node.failed.done():

@@ -756,7 +756,10 @@ class Node:
         rid = self._request_id(call, header, partition)
         revision, span = self._state.revision, self._state.outcome_span
         kept = machine.outcome_of(self.store, rid, revision, span)
-        if kept is not None:
+        if kept is not None and kept.verdict == Outcome.FORGOTTEN:
+            # What it said was erased.
+            reply = api.GetOutcomeReply(known=api.GetOutcomeReply.FORGOTTEN, revision=kept.revision)
+        elif kept is not None:
             known = api.GetOutcomeReply.COMMITTED if kept.verdict == Outcome.COMMITTED else api.GetOutcomeReply.REFUSED
             reply = api.GetOutcomeReply(known=known, revision=kept.revision, reason=kept.refusal.reason)
         elif rid.since < machine.outcome_floor(revision, span):

@@ -141,6 +141,7 @@ def _status(document: Shape) -> RenderableType:
         watchers=document["watchers"],
         hash=document["hash"],
         **_isolation(document),
+        **_erasing(document["erasures"]),
     )
     members = table(
         document["members"],
@@ -161,6 +162,13 @@ def _isolation(document: Shape) -> dict[str, Text]:
     if not document["isolated"]:
         return {}
     return {"isolated": Text("no other region can be reached; this one goes on with its own work", style="yellow")}
+
+
+def _erasing(erasures: Shape) -> dict[str, Text]:
+    """Said only while there is something that this node has not erased from its disk."""
+    if not erasures["pending"] and erasures["scrubbed"] >= erasures["due"]:
+        return {}
+    return {"erasing": Text("cpctl partition erase --status shows which nodes are done", style="yellow")}
 
 
 def _links(links: list[Shape]) -> RenderableType:

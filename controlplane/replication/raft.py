@@ -39,7 +39,7 @@ from typing import Any, Protocol, TypeVar
 from controlplane.datadir import BALLAST_BYTES, DataFolder, Standing
 from controlplane.errors import ControlPlaneError, Fatal, OutcomeUnknown, Refused, Unavailable
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
-from controlplane.limits import ENTRY_BYTES_MAX, MESSAGE_BYTES_MAX
+from controlplane.limits import DISK_FREE_BYTES_MIN, ENTRY_BYTES_MAX, MESSAGE_BYTES_MAX
 from controlplane.replication import LogStatus, Machine, Role
 from controlplane.replication.guard import Bounds, Guard, Malformed, Outcome, Timing
 from controlplane.replication.host import applied_at
@@ -57,7 +57,7 @@ from controlplane.replication.snapshot_files import (
 from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.replication.tail import Add, Commit, Meta, Op, Tail
 from controlplane.replication.transport import Credentials, Disturbance, LinkBounds, LinkCounters, Transport
-from controlplane.storage import Staged
+from controlplane.storage import Staged, folder_bytes
 from controlplane.v1.peer_pb2 import PeerHello
 from controlplane.v1.raft_pb2 import RaftMessage
 
@@ -296,7 +296,7 @@ class RaftLog:
 
         The log is trimmed up to here, so whoever is further behind gets a snapshot; one that is under way is waited
         for. Then all files of journal and store are written anew, by a thread. Raises `Unavailable` if files are still
-        in use, or when the log stops: what was done is no harm, ask again.
+        in use, if there is no room to have them twice, or when the log stops: what was done is no harm, ask again.
         """
         index = self._machine.applied[0]
         await self._on_disk(self._machine.store.sync)
@@ -310,12 +310,15 @@ class RaftLog:
             await asyncio.sleep(_RETRY_S)
         # In turn: what an earlier snapshot replaced is swept by then.
         await self._loop.run_in_executor(self._snapshots_in, self._incoming.discard)
-        if not await self._loop.run_in_executor(self._scrubs, self._scrub_files):
-            raise Unavailable("files of before are still being read", reason="FILES_IN_USE")
+        await self._loop.run_in_executor(self._scrubs, self._scrub_files)
         await self._on_disk(self._folder.note_scrubbed, revision)
 
-    def _scrub_files(self) -> bool:
-        return self._journal.scrub() and self._machine.store.scrub()
+    def _scrub_files(self) -> None:
+        folder = self._folder
+        if folder.free_bytes() < folder_bytes(folder.store) + folder_bytes(folder.journal) + DISK_FREE_BYTES_MIN:
+            raise Unavailable("there is no room on the disk to write all files anew", reason="DISK_FULL")
+        if not (self._journal.scrub() and self._machine.store.scrub()):
+            raise Unavailable("files of before are still being read", reason="FILES_IN_USE")
 
     # Starting and ending.
 

@@ -63,6 +63,18 @@ async def test_a_watcher_from_before_hears_that_it_is_gone_and_not_what_it_was()
         assert any(change.workflow.state == b"stays" for reply in heard for change in reply.changes)
 
 
+async def test_that_it_happened_can_still_be_asked() -> None:
+    async with erasing() as (region, eraser):
+        nonce = b"n" * 16
+        request = api.CreateWorkflowRequest(header=api.RequestHeader(request_id=nonce), id="person", state=b"secret")
+        await region.call("CreateWorkflow", request)
+        await erase(region, "person")
+        await until(lambda: not eraser.report().pending)
+        asked = api.GetOutcomeRequest(header=api.RequestHeader(request_id=nonce))
+        reply = await region.call("GetOutcome", asked)
+        assert reply.known == api.GetOutcomeReply.FORGOTTEN
+
+
 async def test_whoever_leads_next_goes_on() -> None:
     async with erasing() as (region, eraser):
         await region.create("person", b"secret")
