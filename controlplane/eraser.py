@@ -74,9 +74,7 @@ class Eraser:
         self._node.log.on_change(self._news.set)
         self._wake()
         work = [self._sweep_forever()] if self._files is None else [self._sweep_forever(), self._scrub_forever()]
-        self._tasks = tuple(asyncio.create_task(each, name="eraser") for each in work)
-        for task in self._tasks:
-            task.add_done_callback(self._ended)
+        self._tasks = tuple(self._node.needs(asyncio.create_task(each, name="eraser")) for each in work)
 
     async def stop(self) -> None:
         """Stop at once."""
@@ -168,10 +166,6 @@ class Eraser:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _PAUSE_MAX_S)
                     self._look()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None and not self._node.failed.done():
-            self._node.failed.set_exception(task.exception() or RuntimeError("the eraser ended"))
 
 
 def _pause() -> None:
