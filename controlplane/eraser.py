@@ -59,7 +59,7 @@ class Eraser:
     def __init__(self, node: Node, files: Files | None = None) -> None:
         self._node, self._files = node, files
         self._system = partitions.system(node.region)
-        self._marks = keys.text(erasure.ERASURE.name), keys.text(erasure.ERASED.name)
+        self._kinds = {kind.name: keys.text(kind.name) for kind in (erasure.ERASURE, erasure.ERASED)}
         self._pending: list[Wanted] = []
         self._due = 0
         self._scrubbed = 0 if files is None else files.scrubbed
@@ -90,7 +90,10 @@ class Eraser:
 
     def _took(self, applied: Applied) -> None:
         for changed in applied.changed:
-            if any(mark in changed.key for mark in self._marks):
+            # A name may look like a kind.
+            if any(mark in changed.key for mark in self._kinds.values()) and (
+                keys.decode(changed.key).kind in self._kinds
+            ):
                 self._node.forget_past()
                 self._wake()
                 return

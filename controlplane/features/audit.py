@@ -76,13 +76,13 @@ class Ledger:
 
     def __call__(self, view: Overlay, state: State, salt: bytes, entry: bytes, changed: Sequence[Changed]) -> None:
         """Add a leaf for an entry, if it wrote anything that is audited. See `machine.Annex`."""
-        found = [audited for each in changed if (audited := audited_in(each.event)) is not None]
+        found = [(*audited, each.event) for each in changed if (audited := audited_in(each.event)) is not None]
         if not found:
             return
         index = self._frontier.size
         opened = []
         # No planner fills an entry beyond this; one that did would not stop the region.
-        for n, (name, packed) in enumerate(found[: leaves.RECORDS_MAX]):
+        for n, (name, packed, _) in enumerate(found[: leaves.RECORDS_MAX]):
             opened.append((name, leaves.commitment(salt, n, packed)))
             view.put(_CONTENT + keys.number(index) + n.to_bytes(4, "big"), packed)
         at_ms = min(state.at_ms, _AT_MS_MAX)
@@ -93,9 +93,9 @@ class Ledger:
         for node in self._frontier.append(leaf_hash(encoded)):
             view.put(_node_key(node.level, node.at), node.hash)
         view.put(_FRONTIER, self._frontier.pack())
-        for each in changed:
-            if _ERASED in each.key:
-                _destroy_salts(view, each.event, index)
+        for name, _, event in found:
+            if name == "erase":
+                _destroy_salts(view, event, index)
 
 
 def frontier_at(view: View) -> Frontier:
@@ -249,12 +249,8 @@ def _erased(event: Event) -> Audited:
 
 
 def _destroy_salts(view: Overlay, event: Event, before: int) -> None:
-    """Destroy the salts of the leaves that an erasure names; total, as what it names was only said."""
-    try:
-        named = Erased.FromString(event.value).leaves
-    except DecodeError:
-        return
-    for index in named:
+    """Destroy the salts of the leaves that an erasure names; it may name what is not there."""
+    for index in Erased.FromString(event.value).leaves:
         salt = view.get(_SALT + keys.number(index)) if index < before else None
         packed = leaf_at(view, index) if salt is not None else None
         if salt is None or packed is None:
@@ -285,5 +281,4 @@ _KINDS: Mapping[str, Callable[[Event], Audited | None]] = {
     glass.GLASS.name: _glass,
     "erased": _erased,
 }
-_ERASED = keys.text("erased")
 _MARKS = tuple(map(keys.text, _KINDS))

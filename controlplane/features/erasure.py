@@ -15,6 +15,7 @@ notes about itself is evidence, and names no person.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -127,7 +128,10 @@ def pending(view: View, region: str, among: Iterable[Partition]) -> list[Wanted]
             name, at = keys.decode(event.key).name, _written_at(event)
             done = view.get(keys.RECORD + keys.within(system, ERASED.name, name))
             if done is None or Erased.FromString(Event.FromString(done).value).revision < at:
-                found.append(Wanted(scope, name, Erasure.FromString(event.value).kind, at, partition.home == region))
+                with contextlib.suppress(DecodeError):
+                    # What another region sent may be anything.
+                    kind = Erasure.FromString(event.value).kind
+                    found.append(Wanted(scope, name, kind, at, partition.home == region))
     return found
 
 
@@ -211,7 +215,7 @@ def steps(found: Traces, wanted: Wanted) -> Iterator[Callable[[Tx], RequestHeade
     *more, last = [*_parts(sorted(found.leaves), LEAVES_PER_RECORD_MAX)] or [[]]
     for n, named in enumerate(more):
         yield _noting(f"{wanted.name}.{n}", Erased(revision=wanted.upto, leaves=named))
-    yield _noting(wanted.name, Erased(revision=wanted.upto, leaves=last, rows=len(found.rows)))
+    yield _noting(wanted.name, Erased(revision=wanted.upto, leaves=last))
 
 
 def _parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:

@@ -293,11 +293,9 @@ class Erasure(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Erased(_message.Message):
-    __slots__ = ("revision", "leaves", "rows")
+    __slots__ = ("revision", "leaves")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     LEAVES_FIELD_NUMBER: _ClassVar[int]
-    ROWS_FIELD_NUMBER: _ClassVar[int]
     revision: int
     leaves: _containers.RepeatedScalarFieldContainer[int]
-    rows: int
-    def __init__(self, revision: _Optional[int] = ..., leaves: _Optional[_Iterable[int]] = ..., rows: _Optional[int] = ...) -> None: ...
+    def __init__(self, revision: _Optional[int] = ..., leaves: _Optional[_Iterable[int]] = ...) -> None: ...

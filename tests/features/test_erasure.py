@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controlplane import limits
+from controlplane import features, limits
 from controlplane.errors import ControlPlaneError, Refused
 from controlplane.features import audit, erasure, federation, leases, switches, workflows
 from controlplane.features.partitions import system
@@ -111,6 +111,10 @@ def erase(kind: str, name: str) -> Callable[[Tx], Message]:
 
 def throw(tx: Tx) -> Message:
     return switches.engage(tx, api.EngageSwitchRequest(scope=Scope(kind=SCOPE_TENANT, name="acme")))
+
+
+def release(tx: Tx) -> Message:
+    return switches.release(tx, api.ReleaseSwitchRequest(scope=Scope(kind=SCOPE_TENANT, name="acme")))
 
 
 def held(view: View, value: bytes) -> list[bytes]:
@@ -247,9 +251,7 @@ def test_the_ledger_names_the_leaves_and_stays(region: Region) -> None:
     # The switch and the workflow share an entry, and so a salt.
     region.run(STATE, throw, create("a", b"secret"))
     region.run(STATE, throw)
-    region.run(
-        STATE, lambda tx: switches.release(tx, api.ReleaseSwitchRequest(scope=Scope(kind=SCOPE_TENANT, name="acme")))
-    )
+    region.run(STATE, release)
     former = region.ledgers[0].root()
     assert [key is None for _, _, key, _ in audit.opened(region.view, 0)] == [False]
     region.run(STATE, erase("workflow", "a"))
@@ -262,6 +264,18 @@ def test_the_ledger_names_the_leaves_and_stays(region: Region) -> None:
     assert region.ledgers[0].root() != former
     assert audit.Ledger(region.view).root() == region.ledgers[1].root()
     assert region.view.get(keys.LEDGER + b"s" + keys.number(0)) is None
+
+
+def test_a_record_that_is_only_called_so_destroys_nothing(region: Region) -> None:
+    region.run(STATE, throw)
+    # A workflow's state stands where an erasure names leaves.
+    region.run(STATE, create("erased", b"\0"), release)
+    assert region.ledgers[0].size == 2
+    assert region.view.get(keys.LEDGER + b"s" + keys.number(0)) is not None
+
+
+def test_all_kinds_that_count_on_can_be_erased() -> None:
+    assert {kind.name for kind in features.KINDS.values() if kind.erasable} == {"workflow", "election"}
 
 
 def test_what_left_can_still_be_shown(region: Region) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from controlplane.auditor import checkpoint_at
-from controlplane.features import audit, federation, switches
+from controlplane.features import audit, federation
 from controlplane.ledger import checkpoint
 from controlplane.ledger.bundle import Record, Report
-from controlplane.v1 import api_pb2 as api
 from tests.features.test_audit import passage, throw
-from tests.features.test_erasure import EU, STATE, Region, create, erase
+from tests.features.test_erasure import EU, STATE, Region, create, erase, release
 from tests.ledger.material import FLEET, Desk, signer, trust
 
 NAME = "eu-west"
@@ -48,10 +47,7 @@ def report(region: Region) -> Report:
 def test_a_verifier_says_erased_and_still_sees_what_left(desk: Desk, tmp_path: Path) -> None:
     region = Region(tmp_path / "store")
     region.run(STATE, throw, create("person", b"secret"))
-    # It shares an entry with something that left, too.
-    release = api.ReleaseSwitchRequest(scope=api.ReleaseSwitchRequest().scope)
-    release.scope.kind, release.scope.name = 3, "acme"
-    region.run(STATE, lambda tx: switches.release(tx, release), create("other", b"stays"))
+    region.run(STATE, release, create("other", b"stays"))
     region.run(EU, lambda tx: federation.record_passage(tx, passage(7)))
     before = desk.says(desk.written(report(region)), trust=trust(), peers=[])
     assert before["RECORDS"] == ("PASS", before["RECORDS"][1])
