@@ -17,7 +17,7 @@ from controlplane.cli.command import EXIT_UNHEALTHY, Cpctl, Group, run, table
 from controlplane.cli.shapes import Shape
 
 _MEMBER_TIMEOUT_S = 3.0
-_POLL_S = 0.25
+_POLL_S = 0.5
 
 
 @click.group("partition", cls=Group)

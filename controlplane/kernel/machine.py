@@ -23,6 +23,7 @@ from controlplane.kernel.store import Overlay, Store, View
 from controlplane.v1.state_pb2 import Entry, Event, Outcome, Range, RequestId, State, Txn, Write
 
 _TRIMMABLE = (keys.EVENT, keys.HISTORY, keys.OUTCOME)
+_VERSION_MAX = 1 << 62
 _OUTCOME_KEY_BYTES = len(keys.generation(0)) + 16
 _FORMAT = bytes([limits.ENTRY_FORMAT])
 
@@ -396,6 +397,8 @@ def _bad_writes(writes: Sequence[Write], scope: bytes) -> str:
             return "key outside of the scope"
         if len(write.value) > limits.VALUE_BYTES_MAX:
             return "value too large"
+        if write.after_version > _VERSION_MAX:
+            return "version"
     return "key written twice" if len(writes) > 1 and len({write.key for write in writes}) < len(writes) else ""
 
 

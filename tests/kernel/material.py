@@ -107,6 +107,14 @@ TRIMS = st.builds(
     start=st.sampled_from([keys.EVENT, keys.HISTORY, keys.OUTCOME, keys.RECORD, keys.STATE, b"", b"z"]),
     end=st.sampled_from([b"e\xff", b"h\xff", b"o\xff", b"r\xff", b"m\xff", b"", b"e", b"\xff"]),
 )
+ERASES = st.sampled_from(
+    [
+        *(keys.event(keys.domain_of(STATE), revision, 0) for revision in range(1, 6)),
+        *(keys.history(key(name), revision) for name in NAMES[:2] for revision in (1, 2, 3)),
+        *(keys.generation(0) + machine.outcome_key(request(nonce)) for nonce in range(4)),
+        keys.RECORD + key("a"),
+    ]
+)
 TXNS = st.builds(
     Txn,
     request=st.none() | REQUESTS,
@@ -119,6 +127,7 @@ TXNS = st.builds(
     reply=st.binary(max_size=3),
     refusal=st.none() | st.none() | st.builds(Refusal, error=st.just("Refused"), reason=st.text(max_size=3)),
     trims=st.lists(TRIMS, max_size=1),
+    erases=st.lists(ERASES, max_size=2),
 )
 PLANS = st.builds(
     Planned,

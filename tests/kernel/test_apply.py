@@ -204,6 +204,7 @@ BAD_TXNS = {
     "a scope that is not text": txn(Write(key=b"\xff\0x\0k\0n\0", value=b"v"), scope=b"\xff\0x\0"),
     "one key twice": txn(put("a", b"1"), put("a", b"2")),
     "a value that is too large": txn(put("a", b"x" * (limits.VALUE_BYTES_MAX + 1))),
+    "a version that cannot be counted on": txn(Write(key=material.key("a"), value=b"v", after_version=(1 << 64) - 1)),
     "too many writes": txn(*[put(f"n{n}") for n in range(limits.WRITES_PER_TXN_MAX + 1)]),
     "a trim of records": txn(put("a"), trims=[Range(start=b"r", end=b"r\xff")]),
     "a trim of the state": txn(put("a"), trims=[Range(start=b"m", end=b"m\xff")]),

@@ -10,6 +10,8 @@ import pytest
 from chaos.leaks_search import Searched, words
 from controlplane.datadir import Start
 from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown
+from controlplane.features.partitions import system
+from controlplane.kernel import keys
 from controlplane.v1 import api_pb2 as api
 from tests.server.regions import REGION, Region, create, flag, running, until, write_header
 
@@ -48,6 +50,19 @@ async def plant(region: Region, number: int, node: str) -> list[tuple[str, str, 
         resign = api.ResignRequest(header=write_header(), name=seat, process=b"p" * 16, fence=fence)
         await agent.call("Resign", resign)
     return asked
+
+
+async def trim(region: Region, name: str) -> None:
+    """Let the log forget the events of before, as it does after a while: not what it answered, nor versions."""
+    node = region.members[name].node
+    domain = keys.domain(REGION, "HOME_ONLY")
+
+    def feature(tx):
+        tx.trim(*keys.events(domain, 1, node.revision))
+        return api.RequestHeader()
+
+    await node.transact(system(REGION), "Trim", feature, timeout_s=5.0)
+    assert not list(node.store.scan(*keys.events(domain, 1, node.revision)))
 
 
 async def erased(region: Region, number: int, node: str) -> int:
@@ -89,6 +104,7 @@ async def test_nothing_is_left_on_any_disk(tmp_path):
         leader = await region.leader()
         busy, away = [name for name in region.members if name != leader]
         asked = await plant(region, 1, leader)
+        await trim(region, leader)
         # Of a node that comes back too late for the log, the last snapshot is still there.
         await stop(region, away)
         asked += await plant(region, 2, leader)
