@@ -135,6 +135,15 @@ def pending(view: View, region: str, among: Iterable[Partition]) -> list[Wanted]
     return found
 
 
+def erased_since(view: View, among: Iterable[Partition], revision: int) -> bool:
+    """Whether any record of these partitions, which are at home here, was erased after a revision."""
+    return any(
+        Event.FromString(packed).revision > revision
+        for partition in among
+        for _, packed in view.scan(*keys.children(keys.RECORD + scope_of(partition) + keys.text(ERASURE.name)))
+    )
+
+
 def due(view: View, region: str) -> int:
     """The revision at which the last erasure was swept; 0 if none was."""
     prefix = keys.RECORD + scope_of(partitions.system(region)) + keys.text(ERASED.name)

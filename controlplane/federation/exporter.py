@@ -39,7 +39,7 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
-from controlplane.features import federation, partitions
+from controlplane.features import erasure, federation, partitions
 from controlplane.federation.links import EGRESS, Link, Links, leads, packed
 from controlplane.federation.passages import COPY, LISTING, PAGE_RECORDS, UNCONFIRMED, Counted, Side, counted
 from controlplane.geography import SHARED, exported
@@ -377,7 +377,9 @@ class _Export:
             return
         after = 0 if place.listing else recorded
         sent = machine.events(self._node.store, self.domain, after, place.revision)
-        if after >= self._exporter.oldest() and next(sent, None) is None:
+        # What was sent may have been erased since: nothing else tells of it then.
+        kept = place.revision <= after or not erasure.erased_since(self._node.store, self._partitions, after)
+        if kept and after >= self._exporter.oldest() and next(sent, None) is None:
             return
         await self._exporter.write_down(
             Passage(

@@ -11,8 +11,8 @@ from chaos.leaks_search import Searched, words
 from controlplane import limits
 from controlplane.errors import Denied
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import JURISDICTION
-from tests.federation.fleet import CENTRAL, WEST, Fleet, Region, running
+from controlplane.v1.records_pb2 import JURISDICTION, Passage
+from tests.federation.fleet import CENTRAL, WEST, Fleet, Region, Spy, running
 from tests.server.regions import create, flag, until, write_header
 
 PARTITION = f"{WEST}.prod.jurisdiction"
@@ -78,6 +78,28 @@ async def test_copies_are_erased_too_also_after_a_while_apart(tmp_path, monkeypa
         async with fleet.caller(WEST) as operator:
             await operator.call("CreateWorkflow", create("person", b"somebody else"))
         await until(lambda: fleet.copied(WEST, CENTRAL, JURISDICTION))
+
+
+async def test_that_something_left_stays_written_down(tmp_path):
+    async with running(tmp_path, eu_west=1, eu_central=1) as fleet, fleet.caller(WEST) as operator:
+        await operator.call("CreateWorkflow", create("before"))
+        await until(lambda: fleet[WEST].passages(direction=Passage.EGRESS, reach=JURISDICTION, sort="copy"))
+        await fleet.cut(WEST, CENTRAL)
+        await operator.call("CreateWorkflow", create("person", b"secret"))
+        seen = fleet[WEST].node.revision
+        async with fleet.caller(WEST, "approver") as approver:
+            await approver.call("EraseRecord", erase("person"))
+        await until(lambda: are_done(fleet[WEST]))
+        # A leader sent it, and fell before it could write that down; the follower has it, and here nothing is left.
+        async with fleet.peer(CENTRAL, WEST) as caller:
+            for _ in range(2):
+                spy = Spy(fleet, CENTRAL, WEST, JURISDICTION, caller, revision=seen)
+                await spy.open()
+                await until(lambda: fleet[WEST].passages(counterparty=CENTRAL, sort="unconfirmed"))
+                await spy.read()
+                spy.close()
+        [made_up] = fleet[WEST].passages(counterparty=CENTRAL, sort="unconfirmed", upto=seen)
+        assert made_up.after < seen
 
 
 async def test_only_its_home_erases_a_record(tmp_path):
