@@ -26,6 +26,8 @@ class Abroad:
         system = scope_of(partitions.system(region))
         self.partitions: dict[str, Partition] = {}
         """Partitions of other regions that share them, by id, as their homes described them."""
+        self.revisions: dict[str, int] = {}
+        """When each of them was learned of or changed."""
         self.since = 0
         """The newest revision at which one was learned of or changed."""
         self.learned = system + keys.text(federation.FOREIGN.name)
@@ -37,6 +39,7 @@ class Abroad:
     def look(self, view: View, now: float) -> None:
         """Learn from a store what was learned before."""
         self.partitions.clear()
+        self.revisions.clear()
         self._earlier.clear()
         self._seen.clear()
         self.since = 0
@@ -74,6 +77,8 @@ class Abroad:
 
     def age_ms(self, partition: Partition, now: float) -> int:
         """How old the copy of a partition is."""
+        if partition.withdrawn:
+            return AGE_UNKNOWN_MS
         ages = (age for cursor, age in self.views(now) if (cursor.peer, cursor.reach) == _place(partition))
         return next(ages, AGE_UNKNOWN_MS)
 
@@ -82,6 +87,7 @@ class Abroad:
             return
         partition = Partition.FromString(event.value)
         self.partitions[partition.id] = partition
+        self.revisions[partition.id] = event.revision
         self._earlier[partition.id] = [*_earlier_epochs(view, partition)]
         self.since = max(self.since, event.revision)
 

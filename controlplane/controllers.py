@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from controlplane import limits
 from controlplane.errors import ControlPlaneError
-from controlplane.features import leases, partitions, switches
+from controlplane.features import leases, moves, partitions, switches
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Applied
 from controlplane.kernel.transaction import Reader, Tx, scope_of
@@ -67,8 +67,10 @@ class Controllers:
         self._node = node
         self._reaper = Reaper()
         self._term: int | None = None
-        self._partitions_of = {scope_of(p): p for p in node.partitions.values()}
-        self._elections = tuple(scope + keys.text(leases.ELECTION.name) for scope in self._partitions_of)
+        self._home = node.partitions
+        self._partitions_of: dict[bytes, Partition] = {}
+        self._elections: tuple[bytes, ...] = ()
+        self._find_partitions()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._retention = Retention()
         self._heralds = _heralds(node)
@@ -103,21 +105,28 @@ class Controllers:
     async def _begin(self, term: int) -> None:
         """Take over: every lease starts again at full length, and every switch is compared with what was told."""
         self._look_for_news()
-        self._reaper.clear()
-        node, now = self._node, self._node.clock()
-        for scope in self._partitions_of:
-            start, end = keys.children(keys.RECORD + scope + keys.text(leases.ELECTION.name))
-            for row_key, packed in node.store.scan(start, end):
-                self._arm(row_key[len(keys.RECORD) :], packed, now)
-        if await self._attempt("DeclarePartitions", partitions.system(node.region), self._declare):
+        self._arm_all()
+        if await self._attempt("DeclarePartitions", partitions.system(self._node.region), self._declare):
             self._term = term
+
+    def _find_partitions(self) -> None:
+        self._partitions_of = {scope_of(p): p for p in self._home.values()}
+        self._elections = tuple(scope + keys.text(leases.ELECTION.name) for scope in self._partitions_of)
+
+    def _arm_all(self) -> None:
+        self._reaper.clear()
+        now = self._node.clock()
+        for prefix in self._elections:
+            start, end = keys.children(keys.RECORD + prefix)
+            for row_key, packed in self._node.store.scan(start, end):
+                self._arm(row_key[len(keys.RECORD) :], packed, now)
 
     def _arm(self, key: bytes, packed: bytes, now: float) -> None:
         event = Event.FromString(packed)
         self._reaper.arm(key, event.revision, Election.FromString(event.value).ttl_ms / 1000, now)
 
     def _declare(self, tx: Tx) -> RequestHeader | None:
-        declared = [partitions.declare(tx, partition) for partition in self._node.partitions.values()]
+        declared = [partitions.declare(tx, partition) for partition in self._node.places.declared.values()]
         return RequestHeader() if any(declared) else None
 
     async def _tick(self) -> None:
@@ -169,6 +178,8 @@ class Controllers:
         if partition is None:
             self._reaper.forget(key)
             return
+        if self._node.places.sealed(partition.id) is not None:
+            return
 
         term = self._term
 
@@ -176,6 +187,7 @@ class Controllers:
             # A plan that conflicted may be made again after another leader came and went: then it counts anew.
             if self._node.log.status().term != term:
                 return None
+            moves.check_open(tx, self._node.region, partition)
             return RequestHeader() if leases.expire(tx, name, revision) else None
 
         if await self._attempt("ExpireElection", partition, expire) and self._node.store.get(keys.RECORD + key) is None:
@@ -200,7 +212,8 @@ class Controllers:
 
     def _all_partitions(self) -> list[Partition]:
         node = self._node
-        return [partitions.system(node.region), *node.partitions.values(), *node.abroad.partitions.values()]
+        own = [partitions.system(node.region), *node.places.declared.values(), *node.partitions.values()]
+        return [*own, *node.abroad.partitions.values()]
 
     async def _attempt(self, action: str, partition: Partition, feature: Callable[[Tx], RequestHeader | None]) -> bool:
         try:
@@ -213,6 +226,11 @@ class Controllers:
     def _took(self, applied: Applied) -> None:
         # On every node: between a new leader's listing and its first tick nothing may be missed.
         now = self._node.clock()
+        if self._home is not self._node.partitions:
+            # Leases came along, or went: whoever holds one has its full length again.
+            self._home = self._node.partitions
+            self._find_partitions()
+            self._arm_all()
         for changed in applied.changed:
             for herald in self._heralds:
                 if changed.key.startswith(herald.keys):
@@ -237,7 +255,7 @@ class _Herald:
 
 def _heralds(node: Node) -> tuple[_Herald, ...]:
     """One for each environment whose switches may be told of."""
-    of = {(p.environment, kind): p for p in node.partitions.values() if p.home == node.region for kind in p.default_for}
+    of = {(p.environment, kind): p for p in node.places.declared.values() for kind in p.default_for}
     return tuple(
         _Herald(thrown, of[environment, switches.STOP.name])
         for (environment, kind), thrown in of.items()

@@ -40,6 +40,8 @@ SUBJECT_TOOLS_MAX = 256
 SCHEMA_VERSION_MAX = (1 << 31) - 1
 LEASE_TTL_MS_MIN = 500
 LEASE_TTL_MS_MAX = 10 * 60 * 1000
+HOMES_MAX = 64
+"""Homes that one partition can have had: each is remembered wherever the partition is known."""
 ELECTIONS_MAX = 10_000
 """Live elections of one partition."""
 

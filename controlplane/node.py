@@ -42,15 +42,16 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
-from controlplane.features import audit, checks, federation, leases, switches
+from controlplane.features import audit, checks, federation, leases, moves, switches
 from controlplane.geography import Atlas, check_glass, check_read
 from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied, Working
 from controlplane.kernel.store import Store
 from controlplane.kernel.transaction import Reader, Tx, scope_of
+from controlplane.places import Places
 from controlplane.replication import Log, LogStatus
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Cursor, Partition, Reach
+from controlplane.v1.records_pb2 import Cursor, Move, Partition, Reach
 from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
 from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Following, Tail, Watches, filter_of
@@ -93,9 +94,10 @@ class Call(NamedTuple):
 class HomedElsewhere(Exception):
     """The call is for a partition of region `home`, which alone can answer it."""
 
-    def __init__(self, home: str) -> None:
+    def __init__(self, home: str, request: bytes = b"") -> None:
+        """`request`: how to ask there, where it has to be said which partition is meant."""
         super().__init__(home)
-        self.home = home
+        self.home, self.request = home, request
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +157,8 @@ class Node:
         self.fleet, self.region, self.name = fleet, region, name
         self.store, self.log = store, log
         self.actor = f"controlplane://{fleet}/-/{region}/peer/{name}"
-        self.partitions: Mapping[str, Partition] = {partition.id: partition for partition in partitions}
         self.clock, self._wall_ms, self._entropy = clock, wall_ms, entropy
-        self._defaults = {(p.environment, kind): p for p in partitions for kind in p.default_for}
-        self._elections_at = {p.environment: p for p in partitions if leases.ELECTION.name in p.default_for}
+        self._defaults = {(p.environment, kind): p.id for p in partitions for kind in p.default_for}
         self._quota_bytes, self._free_bytes = quota_bytes, free_bytes
         self._state = machine.state_of(store)
         self.ledger = audit.Ledger(store)
@@ -182,6 +182,9 @@ class Node:
         self.abroad = Abroad(region)
         """What is known of other regions."""
         self.abroad.look(store, clock())
+        self.places = Places(region, partitions, self.abroad)
+        """Where partitions are at home."""
+        self.places.look(store)
         self.failed: asyncio.Future[None] = asyncio.get_event_loop().create_future()
         self.failed.add_done_callback(_seen)
 
@@ -275,8 +278,16 @@ class Node:
         self.abroad.look(self.store, self.clock())
         for listener in self._reloaded_listeners:
             listener()
+        shown = self.places.look(self.store)
+        for before in shown:
+            self._watches.outdate(scope_of(before))
 
     # -- what callers want
+
+    @property
+    def partitions(self) -> Mapping[str, Partition]:
+        """The partitions whose home is here, by id; another object after each change."""
+        return self.places.home
 
     @property
     def revision(self) -> int:
@@ -327,13 +338,22 @@ class Node:
         return done
 
     def transact(
-        self, partition: Partition, action: str, feature: Feature, *, timeout_s: float
+        self,
+        partition: Partition,
+        action: str,
+        feature: Feature,
+        *,
+        timeout_s: float,
+        actor: str = "",
+        reason: str = "",
     ) -> asyncio.Future[bytes]:
-        """Run `feature` on the region's own account: no request id, so it must be safe to run twice."""
+        """Run `feature` on the region's own account: no request id, so it must be safe to run twice.
+
+        `actor` and `reason`: who had it done, and why, if that was somebody.
+        """
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(
-            feature, partition, self.actor, action, "", None, self.clock() + timeout_s, 0, reserved=True, done=done
-        )
+        actor, until = actor or self.actor, self.clock() + timeout_s
+        waiting = Waiting(feature, partition, actor, action, reason, None, until, 0, reserved=True, done=done)
         try:
             self._enqueue(waiting)
         except ControlPlaneError as error:
@@ -356,10 +376,12 @@ class Node:
             among = self._stop_partitions(call.environment)
             wanted = filter_of(among, request.kinds, request.prefix, self.abroad.learned)
             return self._watches.follow(self.store, wanted, 0, request, self.fresh_ms, since=self.abroad.since)
-        partition = self._partition_of_kinds(request.header, request.kinds, call)
+        self._partition_of_kinds(request.header, request.kinds, call)
         await self._consistent(request.header, call.deadline)
-        wanted = filter_of([partition], request.kinds, request.prefix)
-        return self._watches.follow(self.store, wanted, partition.epoch, request, self.fresh_ms)
+        # Where it is shown by now.
+        partition = self._shown(self._partition_of_kinds(request.header, request.kinds, call))
+        wanted, since = filter_of([partition], request.kinds, request.prefix), self.places.since(partition.id)
+        return self._watches.follow(self.store, wanted, partition.epoch, request, self.fresh_ms, since=since)
 
     def views(self) -> list[tuple[Cursor, int]]:
         """How far, and how freshly, this region has copied what each other one shares; ages in milliseconds."""
@@ -375,7 +397,8 @@ class Node:
         """
         environment = call.environment
         if not header.partition:
-            found = self._defaults.get((environment, kind))
+            usual = self._defaults.get((environment, kind))
+            found = self.places.routed(usual) if usual is not None else None
             if found is None:
                 raise Invalid(
                     f"environment {environment} has no default partition for {kind}",
@@ -387,6 +410,9 @@ class Node:
             if found.environment != environment:
                 raise Denied("the partition belongs to another environment", reason="ENVIRONMENT_MISMATCH")
         if call.region and call.region != self.region:
+            if found.home != self.region and found.id in self.places.moves:
+                # It was here, and the caller's region has yet to hear that it is not.
+                raise moves.moved(found)
             (check_glass if glass else check_read)(self.atlas, found, call.region, environment)
         return found
 
@@ -404,26 +430,52 @@ class Node:
 
     def _named(self, name: str, call: Call) -> Partition:
         checks.name(name, "header.partition")
-        found = self.partitions.get(name) or self.abroad.partitions.get(name)
+        found = self.places.routed(name)
         if found is not None:
             return found
-        home = name.partition(".")[0]
+        home = moves.creator(name)
         if home in self.atlas.may_leave and not call.region:
             # Whether there is such a partition, and whether it may be seen from here, is for its home to say.
             raise HomedElsewhere(home)
         raise NotFound("there is no such partition", reason="PARTITION_UNKNOWN")
 
-    def _home_only(self, partition: Partition, call: Call) -> None:
+    def _home_only(self, partition: Partition, call: Call, request: Any) -> None:
         """Return if this region may answer for `partition`; raises `HomedElsewhere`, or `Denied` after one hop."""
         if partition.home == self.region:
             return
         if call.region:
             raise Denied("this region is not the partition's home", reason="NOT_AT_HOME")
-        raise HomedElsewhere(partition.home)
+        if request.header.partition:
+            raise HomedElsewhere(partition.home)
+        # There, another partition is the one that is meant by none.
+        named = type(request)()
+        named.CopyFrom(request)
+        named.header.partition = partition.id
+        raise HomedElsewhere(partition.home, named.SerializeToString(deterministic=True))
+
+    def _shown(self, partition: Partition) -> Partition:
+        """The partition where its records are read here. Raises `Unavailable` as long as they are not here whole."""
+        shown = self.places.shown(partition.id)
+        if shown is None:
+            raise Unavailable(
+                f"the partition's home is {partition.home} now, and it is not copied from there yet",
+                reason="COPY_INCOMPLETE",
+                hint="cpctl status shows how far the copy is",
+            )
+        return shown
+
+    def _check_still_home(self, partition: Partition) -> None:
+        """Return if what is here of `partition` is all there is, as the log stands now. Raises `Unavailable`."""
+        move = self.places.sealed(partition.id)
+        if move is not None:
+            raise moves.moving(move)
+        now = self.places.routed(partition.id)
+        if now is not None and (now.home, now.epoch) != (partition.home, partition.epoch):
+            raise moves.moved(now)
 
     def _stop_partitions(self, environment: str) -> list[Partition]:
         """Where stops of all regions are told in an environment, this region's own first."""
-        every = [*self.partitions.values(), *self.abroad.everywhere()]
+        every = [*self.places.declared.values(), *self.abroad.everywhere()]
         return [p for p in every if p.environment == environment and switches.STOP.name in p.default_for]
 
     def _stopped_elsewhere(self, reader: Reader, environment: str) -> switches.Abroad:
@@ -456,19 +508,22 @@ class Node:
         method = features.WRITES[call.method]
         request: Any = call.read(method.request)
         header: api.RequestHeader = request.header
+        if self._told_before_the_move(call, header, method.kind.name, done):
+            return
         partition = self.partition(header, method.kind.name, call)
-        self._home_only(partition, call)
+        self._home_only(partition, call, request)
         checks.free_text(header.reason, "header.reason")
         rid = self._request_id(call, header, partition)
         fence = header.fence if header.HasField("fence") else None
-        elections = self._elections_at.get(call.environment)
+        elections = self._elections_for(partition) if fence is not None else None
         if fence is not None and elections is not None and call.region not in ("", self.region):
             # Whether a fence is refused tells whether, and since when, somebody holds it.
             check_read(self.atlas, elections, call.region, call.environment)
 
         def feature(tx: Tx) -> Message:
+            moves.check_open(tx, self.region, partition)
             if fence is not None:
-                _require(tx, elections, fence)
+                _require(tx, self.region, elections, fence)
             return method.run(tx, request)
 
         self._enqueue(
@@ -487,6 +542,39 @@ class Node:
             )
         )
 
+    def _told_before_the_move(
+        self, call: Call, header: api.RequestHeader, kind: str, done: asyncio.Future[bytes]
+    ) -> bool:
+        """Answer a request that was first made while the partition was at home here, if it has an outcome; true then.
+
+        Whoever knows that the partition has left has applied everything that was ever written to it here.
+        """
+        name = header.partition or self._defaults.get((call.environment, kind), "")
+        move = self.places.moves.get(name)
+        if move is None or move.phase != Move.LEFT or len(header.request_id) != limits.REQUEST_ID_BYTES:
+            return False
+        revision, span = self._state.revision, self._state.outcome_span
+        digest = hashlib.sha256(call.method.encode() + b"\0" + call.request).digest()[:16]
+        asked = RequestId(identity=call.actor, nonce=header.request_id, digest=digest)
+        kept = machine.outcome_of(self.store, asked, revision, span)
+        if kept is not None and kept.digest == digest and kept.revision <= move.upto:
+            _settle(done, kept, move.partition, self)
+            return True
+        if kept is not None:
+            raise _epoch_changed() if kept.digest == digest else reused()
+        if header.HasField("since") and not call.region and header.since < machine.outcome_floor(revision, span):
+            raise _forgotten()
+        return False
+
+    def _elections_for(self, partition: Partition) -> Partition | None:
+        """Where the leases are by which writes to `partition` are fenced: with the region that created both."""
+        own, environment = moves.creator(partition.id), partition.environment
+        if own == self.region:
+            usual = self._defaults.get((environment, leases.ELECTION.name))
+            return self.places.routed(usual) if usual is not None else None
+        among = (each for each in self.partitions.values() if leases.ELECTION.name in each.default_for)
+        return next((e for e in among if moves.creator(e.id) == own and e.environment == environment), None)
+
     def _request_id(self, call: Call, header: api.RequestHeader, partition: Partition) -> RequestId:
         if len(header.request_id) != limits.REQUEST_ID_BYTES:
             raise Invalid(
@@ -498,11 +586,7 @@ class Node:
         dated = header.HasField("since") and not call.region
         since = header.since if dated else self._state.revision
         if header.epoch not in (0, partition.epoch):
-            raise OutcomeUnknown(
-                "the partition has begun a new epoch since this request was first made",
-                reason="EPOCH_CHANGED",
-                hint="read the present state, and decide again",
-            )
+            raise _epoch_changed()
         return RequestId(
             identity=call.actor,
             nonce=header.request_id,
@@ -676,8 +760,11 @@ class Node:
         if len(self._marks) > _MARKS_KEPT:
             self._marks.popitem(last=False)
         self.abroad.took(self.store, applied.changed, self.clock())
+        outdated = self.places.took(applied.changed)
         # Also when nothing changed: a refusal has a revision too, and watchers and readers wait for it.
         self._watches.took(applied)
+        for before in outdated:
+            self._watches.outdate(scope_of(before))
         for listener in self._applied_listeners:
             listener(applied)
 
@@ -708,10 +795,15 @@ class Node:
             return self._reading_of_node(call)
         request: Any = call.read(method.request)
         partition = self.partition(request.header, method.kind.name, call, glass=call.glass)
-        if partition.home != self.region and request.header.consistency == api.LINEARIZABLE:
-            self._home_only(partition, call)
+        newest = request.header.consistency == api.LINEARIZABLE
+        if newest:
+            self._home_only(partition, call, request)
+        else:
+            partition = self._shown(partition)
 
         def run(age_ms: int) -> bytes:
+            if newest:
+                self._check_still_home(partition)
             reader = Reader(self.store, partition, self._state.revision)
             reply = method.run(reader, request)
             age_ms = self._age_of(partition, age_ms)
@@ -735,16 +827,24 @@ class Node:
         request: Any
         if call.method == "GetOutcome":
             request = call.read(api.GetOutcomeRequest)
+            before = self._outcome_before_the_move(call, request)
+            if before is not None:
+                return before, request.header
             partition = self.partition(request.header, "workflow", call)
-            self._home_only(partition, call)
+            self._home_only(partition, call, request)
             return lambda age_ms: self._get_outcome(call, request.header, partition, age_ms), request.header
         if call.method == "ListEvents":
             request = call.read(api.ListEventsRequest)
             partition = self._partition_of_kinds(request.header, request.kinds, call)
-            if request.header.consistency == api.LINEARIZABLE:
-                self._home_only(partition, call)
+            newest = request.header.consistency == api.LINEARIZABLE
+            if newest:
+                self._home_only(partition, call, request)
+            else:
+                partition = self._shown(partition)
 
             def run(age_ms: int) -> bytes:
+                if newest:
+                    self._check_still_home(partition)
                 age_ms = self._age_of(partition, age_ms)
                 reply = self._watches.list_events(self.store, partition, request, self._state.revision)
                 return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
@@ -752,17 +852,35 @@ class Node:
             return run, request.header
         raise Invalid(f"unknown method {call.method[:64]!r}", reason="METHOD_UNKNOWN")
 
+    def _outcome_before_the_move(self, call: Call, request: api.GetOutcomeRequest) -> Callable[[int], bytes] | None:
+        """What tells of a request that was made while the partition was at home here, if it has an outcome here."""
+        name = request.header.partition or self._defaults.get((call.environment, "workflow"), "")
+        move = self.places.moves.get(name)
+        if move is None or move.phase != Move.LEFT:
+            return None
+        rid = RequestId(identity=call.actor, nonce=request.header.request_id)
+        kept = machine.outcome_of(self.store, rid, self._state.revision, self._state.outcome_span)
+        if kept is None:
+            return None
+        if kept.revision > move.upto:
+            raise _epoch_changed()
+        return lambda age_ms: self._told_outcome(kept, self._state.revision, move.partition, age_ms)
+
+    def _told_outcome(self, kept: Outcome, revision: int, partition: Partition, age_ms: int) -> bytes:
+        known = api.GetOutcomeReply.COMMITTED if kept.verdict == Outcome.COMMITTED else api.GetOutcomeReply.REFUSED
+        if kept.verdict == Outcome.FORGOTTEN:
+            # What it said was erased.
+            known = api.GetOutcomeReply.FORGOTTEN
+        reply = api.GetOutcomeReply(known=known, revision=kept.revision, reason=kept.refusal.reason)
+        return self.header(revision, partition.epoch, age_ms) + reply.SerializeToString()
+
     def _get_outcome(self, call: Call, header: api.RequestHeader, partition: Partition, age_ms: int) -> bytes:
         rid = self._request_id(call, header, partition)
         revision, span = self._state.revision, self._state.outcome_span
         kept = machine.outcome_of(self.store, rid, revision, span)
-        if kept is not None and kept.verdict == Outcome.FORGOTTEN:
-            # What it said was erased.
-            reply = api.GetOutcomeReply(known=api.GetOutcomeReply.FORGOTTEN, revision=kept.revision)
-        elif kept is not None:
-            known = api.GetOutcomeReply.COMMITTED if kept.verdict == Outcome.COMMITTED else api.GetOutcomeReply.REFUSED
-            reply = api.GetOutcomeReply(known=known, revision=kept.revision, reason=kept.refusal.reason)
-        elif rid.since < machine.outcome_floor(revision, span):
+        if kept is not None:
+            return self._told_outcome(kept, revision, partition, age_ms)
+        if rid.since < machine.outcome_floor(revision, span):
             reply = api.GetOutcomeReply(known=api.GetOutcomeReply.FORGOTTEN)
         else:
             reply = api.GetOutcomeReply(known=api.GetOutcomeReply.NOT_APPLIED)
@@ -862,9 +980,17 @@ def _seen(failed: asyncio.Future[None]) -> None:
         failed.exception()
 
 
-def _require(tx: Tx, elections: Partition | None, fence: api.Fence) -> None:
+def _require(tx: Tx, region: str, elections: Partition | None, fence: api.Fence) -> None:
     if elections is None:
         raise Invalid("the environment has no partition for elections", reason="PARTITION_MISSING")
+    if elections.home != region:
+        raise Refused(
+            "the elections of this environment are at home in another region than what is written",
+            reason="FENCE_ELSEWHERE",
+            hint="move the partition of the elections too: cpctl partition list",
+            home=elections.home,
+        )
+    moves.check_open(tx, region, elections)
     leases.require(tx, scope_of(elections), elections.epoch, fence)
 
 
@@ -893,16 +1019,28 @@ def _raise(outcome: Outcome) -> NoReturn:
     if outcome.verdict == Outcome.REFUSED:
         raise unpack_refusal(outcome.refusal, outcome.revision)
     if outcome.verdict == Outcome.FORGOTTEN:
-        raise OutcomeUnknown(
-            "the outcome of this request is no longer kept",
-            reason="OUTCOME_FORGOTTEN",
-            hint="read the present state, and decide again; do not repeat the request",
-        )
+        raise _forgotten()
     if outcome.verdict == Outcome.REUSED:
         raise reused()
     if outcome.verdict == Outcome.MALFORMED:
         raise Invalid(f"the transaction is malformed: {outcome.detail}", reason="TRANSACTION_MALFORMED")
     raise Contended("others kept writing what this request read", reason="CONTENDED", hint="ask again")
+
+
+def _forgotten() -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "the outcome of this request is no longer kept",
+        reason="OUTCOME_FORGOTTEN",
+        hint="read the present state, and decide again; do not repeat the request",
+    )
+
+
+def _epoch_changed() -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "the partition has begun a new epoch since this request was first made",
+        reason="EPOCH_CHANGED",
+        hint="read the present state, and decide again",
+    )
 
 
 def unpack_refusal(refusal: Refusal, revision: int) -> ControlPlaneError:

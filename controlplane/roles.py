@@ -64,6 +64,9 @@ OPERATORS: Final[Mapping[str, Cells]] = {
     "GetOutline": _AUDIT,
     "ListBreakGlass": _AUDIT,
     "EraseRecord": _ERASE,
+    "ListPartitions": _AUDIT,
+    "MovePartition": _RULE,
+    "ListQuarantine": _AUDIT,
 }
 """The service for the people who run the region."""
 

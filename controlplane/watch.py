@@ -191,6 +191,14 @@ class Watches:
                 group.touched = applied.state.revision
                 group.wake()
 
+    def outdate(self, scope: bytes) -> None:
+        """End the watches of a partition whose records are shown elsewhere from now on; they raise `Compacted`."""
+        for wanted, group in tuple(self._groups.items()):
+            if any(prefix.startswith(scope) for prefix in wanted.prefixes) and not wanted.chosen:
+                del self._groups[wanted]
+                group.outdated = True
+                group.wake()
+
     def reset(self, revision: int) -> None:
         """The store was replaced: start the tail anew and let everyone look again."""
         self._tail = Tail(revision)
@@ -244,7 +252,7 @@ class Watches:
                 reply.more, reply.seen = True, seen
                 break
             transaction = list(events)
-            part = [_change(event) for event in transaction if wanted.matches(event.key)]
+            part = [change_of(event) for event in transaction if wanted.matches(event.key)]
             room -= sum(change.ByteSize() for change in part)
             if part and reply.changes and (room < 0 or len(reply.changes) + len(part) > count):
                 reply.more, reply.seen = True, seen
@@ -441,7 +449,7 @@ def _listing(view: View, wanted: Filter, revision: int) -> Iterator[api.WatchRep
         rows = view.scan(*keys.children(keys.RECORD + prefix))
         while page := [Event.FromString(packed) for _, packed in islice(rows, _PAGE)]:
             epoch = page[0].origin.epoch
-            for part in _bounded(list(map(_change, page))):
+            for part in _bounded(list(map(change_of, page))):
                 yield api.WatchReply(kind=api.WatchReply.SNAPSHOT, revision=revision, changes=part, epoch=epoch)
 
 
@@ -492,7 +500,7 @@ def _events(view: View, wanted: Filter, after: int, last: int) -> Iterator[Event
 def _encode(revision: int, events: list[Event]) -> bytes | None:
     if not events:
         return None
-    changes = [_change(event) for event in events]
+    changes = [change_of(event) for event in events]
     # A transaction touches one partition, so copies that come together are of one epoch of their home's.
     epoch = events[0].origin.epoch
     return api.WatchReply(
@@ -500,7 +508,8 @@ def _encode(revision: int, events: list[Event]) -> bytes | None:
     ).SerializeToString()
 
 
-def _change(event: Event) -> api.Change:
+def change_of(event: Event) -> api.Change:
+    """An event as callers see it."""
     key = keys.decode(event.key)
     at = event.origin if event.HasField("origin") else event
     change = api.Change(

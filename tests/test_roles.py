@@ -40,6 +40,9 @@ ListEvents               -      *         *         *         -
 GetOutline               -      *         *         *         -
 ListBreakGlass           -      *         *         *         -
 EraseRecord              -      dts       *         -         -
+ListPartitions           -      *         *         *         -
+MovePartition            -      *         -         -         -
+ListQuarantine           -      *         *         *         -
 InjectFault              -      p         -         -         -
 HealFaults               -      p         -         -         -
 ListFaults               -      *         -         -         -

@@ -67,6 +67,7 @@ class NodeChannel:
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials) -> None:
         self.address = address
+        self.region = api.Region()
         self.revision = 0
         self.clock = clocks.now
         self._channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
@@ -109,6 +110,7 @@ class AnyNodeChannel:
     """
 
     def __init__(self, nodes: Sequence[NodeChannel], random: Random, repeats: Repeats) -> None:
+        self.region = api.Region()
         self.revision = 0
         self.clock = clocks.now
         self._nodes = nodes

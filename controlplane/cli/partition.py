@@ -1,130 +1,212 @@
-"""`cpctl partition ...`: what is done to a partition as a whole, or for good."""
+"""`cpctl partition ...`: where partitions are at home; move a home; look at what was given up; erase a record."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sys
 import time
 
 import click
+from rich.console import Group as Together
 from rich.console import RenderableType
 from rich.text import Text
 
-from controlplane import limits, sdk
+from controlplane import sdk
 from controlplane.cli import shapes
-from controlplane.cli.command import EXIT_UNHEALTHY, Cpctl, Group, run, table
+from controlplane.cli.command import Cpctl, Group, card, console, paged, pages, run, table
+from controlplane.cli.erase import erase
 from controlplane.cli.shapes import Shape
 
-_MEMBER_TIMEOUT_S = 3.0
-_POLL_S = 0.5
+_STYLES = {"home": "green", "copy": "", "sealed": "yellow", "adopting": "yellow", "left": "yellow"}
+_LOOK_S = 0.25
 
 
 @click.group("partition", cls=Group)
 def partition() -> None:
-    """Partitions: erase what somebody has a right to have gone."""
+    """Partitions, and the regions that are their homes."""
 
 
-@partition.command("erase")
-@click.option("--partition", "name_of_partition", default="", metavar="ID", help="Where the record lies.")
-@click.option("--kind", default="", help="workflow or election.")
-@click.option("--key", default="", metavar="NAME", help="The record's name.")
-@click.option("--reason", default="", help="Why, for the record. It is kept: name nobody in it.")
-@click.option("--wait/--no-wait", default=True, help="Wait until no node has it on its disk any more.")
-@click.option(
-    "--deadline", "deadline_s", type=click.FloatRange(0, 86_400), default=120.0, show_default=True, help="Seconds."
-)
-@click.option("--status", "only_status", is_flag=True, help="Erase nothing: show which nodes are done.")
-@click.option("--yes", is_flag=True, help="Do not ask again.")
+@partition.command("list")
 @run
-async def erase(  # noqa: PLR0913 - the options of the command
+async def list_(cpctl: Cpctl, plane: sdk.ControlPlane, /) -> None:
+    """All partitions of your environment that are known here, with the home that each has now."""
+    reply = await plane.list_partitions()
+    document = {"partitions": [shapes.partition_view(each) for each in reply.partitions]}
+    cpctl.show(document, lambda shown: _table(shown["partitions"]))
+
+
+@partition.command("show")
+@click.argument("name", metavar="ID")
+@run
+async def show(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, name: str) -> None:
+    """One partition, and its newest move as this region has it."""
+    cpctl.show(await _look(plane, name), _card)
+
+
+@partition.command("move")
+@click.argument("name", metavar="ID")
+@click.option("--to", "to", default="", metavar="REGION", help="The region that is to be the home.")
+@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--cancel", is_flag=True, help="Call off a planned move that has not come to its end.")
+@click.option("--forced", is_flag=True, help="Without the old home, asked of the region that takes over.")
+@click.option("--attest", "attestation", default="", help="Forced: that the old home is down, and how you know.")
+@click.option("--yes", is_flag=True, help="Forced: do not ask again.")
+@click.option("--wait", "wait_s", type=click.FloatRange(0, 3600), default=30.0, show_default=True, help="Seconds.")
+@run
+async def move(  # noqa: PLR0913 - the options of the command
     cpctl: Cpctl,
     plane: sdk.ControlPlane,
     /,
     *,
-    name_of_partition: str,
-    kind: str,
-    key: str,
+    name: str,
+    to: str,
     reason: str,
-    wait: bool,
-    deadline_s: float,
-    only_status: bool,
+    cancel: bool,
+    forced: bool,
+    attestation: str,
     yes: bool,
+    wait_s: float,
 ) -> None:
-    """Destroy a record with all it was, in this region and wherever it was copied. It cannot be undone.
+    """Make another region the home of partition ID.
 
-    Exit code 11 if some node is not done, or does not answer: it does its part when it is back, and --status shows it.
-    Backups made by hand, and what somebody has read, are out of reach.
+    Planned, it is asked of the home: nothing acknowledged is lost, and nobody can write for a moment. Forced, it is for
+    a home that is gone: what it wrote later than the copy here is given up, and is quarantined there if it comes back.
     """
-    erased: Shape = {}
-    if not only_status:
-        if not (name_of_partition and kind and key and reason):
-            raise click.UsageError("say --partition, --kind, --key and --reason")
-        if not yes:
-            _confirm(cpctl)
-        # Chosen here, so that it can be named if the outcome stays unknown.
-        cpctl.request_id = secrets.token_bytes(limits.REQUEST_ID_BYTES)
-        options: sdk.WriteOptions = {
-            "partition": name_of_partition,
-            "reason": reason,
-            "request_id": cpctl.request_id,
-        }
-        reply = await plane.erase_record(kind, key, **options)
-        erased = {"revision": reply.revision, "erasure": reply.erasure}
-    rows = await _until_done(cpctl, plane, erased.get("revision", 0), deadline_s if wait and not only_status else 0.0)
-    cpctl.show({**erased, "done": all(row["done"] for row in rows), "nodes": rows}, _progress)
-    if (wait or only_status) and not all(row["done"] for row in rows):
-        sys.exit(EXIT_UNHEALTHY)
-
-
-def _confirm(cpctl: Cpctl) -> None:
-    if cpctl.as_json or not sys.stdin.isatty():
-        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
-    cpctl.stop_waiting()
-    click.confirm("Destroy this record and all it was, for good?", abort=True)
-
-
-async def _until_done(cpctl: Cpctl, plane: sdk.ControlPlane, revision: int, deadline_s: float) -> list[Shape]:
-    """How far each node is: when all are done, or when time is up. People see it change."""
-    end = time.monotonic() + deadline_s
-    addresses = {each.name: each.address for each in (await plane.get_status(consistency=sdk.LOCAL)).members}
-    said = ""
-    while True:
-        asked = (_ask(cpctl, name, address, revision) for name, address in addresses.items())
-        rows = sorted(await asyncio.gather(*asked), key=lambda row: str(row["node"]))
-        if all(row["done"] for row in rows) or time.monotonic() >= end:
-            return rows
-        now = ", ".join(f"{row['node']} {row['state']}" for row in rows)
-        if now != said and not cpctl.as_json:
-            cpctl.stop_waiting()
-            click.echo(now, err=True)
-        said = now
-        await asyncio.sleep(_POLL_S)
-
-
-async def _ask(cpctl: Cpctl, name: str, address: str, revision: int) -> Shape:
-    row: Shape = {"node": name, "address": address, "pending": None, "due": None, "scrubbed": None}
-    try:
-        async with asyncio.timeout(_MEMBER_TIMEOUT_S), cpctl.connect([address]) as plane:
-            status = shapes.status(await plane.get_status(consistency=sdk.LOCAL))
-    except (TimeoutError, sdk.Unavailable, sdk.OutcomeUnknown):
-        return {**row, "done": False, "state": "does not answer"}
-    row |= status["erasures"]
-    if status["served"]["revision"] < revision:
-        state = "has not heard of it"
-    elif row["pending"]:
-        state = "sweeping"
-    else:
-        state = "done" if row["scrubbed"] >= row["due"] else "scrubbing"
-    return {**row, "done": state == "done", "state": state}
-
-
-def _progress(document: Shape) -> RenderableType:
-    return table(
-        document["nodes"],
-        node=lambda row: row["node"],
-        state=lambda row: Text(row["state"], style="green" if row["done"] else "yellow"),
-        pending=lambda row: row["pending"],
-        due=lambda row: row["due"],
-        scrubbed=lambda row: row["scrubbed"],
+    _check(to, cancel=cancel, forced=forced, attestation=attestation)
+    upto = 0
+    if forced:
+        upto = await _state_the_loss(cpctl, plane, name, yes=yes)
+    await plane.move_partition(
+        name, to, cancel=cancel, forced=forced, attestation=attestation, upto=upto, reason=reason
     )
+    document = await _until_settled(plane, name, wait_s)
+    cpctl.done(document, _outcome(document))
+
+
+def _check(to: str, *, cancel: bool, forced: bool, attestation: str) -> None:
+    if cancel == bool(to):
+        raise click.UsageError("say --to REGION, or --cancel")
+    if cancel and forced:
+        raise click.UsageError("a forced move cannot be called off: move the home back")
+    if forced and not attestation.strip():
+        raise click.UsageError("--forced needs --attest: say that the old home is down, and how you know")
+    if attestation and not forced:
+        raise click.UsageError("--attest belongs to --forced")
+
+
+async def _look(plane: sdk.ControlPlane, name: str) -> Shape:
+    return shapes.partition_view((await plane.list_partitions(name)).partitions[0])
+
+
+async def _state_the_loss(cpctl: Cpctl, plane: sdk.ControlPlane, name: str, *, yes: bool) -> int:
+    """Say what is given up, and have it confirmed; returns up to which revision of the old home it is not."""
+    found = await _look(plane, name)
+    copy = found["copy"]
+    upto = copy["revision"] if copy else 0
+    age = "not known" if copy is None or copy["age_ms"] is None else f"{copy['age_ms'] / 1000:.1f} s"
+    if not yes:
+        if cpctl.as_json or not sys.stdin.isatty():
+            raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
+        cpctl.stop_waiting()
+    if not cpctl.as_json:
+        cpctl.stop_waiting()
+        loss = card(
+            partition=name,
+            home=f"{found['home']}, epoch {found['epoch']}",
+            last_copied_revision=upto,
+            age_of_the_copy=age,
+            given_up=f"whatever {found['home']} wrote after revision {upto}",
+        )
+        console(err=True).print(loss)
+    if not yes and click.prompt("Type the partition's id to give that up", default="", show_default=False) != name:
+        raise click.Abort
+    return int(upto)
+
+
+async def _until_settled(plane: sdk.ControlPlane, name: str, wait_s: float) -> Shape:
+    until = time.monotonic() + wait_s
+    while True:
+        document = await _look(plane, name)
+        if document["state"] not in ("sealed", "adopting") or time.monotonic() >= until:
+            return document
+        await asyncio.sleep(_LOOK_S)
+
+
+def _outcome(document: Shape) -> str:
+    home = f"{document['home']} is the home of {document['id']}, in epoch {document['epoch']}"
+    if document["state"] in ("sealed", "adopting"):
+        waits = f": {document['waits_for']}" if document["waits_for"] else ""
+        return f"it is under way{waits}; cpctl partition show {document['id']} tells how far it is"
+    return home
+
+
+@partition.command("quarantine")
+@click.argument("name", metavar="ID")
+@paged
+@run
+async def quarantine(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, name: str, limit: int) -> None:
+    """What this region wrote to partition ID when it was its home no longer. None of it is live, or anywhere else."""
+
+    async def page(after: bytes, count: int) -> tuple[list[Shape], bytes, bool]:
+        reply = await plane.list_quarantine(name, after=after, limit=count)
+        return [shapes.change(each) for each in reply.changes], reply.next, reply.more
+
+    cpctl.show({"quarantined": await pages(limit, page, b"")}, lambda shown: _quarantined(shown["quarantined"]))
+
+
+def _quarantined(rows: list[Shape]) -> RenderableType:
+    return table(
+        rows,
+        kind=lambda row: row["kind"],
+        name=lambda row: row["name"],
+        version=lambda row: row["meta"]["version"],
+        revision=lambda row: row["meta"]["revision"],
+        by=lambda row: row["meta"]["actor"],
+        reason=lambda row: row["meta"]["reason"],
+    )
+
+
+def _table(rows: list[Shape]) -> RenderableType:
+    return table(
+        rows,
+        id=lambda row: row["id"],
+        home=lambda row: row["home"],
+        epoch=lambda row: row["epoch"],
+        reach=lambda row: row["reach"],
+        state=_state,
+        quarantined=lambda row: row["quarantined"] or "",
+    )
+
+
+def _state(row: Shape) -> Text:
+    to = f" to {row['move']['to']}" if row["state"] == "sealed" else ""
+    return Text(f"{row['state']}{to}", style=_STYLES.get(row["state"], ""))
+
+
+def _card(document: Shape) -> RenderableType:
+    about = card(
+        partition=document["id"],
+        home=f"{document['home']}, epoch {document['epoch']}",
+        reach=document["reach"],
+        environment=document["environment"],
+        default_for=", ".join(document["default_for"]),
+        state=_state(document),
+        waits_for=document["waits_for"],
+        quarantined=document["quarantined"],
+        former=", ".join(f"{each['home']} (epoch {each['epoch']})" for each in document["former"]),
+    )
+    if document["move"] is None:
+        return about
+    told = document["move"]
+    newest = card(
+        move=f"{told['from']} to {told['to']}, epoch {told['epoch']}{', forced' if told['forced'] else ''}",
+        phase=told["phase"],
+        taken_over_up_to=told["upto"],
+        attestation=told["attestation"],
+        by=told["meta"]["actor"],
+        reason=told["meta"]["reason"],
+    )
+    return Together(about, Text(), newest)
+
+
+partition.add_command(erase)

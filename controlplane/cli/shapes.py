@@ -203,6 +203,41 @@ def view(message: api.View) -> Shape:
     }
 
 
+def partition_view(view_of: api.PartitionView) -> Shape:
+    """A partition: where it is at home, and what becomes of its newest move."""
+    found = view_of.partition
+    return {
+        "id": found.id,
+        "home": found.home,
+        "epoch": found.epoch,
+        "reach": records.Reach.Name(found.reach).lower(),
+        "environment": found.environment,
+        "default_for": list(found.default_for),
+        "state": view_of.state,
+        "former": [{"home": each.home, "epoch": each.epoch, "upto": each.upto} for each in found.former],
+        "copy": view(view_of.copy) if view_of.HasField("copy") else None,
+        "move": move(view_of) if view_of.HasField("move") else None,
+        "waits_for": view_of.waits_for or None,
+        "quarantined": view_of.quarantined,
+    }
+
+
+def move(view_of: api.PartitionView) -> Shape:
+    """The newest move that a region took part in, as it has it."""
+    message = view_of.move
+    return {
+        "from": message.partition.home,
+        "to": message.to,
+        "epoch": message.epoch,
+        "phase": records.Move.Phase.Name(message.phase).lower(),
+        "forced": message.forced,
+        "attestation": message.attestation or None,
+        "upto": message.upto,
+        "age_ms": message.age_ms if message.age_ms < _AGE_UNKNOWN_MS else None,
+        "meta": meta(view_of.moved),
+    }
+
+
 def flag(message: records.Flag) -> Shape:
     """A flag's definition."""
     return {

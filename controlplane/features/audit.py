@@ -5,9 +5,9 @@ one has. The rows lie beside the replicated state: apply neither reads nor hashe
 covered by the running hash in it, and by the one in the next checkpoint.
 
 Audited are what passed between regions and what was refused to them (`Passage`), the right to hold copies (`Grant`),
-kill switches, exceptions from them, break-glass reads, and erasures. A content names regions, reaches, roles, revisions
-and digests, never a person, a tenant, a key or a value: what a switch stops is told as a digest of its key, who broke
-the glass and why as one of both, and what was erased not at all.
+kill switches, exceptions from them, break-glass reads, moves of a partition's home, and erasures. A content names
+regions, partitions, reaches, roles, revisions and digests, never a person, a tenant, a key or a value: what a switch
+stops is told as a digest of its key, who broke the glass and why as one of both, and what was erased not at all.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
-from controlplane.features import glass
+from controlplane.features import glass, moves
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Changed
 from controlplane.kernel.store import Overlay, View
 from controlplane.ledger import leaves
 from controlplane.ledger.leaves import Content, Leaf, Transfer
 from controlplane.ledger.merkle import Frontier, leaf_hash
-from controlplane.v1.records_pb2 import BreakGlass, Erased, Grant, Passage, Reach, StopException, Switch
+from controlplane.v1.records_pb2 import BreakGlass, Erased, Grant, Move, Passage, Reach, StopException, Switch
 from controlplane.v1.state_pb2 import Event, State
 
 _FRONTIER = keys.LEDGER + b"f"
@@ -265,6 +265,23 @@ def _record_key(index: int, n: int) -> bytes:
     return _KEY + keys.number(index) + n.to_bytes(4, "big")
 
 
+def _move(event: Event) -> Audited:
+    move = Move.FromString(event.value)
+    return "move", {
+        "partition": move.partition.id,
+        "reach": REACH_WORDS.get(move.partition.reach, ""),
+        "from": move.partition.home,
+        "former_epoch": move.partition.epoch,
+        "to": move.to,
+        "epoch": move.epoch,
+        "phase": Move.Phase.Name(move.phase).lower(),
+        "forced": move.forced,
+        "upto": move.upto,
+        "age_ms": move.age_ms,
+        "attested": moves.attested(move),
+    }
+
+
 def _hidden(key: bytes) -> str:
     return hashlib.sha256(b"controlplane ledger key v1\0" + key).hexdigest()
 
@@ -280,5 +297,6 @@ _KINDS: Mapping[str, Callable[[Event], Audited | None]] = {
     "exception": _exception,
     glass.GLASS.name: _glass,
     "erased": _erased,
+    "move": _move,
 }
 _MARKS = tuple(map(keys.text, _KINDS))

@@ -15,13 +15,13 @@ whoever leads. Copies lie under their home's keys: no exporter, who is handed ke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from google.protobuf.message import Message
 
 from controlplane import limits
 from controlplane.errors import Refused
-from controlplane.features import partitions
+from controlplane.features import moves, partitions
 from controlplane.features.switches import EXCEPTION, SWITCH
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
@@ -29,7 +29,7 @@ from controlplane.kernel.transaction import Kind, Tx, scope_of
 from controlplane.v1 import api_pb2
 from controlplane.v1.api_pb2 import RequestHeader
 from controlplane.v1.federation_pb2 import Shared, SharedPage
-from controlplane.v1.records_pb2 import Cursor, Grant, Partition, Passage, Reach, Switch
+from controlplane.v1.records_pb2 import Cursor, Grant, Move, Partition, Passage, Reach, Switch
 from controlplane.v1.state_pb2 import Event, Origin
 
 CURSOR = Kind(keys.CURSOR_KIND, Cursor, reserved=True)
@@ -84,8 +84,9 @@ def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
         return None
     scope = scope_of(tx.partition)
     first, end = max(cursor.listed + b"\0", scope), min(page.upto + b"\0", scope + b"\xff")
-    here = {event.key: event for event in tx.copies(first, end)} if first < end else {}
-    there = {each.key: each for each in page.records if each.key > cursor.listed}
+    past = is_past(tx, region, tx.partition)
+    here = {event.key: event for event in tx.copies(first, end)} if first < end and not past else {}
+    there = {each.key: each for each in page.records if each.key > cursor.listed and not past}
     writes, listed = 0, cursor.listed
     for key in sorted({*here, *there}):
         if writes == _WRITES:
@@ -101,6 +102,20 @@ def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
     return _move(tx, region, moved)
 
 
+def is_past(tx: Tx, region: str, partition: Partition) -> bool:
+    """Whether what the partition's home shares is no longer to be copied, as another one follows it.
+
+    So it is from when this region began to take it over: what it takes must not change any more.
+    """
+    move = moves.move_at(tx.view, region, partition.id)
+    begun = move is not None and move.phase in (Move.ADOPTING, Move.ADOPTED, Move.LEFT)
+    if begun and move is not None and moves.newer(moves.adopted(move), partition):
+        return True
+    key = keys.within(scope_of(partitions.system(region)), FOREIGN.name, partition.id)
+    event = tx.newest(key)
+    return event is not None and moves.newer(Partition.FromString(event.value), partition)
+
+
 def take_transaction(
     tx: Tx, region: str, revision: int, records: Iterable[Shared], *, after: int | None = None
 ) -> RequestHeader | None:
@@ -114,8 +129,9 @@ def take_transaction(
         return None
     if cursor.listing:
         raise Refused("a listing comes before what follows it", reason="LISTING_UNFINISHED")
-    for each in records:
-        _take(tx, each, tx.newest(each.key), page_revision=0)
+    if not is_past(tx, region, tx.partition):
+        for each in records:
+            _take(tx, each, tx.newest(each.key), page_revision=0)
     moved = Cursor()
     moved.CopyFrom(cursor)
     # There may be more at home by now.
@@ -135,16 +151,49 @@ def note_progress(tx: Tx, region: str, revision: int, age_ms: int, *, after: int
 
 
 def learn(tx: Tx, peer: str, reach: Reach, found: Iterable[Partition]) -> RequestHeader | None:
-    """Remember the partitions that a peer shares. In the system partition. Raises `Refused` for others' partitions."""
+    """Remember the partitions that a peer shares. In the system partition. Raises `Refused` for others' partitions.
+
+    One that was elsewhere before is remembered once its copy is whole: until then that of its former home is shown.
+    """
     news = False
+    cursor = cursor_at(tx.view, tx.partition.home, peer, reach)
     for partition in found:
-        if partition.home != peer or partition.reach != reach or not partition.id.startswith(f"{peer}."):
+        if not may_share(partition, peer, reach):
             raise Refused(f"{peer} may not share this partition", reason="PARTITION_FOREIGN")
+        complete = not partition.since or (not cursor.listing and cursor.revision >= partition.since)
+        news = moves.leave(tx, partition, complete=complete) or news
         row = tx.get(FOREIGN, partition.id)
-        if row is None or row.value != partition:
+        later = row is None or not moves.newer(row.value, partition)
+        if complete and later and (row is None or row.value != partition):
             tx.put(FOREIGN, partition.id, partition)
             news = True
     return RequestHeader() if news else None
+
+
+def withdraw(tx: Tx, peer: str, reach: Reach, shared: Container[str]) -> RequestHeader | None:
+    """Note what a peer shows no longer: nobody can say how old the copies of that are. In the system partition."""
+    gone = [each.value for each in tx.list(FOREIGN) if is_gone(each.value, peer, reach, shared)]
+    for partition in gone:
+        partition.withdrawn = True
+        tx.put(FOREIGN, partition.id, partition)
+    return RequestHeader() if gone else None
+
+
+def is_gone(partition: Partition, peer: str, reach: Reach, shared: Container[str]) -> bool:
+    """Whether a partition that a peer showed is not among those that it shows now, and that is not known yet."""
+    return (partition.home, partition.reach) == (peer, reach) and not (partition.withdrawn or partition.id in shared)
+
+
+def hear(tx: Tx, found: Iterable[Partition]) -> RequestHeader | None:
+    """Stop writing where another region is the home by now, as a third one tells. In the system partition."""
+    left = [moves.leave(tx, partition, complete=False) for partition in found]
+    return RequestHeader() if any(left) else None
+
+
+def may_share(partition: Partition, peer: str, reach: Reach) -> bool:
+    """Whether a peer may say that it is this partition's home: it created it, or took it over."""
+    own = moves.creator(partition.id) == peer
+    return partition.home == peer and partition.reach == reach and (own or bool(partition.former))
 
 
 # -- the side that is followed

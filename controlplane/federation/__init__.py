@@ -18,6 +18,7 @@ from controlplane.federation.doors import Doors
 from controlplane.federation.exporter import Exporter
 from controlplane.federation.follower import Follower
 from controlplane.federation.links import Links
+from controlplane.federation.mover import Mover
 from controlplane.node import Node
 from controlplane.replication.transport import Credentials
 
@@ -31,12 +32,14 @@ class Federation:
         self.links = Links(config, node, credentials)
         self.doors = Doors(node)
         self.exporter = Exporter(node, self.links)
+        self.mover = Mover(node, self.links)
         self._followers = [Follower(node, link, reach) for link in self.links for reach in link.imported]
 
     def start(self) -> None:
         """Begin. No peer has to be reachable, now or ever."""
         self.doors.start()
         self.exporter.start()
+        self.mover.start()
         for follower in self._followers:
             follower.start()
 
@@ -46,6 +49,7 @@ class Federation:
 
     async def stop(self) -> None:
         """End, and write down what passed so far; bounded by a few seconds."""
+        await self.mover.stop()
         await asyncio.gather(*(follower.stop() for follower in self._followers))
         await self.exporter.stop()
         await self.doors.stop()

@@ -14,6 +14,8 @@ is a cursor over the events, and a slow reader reads later.
 4. The follower acknowledges what it has on its disks, with a digest over what it saw. The exporter compares it with its
    own, and only then writes down that it passed. What was sent and never acknowledged is written down as unconfirmed.
 5. What waits for an acknowledgement is bounded; beyond it nothing is sent.
+6. Of the range only partitions are shown that are at home here, or are about to be. When that changes, every stream
+   ends and begins anew, and says so first. So what a former home wrote after it was one does not leave.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from google.protobuf.message import DecodeError
 
@@ -39,8 +41,8 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
-from controlplane.features import erasure, federation, partitions
-from controlplane.federation.links import EGRESS, Link, Links, leads, packed
+from controlplane.features import erasure, federation, moves, partitions
+from controlplane.federation.links import EGRESS, PARTITIONS_CHANGED, Link, Links, leads, packed
 from controlplane.federation.passages import COPY, LISTING, PAGE_RECORDS, UNCONFIRMED, Counted, Side, counted
 from controlplane.geography import SHARED, exported
 from controlplane.kernel import keys, machine
@@ -94,6 +96,8 @@ class Exporter:
         self._node, self._links = node, links
         self._system = partitions.system(node.region)
         self._grants = scope_of(self._system) + keys.text(federation.GRANT.name)
+        own = scope_of(self._system)
+        self._placing = (own + keys.text(moves.MOVE.name), own + keys.text(federation.FOREIGN.name))
         self._streams: dict[tuple[str, Reach], _Export] = {}
         self._granted_in: int | None = None
         self._change = asyncio.Event()
@@ -230,6 +234,13 @@ class Exporter:
                     stream.wake.set()
             if changed.key.startswith(self._grants):
                 self._end_where_it_may_not()
+            if changed.key.startswith(self._placing):
+                self._end_outdated()
+
+    def _end_outdated(self) -> None:
+        for stream in tuple(self._streams.values()):
+            if stream.shown != Shown.by(self._node, stream.place.reach):
+                stream.end(Unavailable("there are other partitions to share now", reason=PARTITIONS_CHANGED))
 
     def _role_changed(self) -> None:
         self._change.set()
@@ -301,6 +312,21 @@ class Exporter:
         return sorted(wanted.values(), key=lambda grant: grant.open)
 
 
+class Shown(NamedTuple):
+    """What a stream says of partitions when it begins."""
+
+    home: list[Partition]
+    arriving: list[Partition]
+    elsewhere: list[Partition]
+
+    @classmethod
+    def by(cls, node: Node, reach: Reach) -> Self:
+        """What is to be said now of those of this reach."""
+        places = node.places
+        every = (node.partitions.values(), places.arriving(), places.elsewhere())
+        return cls(*(sorted((p for p in each if p.reach == reach), key=scope_of) for each in every))
+
+
 class _Export:
     """One stream."""
 
@@ -309,7 +335,9 @@ class _Export:
         self.domain = keys.domain(node.region, Reach.Name(place.reach))
         self.wake = asyncio.Event()
         self._exporter, self._node, self._stream = exporter, node, stream
-        self._partitions = sorted((p for p in node.partitions.values() if p.reach == place.reach), key=scope_of)
+        self.shown = Shown.by(node, place.reach)
+        self._partitions = sorted([*self.shown.home, *self.shown.arriving], key=scope_of)
+        self._scopes = tuple(map(scope_of, self._partitions))
         self._side = Side(Passage.EGRESS, place.link.region, place.reach, place.epoch)
         self._sent: deque[Counted] = deque()
         self._confirmed = place.revision
@@ -343,7 +371,11 @@ class _Export:
     async def _send(self) -> None:
         place, node = self.place, self._node
         welcome = wire.FollowWelcome(
-            terms=packed(place.link.terms), oldest=self._exporter.oldest(), partitions=self._partitions
+            terms=packed(place.link.terms),
+            oldest=self._exporter.oldest(),
+            partitions=self.shown.home,
+            arriving=self.shown.arriving,
+            elsewhere=self.shown.elsewhere,
         )
         await self._write(wire.FollowReply(revision=node.revision, welcome=welcome))
         if place.revision < welcome.oldest:
@@ -433,6 +465,7 @@ class _Export:
             size += len(encoded)
         return wire.SharedPage(
             partition=partition.id,
+            epoch=partition.epoch,
             after=after,
             upto=end,
             records=federation.shared(events),
@@ -448,7 +481,7 @@ class _Export:
         count = size = 0
         events = machine.events(self._node.store, self.domain, after, last)
         for revision, together in groupby(events, key=lambda event: event.revision):
-            records = federation.shared(together)
+            records = federation.shared(event for event in together if event.key.startswith(self._scopes))
             if not records:
                 # Nothing in it leaves: to the follower this revision is one of those that change nothing.
                 continue
@@ -472,7 +505,7 @@ class _Export:
     def _check_domain(self, reply: wire.FollowReply) -> None:
         """Whatever went wrong below, nothing of another home or reach leaves. Raises `Fatal`."""
         records = reply.page.records if reply.HasField("page") else reply.transaction.records
-        if not all(each.key.startswith(self.domain) for each in records):
+        if not all(each.key.startswith(self.domain) and each.key.startswith(self._scopes) for each in records):
             raise Fatal(f"a record that may not leave for {self.place.link.region} was about to: nothing was sent")
 
     async def _write(self, reply: wire.FollowReply) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -31,9 +31,10 @@ from google.protobuf.message import DecodeError
 
 from controlplane import limits, status
 from controlplane.errors import ControlPlaneError, Denied, Invalid, OutcomeUnknown, Refused, Unavailable
-from controlplane.features import federation, partitions
-from controlplane.federation.links import FOLLOW, INGRESS, Link, leads, packed
+from controlplane.features import federation, moves, partitions
+from controlplane.federation.links import FOLLOW, INGRESS, PARTITIONS_CHANGED, Link, leads, packed
 from controlplane.federation.passages import COPY, LISTING, PAGE_RECORDS, PROGRESS, Counted, Side, counted
+from controlplane.geography import lawful
 from controlplane.kernel import keys
 from controlplane.kernel.transaction import Tx, scope_of
 from controlplane.node import AGE_UNKNOWN_MS, Node
@@ -216,7 +217,8 @@ class _Session:
         self._system = partitions.system(node.region)
         self._carrier = federation.carrier(link.region, reach)
         self._stream: Any = None
-        self._partitions: dict[str, Partition] = {}
+        self._partitions: dict[tuple[str, int], Partition] = {}
+        self._late: list[Partition] = []
         self._cursor = self._durable()
         self._side = Side(Passage.INGRESS, link.region, reach, self._cursor.epoch)
         self._acknowledged = self._expected = self._cursor.revision
@@ -291,21 +293,51 @@ class _Session:
                 reason="CURSOR_AHEAD",
             )
         self._on_welcome()
-        await self._learn(list(welcome.partitions))
+        await self._learn(list(welcome.partitions), list(welcome.arriving))
+        await self._hear(welcome.elsewhere)
         if cursor.revision < welcome.oldest:
             await self._begin_listing(reply.revision)
         link.opened(INGRESS, self._reach)
 
-    async def _learn(self, found: list[Partition]) -> None:
-        if len(found) > _PARTITIONS_MAX:
+    async def _learn(self, found: list[Partition], arriving: list[Partition]) -> None:
+        if len(found) + len(arriving) > _PARTITIONS_MAX:
             raise Invalid("too many partitions", reason="WELCOME_MALFORMED")
         peer, reach = self._link.region, self._reach
-        for partition in found:
-            if (partition.home, partition.reach) != (peer, reach) or not partition.id.startswith(f"{peer}."):
+        for partition in (*found, *arriving):
+            if not federation.may_share(partition, peer, reach) or not self._is_lawful(partition):
                 raise Invalid(f"{peer} does not share such a partition", reason="PARTITION_FOREIGN")
-        self._partitions = {partition.id: partition for partition in found}
-        if any(self._node.abroad.partitions.get(partition.id) != partition for partition in found):
+        self._partitions = {(each.id, each.epoch): each for each in (*found, *arriving)}
+        self._late = found
+        await self._learn_late()
+        shared, known = frozenset(each.id for each in found), self._node.abroad.partitions
+        if any(federation.is_gone(each, peer, reach, shared) for each in known.values()):
+            await self._transact(
+                self._system, "WithdrawPartitions", lambda tx: federation.withdraw(tx, peer, reach, shared)
+            )
+
+    async def _learn_late(self) -> None:
+        """Remember the partitions that are not remembered yet: those that moved, when their copy is whole."""
+        known, peer, reach = self._node.abroad.partitions, self._link.region, self._reach
+        self._late = [each for each in self._late if not _is_known(known.get(each.id), each)]
+        if self._late:
+            found = self._late
             await self._transact(self._system, "LearnPartitions", lambda tx: federation.learn(tx, peer, reach, found))
+            self._late = [each for each in self._late if not _is_known(known.get(each.id), each)]
+
+    async def _hear(self, elsewhere: Iterable[Partition]) -> None:
+        """Where a third region is the home by now of what this one takes itself to be the home of, stop at once."""
+        home = self._node.partitions
+        found = [
+            each
+            for each in elsewhere
+            if each.id in home and moves.newer(each, home[each.id]) and each.former and self._is_lawful(each)
+        ]
+        if found:
+            await self._transact(self._system, "HearOfPartitions", lambda tx: federation.hear(tx, found))
+
+    def _is_lawful(self, partition: Partition) -> bool:
+        """Whether the region that created the partition may have it at the home that it is said to have."""
+        return lawful(self._node.atlas, moves.creator(partition.id), partition.reach, partition.home)
 
     async def _begin_listing(self, revision: int) -> None:
         cursor, region = self._cursor, self._node.region
@@ -358,7 +390,7 @@ class _Session:
         )
 
     def _take_page(self, page: wire.SharedPage) -> None:
-        partition = self._partitions.get(page.partition) if page.partition else self._carrier
+        partition = self._partitions.get((page.partition, page.epoch or 1)) if page.partition else self._carrier
         if partition is None or page.after != self._listed or not page.after < page.upto:
             raise Invalid("pages out of order", reason="PAGE_MALFORMED")
         if len(page.records) > PAGE_RECORDS or len(page.upto) > _KEY_BYTES_MAX:
@@ -410,7 +442,8 @@ class _Session:
 
     def _partition_of(self, key: bytes) -> Partition:
         try:
-            partition = self._partitions.get(keys.decode(key).partition) if len(key) <= _KEY_BYTES_MAX else None
+            at = keys.decode(key) if len(key) <= _KEY_BYTES_MAX else None
+            partition = self._partitions.get((at.partition, at.epoch)) if at is not None else None
         except (ValueError, UnicodeDecodeError):
             partition = None
         if partition is None:
@@ -434,6 +467,8 @@ class _Session:
                 raise _moved()
             self._taking.popleft()
             self._settled.set()
+            if any(each.since <= self._durable().revision for each in self._late):
+                await self._learn_late()
             if taken.counted.sort != PROGRESS:
                 self._taken.append(taken.counted)
             if len(self._taken) >= ACK_MESSAGES or taken.upto == _LAST:
@@ -532,10 +567,18 @@ class _Session:
             raise self._silent() from None
         if code is grpc.StatusCode.OK:
             raise Unavailable(f"{self._link.region} ended the stream", reason="STREAM_ENDED")
-        raise status.from_call(code, text, [(str(name), value) for name, value in trailers or ()])
+        error = status.from_call(code, text, [(str(name), value) for name, value in trailers or ()])
+        if error.reason == PARTITIONS_CHANGED:
+            # The next stream says which they are.
+            raise _Dropped from error
+        raise error
 
     def _silent(self) -> Unavailable:
         return Unavailable(f"{self._link.region} says nothing", reason="SILENCE")
+
+
+def _is_known(known: Partition | None, partition: Partition) -> bool:
+    return known is not None and (known == partition or moves.newer(known, partition))
 
 
 def _moved() -> OutcomeUnknown:

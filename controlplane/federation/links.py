@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError
 from controlplane import geography, limits, status
 from controlplane.config import PeerConfig, RegionConfig
 from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
+from controlplane.features import moves
 from controlplane.geography import Agreement, Terms
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
@@ -39,7 +40,10 @@ _LOG = logging.getLogger(__name__)
 FOLLOW: Final = "/controlplane.v1.Federation/Follow"
 FORWARD: Final = "/controlplane.v1.Federation/Forward"
 COSIGN: Final = "/controlplane.v1.Federation/Cosign"
+ADOPT: Final = "/controlplane.v1.Federation/Adopt"
 SEVERED: Final = "REGION_CUT_OFF"
+PARTITIONS_CHANGED: Final = "PARTITIONS_CHANGED"
+"""Why a stream ends that begins anew at once."""
 INGRESS: Final = "ingress"
 EGRESS: Final = "egress"
 
@@ -264,11 +268,22 @@ class Link:
             try:
                 return await self._asked(channel, call)
             except Unavailable as error:
+                if error.reason in moves.RETRIED:
+                    raise
                 because = error.reason
         raise _unreachable(self.region, because)
 
     async def cosign(self, request: wire.CosignRequest) -> wire.CosignReply:
         """Ask the peer, whose leader alone does it, for a cosignature. Raises the eight errors."""
+        return wire.CosignReply.FromString(await self._leader_asked(COSIGN, request.SerializeToString()))
+
+    async def adopt(self, request: wire.AdoptRequest) -> wire.AdoptReply:
+        """Ask the peer, whose leader alone does it, to take a partition over, or not to. Raises the eight errors."""
+        if self.disputed:
+            raise _unreachable(self.region, "LINK_PAUSED")
+        return wire.AdoptReply.FromString(await self._leader_asked(ADOPT, request.SerializeToString()))
+
+    async def _leader_asked(self, method: str, request: bytes) -> bytes:
         if self.severed:
             raise _unreachable(self.region, SEVERED)
         deadline, because = self._node.clock() + _COSIGN_S, ""
@@ -277,8 +292,9 @@ class Link:
             if not await self._connected(channel, deadline):
                 continue
             try:
-                ask: Any = channel.unary_unary(COSIGN)
-                return wire.CosignReply.FromString(await ask(request.SerializeToString(), timeout=_COSIGN_S))
+                ask: Any = channel.unary_unary(method)
+                reply: bytes = await ask(request, timeout=_COSIGN_S)
+                return reply
             except grpc.aio.AioRpcError as error:
                 failure = _failure_of(error)
                 if not isinstance(failure, Unavailable):

@@ -73,6 +73,11 @@ class Reader:
         self._view = view
         self._scope = scope_of(partition)
 
+    @property
+    def view(self) -> View:
+        """The store as it is seen here, beyond the partition."""
+        return self._view
+
     def get(self, kind: Kind[M], name: str) -> Row[M] | None:
         """The record, or None."""
         event = machine.event_at(self._view, keys.within(self._scope, kind.name, name))
@@ -181,17 +186,26 @@ class Tx(Reader):
             write.value = value
         self._writes[key] = write
 
+    def adopt(self, kind: str, name: str, value: bytes, version: int, *, history: bool) -> None:
+        """Have a record of another home or epoch of this partition, as the version that it is."""
+        key = keys.within(self._scope, kind, name)
+        self._writes[key] = Write(key=key, value=value, history=history, after_version=version - 1)
+
+    def drop(self, key: bytes) -> None:
+        """Remove a record of this partition by its key, without a trace in its history."""
+        self._writes[key] = Write(key=key)
+
     def put_cursor(self, scope: bytes, kind: Kind[M], name: str, value: M) -> None:
         """Note how far the copying has come, in the region's own partition; see `state.proto`, `Txn`."""
         key = keys.within(scope, kind.name, name)
         self._writes[key] = Write(key=key, value=value.SerializeToString(deterministic=True), quiet=True)
 
     def newest(self, key: bytes) -> Event | None:
-        """The newest event of a key of this partition; not guarded."""
+        """The newest event of a key; not guarded."""
         return machine.event_at(self._view, key)
 
     def copies(self, start: bytes, end: bytes) -> Iterator[Event]:
-        """The newest events of all records of this partition whose keys lie in start ≤ key < end."""
+        """The newest events of all records whose keys lie in start ≤ key < end; not guarded."""
         for _, packed in self._view.scan(keys.RECORD + start, keys.RECORD + end):
             yield Event.FromString(packed)
 

@@ -211,6 +211,8 @@ def _count(summary: Summary, record: Record, content: str) -> None:
     if record.name == "break-glass":
         read = tuple(str(record.content.get(part, "")) for part in ("way", "peer", "role", "reach"))
         summary.glass[read] = summary.glass.get(read, 0) + 1
+    if record.name == "move" and record.key is not None and len(summary.moves) < statement.MOVES_SAID_MAX:
+        summary.moves.append(statement.move(record.content))
     carried = record.content.get("count")
     if record.name in ("egress", "ingress") and isinstance(carried, int):
         to = (record.name, str(record.content.get("peer", "")), str(record.content.get("reach", "")))

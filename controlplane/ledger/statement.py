@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 RECORDS_SHOWN_MAX = 1000
 """Records on the page; all of them are in records.jsonl."""
 
+MOVES_SAID_MAX = 100
+"""Steps of moves that the statement tells; all of them are in records.jsonl."""
+
 Row = Sequence[Any]
 
 
@@ -42,6 +45,8 @@ class Summary:
     """(class, peer, reach) → records of the ledger, and what was carried in all of them."""
     glass: dict[tuple[str, ...], int] = field(default_factory=dict)
     """(way, peer, role, reach) → break-glass reads; empty where a record was erased."""
+    moves: list[str] = field(default_factory=list)
+    """What became of homes of partitions, in words; at most `MOVES_SAID_MAX`."""
     erased: int = 0
     shown: list[tuple[int, int, str, str]] = field(default_factory=list)
 
@@ -64,6 +69,7 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
             ),
         ),
         *_glass(manifest["region"], summary),
+        *_moves(summary),
         Section(
             "What the evidence can prove",
             (),
@@ -73,6 +79,8 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 "That the ledger only ever grew, and that the regions that cosigned it were shown the same ledger.",
                 "That nothing which the ledger records as having left was pinned to the region or to its jurisdiction.",
                 "With the bundle of a peer: that what one says it sent is what the other says it received.",
+                "Which region is the home of a partition that moved, as far as these bundles know of the move: what"
+                " is claimed under an epoch that is over does not pass.",
                 "That each node which signed a scan says that it found no foreign pinned records on its disk.",
             ),
         ),
@@ -121,6 +129,43 @@ def _glass(region: str, summary: Summary) -> list[Section]:
     ]
 
 
+def _moves(summary: Summary) -> list[Section]:
+    """Said only where a home moved, or was to."""
+    if not summary.moves:
+        return []
+    return [
+        Section(
+            "Partitions whose home moved",
+            (
+                "A partition has one home at a time, the region that may write it. It moved as is told here, in the"
+                " order of the ledger. Of a forced move the old home was not asked: an operator attested that it was"
+                " down, and what it had written after the revision named was given up, and is kept apart there.",
+            ),
+            summary.moves,
+        )
+    ]
+
+
+def move(content: Mapping[str, Any]) -> str:
+    """One step of a move, from its record's content."""
+    of = f"{content.get('partition')} ({content.get('reach')})"
+    way = f"from {content.get('from')} to {content.get('to')}, as epoch {content.get('epoch')}"
+    upto = f"what {content.get('from')} had written up to its revision {content.get('upto')}"
+    phase, forced = content.get("phase"), content.get("forced") is True
+    how = "forced" if forced else "planned"
+    if phase == "sealed":
+        return f"{of}: a move {way} was begun; since then {content.get('from')} writes nothing to it."
+    if phase == "cancelled":
+        return f"{of}: the move {way} was called off."
+    if phase == "adopting":
+        age = content.get("age_ms")
+        stated = f" That copy was {age} ms old." if forced and isinstance(age, int) and age < _AGE_UNKNOWN_MS else ""
+        return f"{of}: a {how} move {way} takes over {upto}.{stated}"
+    if phase == "adopted":
+        return f"{of}: the {how} move {way} came to its end, with {upto}."
+    return f"{of}: it left {way}; what was written here after revision {content.get('upto')} is quarantined."
+
+
 def markdown(told: Iterable[Section]) -> str:
     """The statement as Markdown."""
     lines: list[str] = []
@@ -161,6 +206,7 @@ def tables(manifest: Mapping[str, Any], summary: Summary, notes: Mapping[str, by
     ]
 
 
+_AGE_UNKNOWN_MS = (1 << 32) - 1
 _PARTITION = ("id", "home", "reach", "environment", "epoch")
 _HEAD = """<!DOCTYPE html>
 <html lang="en">

@@ -27,6 +27,7 @@ Claims. FILES: the bundle is well formed, and its files are those of its manifes
 checkpoints. GROWTH: the last continues the first. LEAVES: the leaves are those under the signed root; none is missing,
 and revisions and times never go back. RANGE: they cover the time asked for. RECORDS: every audited record of those
 leaves is there once and is what the leaf committed to, or is erased. REACH: no record says that pinned data left.
+HOMES: epochs of partitions only grow, and nothing is claimed under one that is over, as this bundle or a peer's shows.
 COSIGNED per peer: it saw the same ledger. MATCHED per peer: what one sent is what the other received. SCAN per node:
 it signed that it found nothing foreign. SAMPLES: leaves picked by your seed lead to the root. IDENTITY: it is the
 ledger of which you kept a checkpoint.
@@ -75,6 +76,8 @@ CLASSES = ("egress", "ingress", "grant", "denial", "break-glass", "switch", "exc
 NEVER_ERASED = ("egress", "ingress", "grant", "break-glass", "move", "erase")
 """Regions keep the keys of these, whatever else they erase: without them nobody could say what left."""
 REACHES = ("home-only", "jurisdiction", "global")
+PHASES = ("sealed", "cancelled", "adopting", "adopted", "left")
+"""Of a move. The last two are where it has come to its end, at the new home and at the old one."""
 
 _WORD = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NODE = "[A-Za-z0-9](?:[A-Za-z0-9._@-]{0,60}[A-Za-z0-9])?"
@@ -148,6 +151,7 @@ def check(
     others = [Ledger(path, trust, None) for path in peers]
     for other in others:
         other.examine()
+    ledger.claims["HOMES"] = ledger.judged("HOMES", partial(_homes, ledger, others))
     by_region: dict[str, list[Ledger]] = {}
     for other in others:
         by_region.setdefault(other.manifest.region if other.manifest else "", []).append(other)
@@ -383,6 +387,8 @@ class Manifest(NamedTuple):
     start: int
     end: int
     reaches: Mapping[str, str]
+    homes: Mapping[str, tuple[int, str]]
+    """Partition → epoch and home, as the region says."""
     files: Mapping[str, str]
 
     @classmethod
@@ -395,6 +401,7 @@ class Manifest(NamedTuple):
             names = told["fleet"], told["region"], told["jurisdiction"]
             numbers = told["asked"]["from_ms"], told["asked"]["to_ms"], told["leaves"]["from"], told["leaves"]["to"]
             reaches = {each["id"]: each["reach"] for each in told["partitions"]}
+            homes = {each["id"]: (each["epoch"], each["home"]) for each in told["partitions"]}
             files = {each["name"]: each["sha256"] for each in told["files"]}
         except (KeyError, TypeError) as error:
             raise Wrong("manifest.json does not say what a manifest says") from error
@@ -404,9 +411,11 @@ class Manifest(NamedTuple):
             raise Wrong("manifest.json names no range")
         if not all(isinstance(each, str) for each in (*reaches, *files, *files.values())):
             raise Wrong("manifest.json does not say what a manifest says")
+        if not all(_is_number(epoch) and isinstance(home, str) for epoch, home in homes.values()):
+            raise Wrong("manifest.json names a partition without home and epoch")
         if not all(reach in REACHES for reach in reaches.values()) or len(files) != len(told["files"]):
             raise Wrong("manifest.json names a reach that does not exist, or a file twice")
-        return cls(*names, *numbers, reaches, files)
+        return cls(*names, *numbers, reaches, homes, files)
 
 
 def _is_number(value: Any) -> bool:
@@ -614,6 +623,7 @@ _RESTS_ON = {
     "RANGE": ("LEAVES",),
     "RECORDS": ("LEAVES",),
     "REACH": ("RECORDS",),
+    "HOMES": ("RECORDS",),
     "COSIGNED": ("CHECKPOINT",),
     "MATCHED": ("RECORDS",),
     "SAMPLES": ("LEAVES",),
@@ -654,6 +664,7 @@ class Ledger:
             ("RANGE", self._range),
             ("RECORDS", self._records),
             ("REACH", self._reach),
+            ("HOMES", self._homes),
         ]
         for name, step in steps:
             self.claims[name] = self.judged(name, step)
@@ -894,6 +905,19 @@ class Ledger:
                 return f"data of one jurisdiction {between}, which is in {other.jurisdiction}"
         return None
 
+    def _homes(self) -> str:
+        claimed = self.about().homes
+        if problem := self.records.outdated:
+            raise Wrong(problem)
+        for partition, found in self.records.homes.items():
+            if partition in claimed and claimed[partition] < found.place:
+                raise Wrong(_outdated(partition, claimed[partition], found, "this ledger"))
+        if unclear := {name: self.records.erased[name] for name in ("move",) if name in self.records.erased}:
+            raise Lacking(f"no epoch that is over is claimed, but what {_counted(unclear)} records said was erased")
+        return (
+            f"{self.records.opened.get('move', 0)} records of moves, and nothing is claimed under an epoch that is over"
+        )
+
     def sample_paths(self) -> str:
         """Lead each sampled leaf to the root again, by a path of its own."""
         if self._sampling is None:
@@ -920,6 +944,22 @@ def _hashes(told: Any) -> list[bytes]:
     if not all(isinstance(each, str) and re.fullmatch(_HEX, each) for each in told):
         raise Wrong("a proof is not a list of hashes")
     return [bytes.fromhex(each) for each in told]
+
+
+class Found(NamedTuple):
+    """Where a partition is at home from a leaf on, by the record of a move that came to its end."""
+
+    place: tuple[int, str]
+    """Epoch and home. Of two of the same epoch, the home that sorts last is right."""
+    leaf: int
+    at_ms: int
+
+
+def _outdated(partition: str, claimed: tuple[int, str], found: Found, where: str) -> str:
+    return (
+        f"{partition} is claimed to be at home in {claimed[1]} in epoch {claimed[0]}, which was over on"
+        f" {_when(found.at_ms)}: leaf {found.leaf} of {where} has it in {found.place[1]} in epoch {found.place[0]}"
+    )
 
 
 class Stretch(NamedTuple):
@@ -1014,6 +1054,10 @@ class Records:
         self.reached: set[tuple[str, tuple[str, str], str]] = set()
         """(class, (peer, reach), partition or nothing) of every transfer."""
         self.glass: list[Glass] = []
+        self.homes: dict[str, Found] = {}
+        """Partition → where the newest move took it."""
+        self.outdated = ""
+        """What was done under an epoch that was over, if anything was."""
         self.overflowed = False
         self._problems: list[str] = []
         self._more = 0
@@ -1134,6 +1178,8 @@ class Records:
                 self.overflowed = True
             else:
                 self.glass.append(read)
+        if name == "move":
+            self._follow(content, leaf)
         if name not in ("egress", "ingress"):
             return
         reach, partition, transfer = _transfer(content, leaf)
@@ -1146,6 +1192,23 @@ class Records:
             self.transfers.setdefault((name, transfer.peer), []).append(transfer)
         if len(self.reached) > WAYS_MAX:
             raise Wrong(f"things went more than {WAYS_MAX} ways: too many to look at")
+
+    def _follow(self, content: dict[str, Any], leaf: Leaf) -> None:
+        """Take in a move. Raises Wrong for one that says nothing."""
+        partition, old, new, phase = (content.get(part) for part in ("partition", "from", "to", "phase"))
+        former, epoch = content.get("former_epoch"), content.get("epoch")
+        if not all(isinstance(each, str) for each in (partition, old, new)) or phase not in PHASES:
+            raise Wrong("it does not say what moved where")
+        if not all(map(_is_number, (former, epoch))) or former >= epoch:  # type: ignore[operator]
+            raise Wrong("it does not say which epoch follows which")
+        found, place, before = self.homes.get(str(partition)), (int(str(epoch)), str(new)), (int(str(former)), str(old))
+        begun = before if phase in ("sealed", "adopting") else place
+        if found is not None and begun < found.place and phase != "cancelled":
+            self.outdated = self.outdated or _outdated(str(partition), begun, found, "this ledger")
+        if phase in ("adopted", "left") and (found is None or found.place < place):
+            if found is None and len(self.homes) >= WAYS_MAX:
+                raise Wrong(f"more than {WAYS_MAX} partitions moved: too many to look at")
+            self.homes[str(partition)] = Found(place, leaf.at, leaf.at_ms)
 
     def _problem(self, says: str) -> None:
         if len(self._problems) < 3:
@@ -1216,6 +1279,28 @@ def _about_nodes(ledger: Ledger) -> Iterator[Claim]:
 def _last(ledger: Ledger) -> Iterator[Claim]:
     yield ledger.judged("SAMPLES", ledger.sample_paths)
     yield ledger.judged("IDENTITY", partial(_identity, ledger))
+
+
+def _homes(ledger: Ledger, others: Sequence[Ledger]) -> str:
+    """HOMES, held against what peers' bundles show as well."""
+    status, says = ledger.claims["HOMES"][1:]
+    if status != PASS:
+        raise (Wrong if status == FAIL else Lacking)(says)
+    claimed, (_, finish) = ledger.about().homes, ledger.ends()
+    close = ""
+    for other in others:
+        if other.manifest is None or other.claims["RECORDS"].status != PASS:
+            continue
+        for partition, found in other.records.homes.items():
+            if partition not in claimed or claimed[partition] >= found.place:
+                continue
+            if found.at_ms + SKEW_MS < finish.at_ms:
+                raise Wrong(_outdated(partition, claimed[partition], found, other.manifest.region))
+            if found.at_ms - SKEW_MS < finish.at_ms:
+                close = f"{partition} moved to {found.place[1]} just when this bundle ends: ask for a later one"
+    if close:
+        raise Lacking(close)
+    return says
 
 
 def _cosigned(ledger: Ledger, peer: Region) -> str:

@@ -31,6 +31,9 @@ class Consistency:
     revision: int = 0
 
 
+EPOCHS_MAX = 1024
+"""Partitions whose epochs a client remembers."""
+
 LINEARIZABLE = Consistency(api.LINEARIZABLE)
 """Sees everything that was committed anywhere in the region before the call."""
 LOCAL = Consistency(api.LOCAL)
@@ -384,6 +387,49 @@ class Calls:
         request = api.ListEventsRequest(header=header, after_revision=after_revision, kinds=kinds, limit=limit)
         return await self._read("ListEvents", "", request, api.ListEventsReply, options)
 
+    async def list_partitions(self, name: str = "", **options: Unpack[ReadOptions]) -> api.ListPartitionsReply:
+        """Read where partitions are at home, and what becomes of moves; all of the environment's, or one.
+
+        Operators only.
+        """
+        request = api.ListPartitionsRequest(header=self._read_header("", options), partition=name)
+        return await self._read("ListPartitions", "", request, api.ListPartitionsReply, options)
+
+    async def move_partition(
+        self,
+        name: str,
+        to: str = "",
+        *,
+        cancel: bool = False,
+        forced: bool = False,
+        attestation: str = "",
+        upto: int = 0,
+        **options: Unpack[WriteOptions],
+    ) -> api.MovePartitionReply:
+        """Begin to move a partition's home to the region `to`, or call that off. A `reason` is required.
+
+        Operators only. Asking again changes nothing. `forced`: without the old home, which an operator says is down
+        (`attestation`); what it wrote after `upto`, the revision up to which it was copied, is given up.
+        """
+        request = api.MovePartitionRequest(
+            header=self._write_header("", options),
+            partition=name,
+            to=to,
+            cancel=cancel,
+            forced=forced,
+            attestation=attestation,
+            upto=upto,
+        )
+        return await self._write("MovePartition", "", request, api.MovePartitionReply, options)
+
+    async def list_quarantine(
+        self, name: str, *, after: bytes = b"", limit: int = 0, **options: Unpack[ReadOptions]
+    ) -> api.ListQuarantineReply:
+        """Read one page of what this region wrote to a partition when it was its home no longer. Operators only."""
+        header = self._read_header("", options)
+        request = api.ListQuarantineRequest(header=header, partition=name, after=after, limit=limit)
+        return await self._read("ListQuarantine", "", request, api.ListQuarantineReply, options)
+
     async def get_outcome(
         self, request_id: bytes, *, since: int | None = None, **options: Unpack[ReadOptions]
     ) -> api.GetOutcomeReply:
@@ -403,7 +449,7 @@ class Calls:
             partition=options.get("partition"),
             consistency=consistency.mode,
             revision=consistency.revision,
-            epoch=self._epochs.get(kind, 0),
+            epoch=self._epochs.get(options.get("partition") or kind, 0),
             break_glass=options.get("break_glass"),
         )
 
@@ -416,7 +462,7 @@ class Calls:
             request_id=options.get("request_id") or nonce(),
             since=self.revision,
             # A partition named by the caller may stand at another epoch than the default one.
-            epoch=0 if options.get("partition") else self._epochs.get(kind, 0),
+            epoch=self._epochs.get(options.get("partition") or kind, 0),
             fence=options.get("fence"),
             reason=options.get("reason"),
         )
@@ -458,7 +504,14 @@ class Calls:
         except DecodeError:
             raise OutcomeUnknown("the reply cannot be read", reason="REPLY_MALFORMED") from None
         header = reply.header
-        self._revision = max(self._revision, header.revision)
-        if header.epoch and kind and not request.header.partition:
-            self._epochs[kind] = header.epoch
+        if self._channel.region.name in ("", header.region):
+            # Another region, which answered for a partition of its own, counts for itself.
+            self._revision = max(self._revision, header.revision)
+        if header.epoch and kind:
+            self._remember_epoch(request.header.partition or kind, header.epoch)
         return reply
+
+    def _remember_epoch(self, of: str, epoch: int) -> None:
+        if len(self._epochs) >= EPOCHS_MAX:
+            self._epochs.clear()
+        self._epochs[of] = epoch

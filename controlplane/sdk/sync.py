@@ -225,6 +225,9 @@ class ControlPlane:
     erase_record = _blocking(client.ControlPlane.erase_record)
     transfer_region = _blocking(client.ControlPlane.transfer_region)
     list_events = _blocking(client.ControlPlane.list_events)
+    list_partitions = _blocking(client.ControlPlane.list_partitions)
+    move_partition = _blocking(client.ControlPlane.move_partition)
+    list_quarantine = _blocking(client.ControlPlane.list_quarantine)
     get_outcome = _blocking(client.ControlPlane.get_outcome)
 
     def watch(

@@ -41,10 +41,11 @@ from controlplane.forward import Request, Router
 from controlplane.identity import Identity
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
-from controlplane.server.desk import COSIGN, FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
+from controlplane.server.desk import ADOPT, COSIGN, FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
 from controlplane.server.glass import Glass
 from controlplane.server.outline import Outlines
+from controlplane.server.partitions import Partitions
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
 from controlplane.server.session import Context, Session
@@ -129,7 +130,8 @@ class Server:
         channel = _channel_credentials(credentials)
         outlines = Outlines(node, self.region, federation)
         glass = Glass(node, self.region, federation, self.counts)
-        answer = plan(node, self.region, outlines, glass, federation)
+        partitions = Partitions(node, federation)
+        answer = plan(node, self.region, outlines, glass, partitions, federation)
         self.router = Router(name, answer, node.log, peers, channel, node.clock)
         drills = drills or Drills(Facts(name))
         self._desk = Desk(
@@ -142,6 +144,7 @@ class Server:
             glass=glass,
             outlines=outlines,
             reviewers=Reviewers(node, self.auditor, self.region, data),
+            partitions=partitions,
             fixed=everybody,
             federation=federation,
         )
@@ -220,6 +223,7 @@ class Server:
                 FOLLOW: grpc.stream_stream_rpc_method_handler(self._follow),
                 FORWARD: grpc.unary_unary_rpc_method_handler(self._forward),
                 COSIGN: grpc.unary_unary_rpc_method_handler(self._cosign),
+                ADOPT: grpc.unary_unary_rpc_method_handler(self._adopt),
             }
             handlers.append(grpc.method_handlers_generic_handler(FEDERATION, between_regions))
         return handlers
@@ -314,6 +318,25 @@ class Server:
             raise Invalid("not a CosignRequest", reason="REQUEST_MALFORMED") from None
         reply = await self.auditor.cosign(peer, request, int(time.time()))
         return reply.SerializeToString()
+
+    async def _adopt(self, encoded: bytes, context: Context) -> bytes:
+        return await self._guarded(ADOPT, context, self._adopted(encoded, context))
+
+    async def _adopted(self, encoded: bytes, context: Context) -> bytes:
+        """Take over a partition of another region's, or promise not to, as its leader asked."""
+        assert self._federation is not None
+        peer = self._neighbour(context).region
+        self._require_leader()
+        try:
+            request = federation_pb2.AdoptRequest.FromString(encoded)
+        except DecodeError:
+            raise Invalid("not an AdoptRequest", reason="REQUEST_MALFORMED") from None
+        link = self._federation.links.get(peer)
+        if link is None or request.terms.region != peer:
+            raise Denied("the terms are not those of the caller's region", reason="TERMS_OF_ANOTHER")
+        if link.meet(request.terms).paused:
+            raise Unavailable(link.state[1], reason="LINK_PAUSED", hint="make the region files of both sides agree")
+        return (await self._federation.mover.adopt(peer, request)).SerializeToString()
 
     async def _forwarded(self, encoded: bytes, context: Context) -> bytes:
         """Answer a call that a node of another region brought."""

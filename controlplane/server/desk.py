@@ -19,6 +19,7 @@ from controlplane.node import AGE_UNKNOWN_MS, Call, HomedElsewhere, Node
 from controlplane.server.drills import Drills
 from controlplane.server.glass import LIST, Glass
 from controlplane.server.outline import OUTLINE, Outlines
+from controlplane.server.partitions import Partitions
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
 from controlplane.telemetry import Counts, RateLimit
@@ -26,13 +27,14 @@ from controlplane.v1.records_pb2 import Reach
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-LEADERS: Final = frozenset({*features.WRITES, "TransferRegion"})
+LEADERS: Final = frozenset({*features.WRITES, "TransferRegion", "MovePartition"})
 """Calls that only the leader answers: forwarded from anywhere else."""
 STREAMS: Final = frozenset({"Watch", "WatchRegion", "ReadLedger"})
 SESSION: Final = "Session"
 FOLLOW: Final = "Follow"
 FORWARD: Final = "Forward"
 COSIGN: Final = "Cosign"
+ADOPT: Final = "Adopt"
 FROM_ELSEWHERE: Final = frozenset(
     {*features.WRITES, *features.READS, "GetOutcome", "ListEvents", OUTLINE} - {"EraseRecord"}
 )
@@ -40,7 +42,7 @@ FROM_ELSEWHERE: Final = frozenset(
 Whoever erases answers for it to the region that it is erased from."""
 
 _URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
-_KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD, COSIGN})
+_KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD, COSIGN, ADOPT})
 _DENIALS_LOGGED = 10
 _DENIALS_PERIOD_S = 10.0
 
@@ -88,6 +90,7 @@ class Desk:
         glass: Glass,
         outlines: Outlines,
         reviewers: Reviewers,
+        partitions: Partitions,
         fixed: Identity | None,
         federation: Federation | None = None,
     ) -> None:
@@ -97,6 +100,7 @@ class Desk:
         self._administrators = frozenset(config.administrators)
         self._node, self._router, self.region, self.counts = node, router, region, counts
         self._drills, self._glass, self._outlines, self._reviewers = drills, glass, outlines, reviewers
+        self._partitions = partitions
         self._fixed = fixed
         self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
 
@@ -219,6 +223,8 @@ class Desk:
             asyncio.ensure_future(self._glass.listed(request.call)).add_done_callback(partial(_settled, request))
         elif method in roles.DRILLS:
             asyncio.ensure_future(self._drills.answer(request.call)).add_done_callback(partial(_settled, request))
+        elif method in ("ListPartitions", "ListQuarantine"):
+            asyncio.ensure_future(self._partitions.answer(request.call)).add_done_callback(partial(_settled, request))
         elif method in roles.REVIEWERS:
             asyncio.ensure_future(self._reviewers.answer(request.call)).add_done_callback(partial(_settled, request))
         else:
@@ -268,13 +274,20 @@ class Desk:
 
 
 def plan(
-    node: Node, region: RegionView, outlines: Outlines, glass: Glass, federation: Federation | None
+    node: Node,
+    region: RegionView,
+    outlines: Outlines,
+    glass: Glass,
+    partitions: Partitions,
+    federation: Federation | None,
 ) -> Callable[[Call], asyncio.Future[bytes]]:
     """Return what answers a leader's call on the leader itself."""
 
     def answer(call: Call) -> asyncio.Future[bytes]:
         if call.method == "TransferRegion":
             return asyncio.ensure_future(region.transfer(call))
+        if call.method == "MovePartition":
+            return asyncio.ensure_future(partitions.answer(call))
         if not call.region or federation is None:
             answered = submitted(node, federation, call)
             return asyncio.ensure_future(glass.take(call, answered)) if glass.asked(call) else answered
@@ -300,6 +313,8 @@ def submitted(node: Node, federation: Federation | None, call: Call) -> asyncio.
     error = answer.exception()
     if not isinstance(error, HomedElsewhere):
         return answer
+    if error.request:
+        call = call._replace(request=error.request)
     return asyncio.ensure_future(_at_home(federation, call, error.home))
 
 

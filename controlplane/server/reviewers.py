@@ -86,7 +86,9 @@ class Reviewers:
                 for _, each in sorted(cosigned.items())
                 if each.size <= size
             ],
-            partitions=[node.partitions[name] for name in sorted(node.partitions)],
+            partitions=[
+                each for each in node.places.every() if each.home == node.region or each.id in node.places.declared
+            ],
         )
 
     def _nodes(self, request: messages.ReadNodesRequest) -> messages.ReadNodesReply:

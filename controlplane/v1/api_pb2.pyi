@@ -1040,6 +1040,90 @@ class ListEventsReply(_message.Message):
     seen: int
     def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., more: _Optional[bool] = ..., seen: _Optional[int] = ...) -> None: ...
 
+class PartitionView(_message.Message):
+    __slots__ = ("partition", "state", "move", "moved", "copy", "quarantined", "waits_for")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    COPY_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    partition: _records_pb2.Partition
+    state: str
+    move: _records_pb2.Move
+    moved: Meta
+    copy: View
+    quarantined: int
+    waits_for: str
+    def __init__(self, partition: _Optional[_Union[_records_pb2.Partition, _Mapping]] = ..., state: _Optional[str] = ..., move: _Optional[_Union[_records_pb2.Move, _Mapping]] = ..., moved: _Optional[_Union[Meta, _Mapping]] = ..., copy: _Optional[_Union[View, _Mapping]] = ..., quarantined: _Optional[int] = ..., waits_for: _Optional[str] = ...) -> None: ...
+
+class ListPartitionsRequest(_message.Message):
+    __slots__ = ("header", "partition")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    header: RequestHeader
+    partition: str
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., partition: _Optional[str] = ...) -> None: ...
+
+class ListPartitionsReply(_message.Message):
+    __slots__ = ("header", "partitions")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    header: ReplyHeader
+    partitions: _containers.RepeatedCompositeFieldContainer[PartitionView]
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., partitions: _Optional[_Iterable[_Union[PartitionView, _Mapping]]] = ...) -> None: ...
+
+class MovePartitionRequest(_message.Message):
+    __slots__ = ("header", "partition", "to", "cancel", "forced", "attestation", "upto")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    FORCED_FIELD_NUMBER: _ClassVar[int]
+    ATTESTATION_FIELD_NUMBER: _ClassVar[int]
+    UPTO_FIELD_NUMBER: _ClassVar[int]
+    header: RequestHeader
+    partition: str
+    to: str
+    cancel: bool
+    forced: bool
+    attestation: str
+    upto: int
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., partition: _Optional[str] = ..., to: _Optional[str] = ..., cancel: _Optional[bool] = ..., forced: _Optional[bool] = ..., attestation: _Optional[str] = ..., upto: _Optional[int] = ...) -> None: ...
+
+class MovePartitionReply(_message.Message):
+    __slots__ = ("header", "partition")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    header: ReplyHeader
+    partition: PartitionView
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., partition: _Optional[_Union[PartitionView, _Mapping]] = ...) -> None: ...
+
+class ListQuarantineRequest(_message.Message):
+    __slots__ = ("header", "partition", "limit", "after")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    header: RequestHeader
+    partition: str
+    limit: int
+    after: bytes
+    def __init__(self, header: _Optional[_Union[RequestHeader, _Mapping]] = ..., partition: _Optional[str] = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
+
+class ListQuarantineReply(_message.Message):
+    __slots__ = ("header", "changes", "more", "next")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    header: ReplyHeader
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    more: bool
+    next: bytes
+    def __init__(self, header: _Optional[_Union[ReplyHeader, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., more: _Optional[bool] = ..., next: _Optional[bytes] = ...) -> None: ...
+
 class Operation(_message.Message):
     __slots__ = ("id", "method", "request", "timeout_ms", "on_behalf_of", "cancel")
     ID_FIELD_NUMBER: _ClassVar[int]

@@ -987,6 +987,21 @@ class OperatorsStub:
                 request_serializer=controlplane_dot_v1_dot_api__pb2.EraseRecordRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_api__pb2.EraseRecordReply.FromString,
                 _registered_method=True)
+        self.ListPartitions = channel.unary_unary(
+                '/controlplane.v1.Operators/ListPartitions',
+                request_serializer=controlplane_dot_v1_dot_api__pb2.ListPartitionsRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_api__pb2.ListPartitionsReply.FromString,
+                _registered_method=True)
+        self.MovePartition = channel.unary_unary(
+                '/controlplane.v1.Operators/MovePartition',
+                request_serializer=controlplane_dot_v1_dot_api__pb2.MovePartitionRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_api__pb2.MovePartitionReply.FromString,
+                _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/controlplane.v1.Operators/ListQuarantine',
+                request_serializer=controlplane_dot_v1_dot_api__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_api__pb2.ListQuarantineReply.FromString,
+                _registered_method=True)
 
 
 class OperatorsServicer:
@@ -1065,6 +1080,24 @@ class OperatorsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPartitions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MovePartition(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQuarantine(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1127,6 +1160,21 @@ def add_OperatorsServicer_to_server(servicer, server):
                     servicer.EraseRecord,
                     request_deserializer=controlplane_dot_v1_dot_api__pb2.EraseRecordRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_api__pb2.EraseRecordReply.SerializeToString,
+            ),
+            'ListPartitions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPartitions,
+                    request_deserializer=controlplane_dot_v1_dot_api__pb2.ListPartitionsRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_api__pb2.ListPartitionsReply.SerializeToString,
+            ),
+            'MovePartition': grpc.unary_unary_rpc_method_handler(
+                    servicer.MovePartition,
+                    request_deserializer=controlplane_dot_v1_dot_api__pb2.MovePartitionRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_api__pb2.MovePartitionReply.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=controlplane_dot_v1_dot_api__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_api__pb2.ListQuarantineReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1454,6 +1502,87 @@ class Operators:
             '/controlplane.v1.Operators/EraseRecord',
             controlplane_dot_v1_dot_api__pb2.EraseRecordRequest.SerializeToString,
             controlplane_dot_v1_dot_api__pb2.EraseRecordReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPartitions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Operators/ListPartitions',
+            controlplane_dot_v1_dot_api__pb2.ListPartitionsRequest.SerializeToString,
+            controlplane_dot_v1_dot_api__pb2.ListPartitionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MovePartition(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Operators/MovePartition',
+            controlplane_dot_v1_dot_api__pb2.MovePartitionRequest.SerializeToString,
+            controlplane_dot_v1_dot_api__pb2.MovePartitionReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Operators/ListQuarantine',
+            controlplane_dot_v1_dot_api__pb2.ListQuarantineRequest.SerializeToString,
+            controlplane_dot_v1_dot_api__pb2.ListQuarantineReply.FromString,
             options,
             channel_credentials,
             insecure,

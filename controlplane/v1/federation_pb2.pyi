@@ -61,14 +61,18 @@ class FollowRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[FollowHello, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., asked: _Optional[int] = ...) -> None: ...
 
 class FollowWelcome(_message.Message):
-    __slots__ = ("terms", "oldest", "partitions")
+    __slots__ = ("terms", "oldest", "partitions", "arriving", "elsewhere")
     TERMS_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVING_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
     terms: Terms
     oldest: int
     partitions: _containers.RepeatedCompositeFieldContainer[_records_pb2.Partition]
-    def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., oldest: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ...) -> None: ...
+    arriving: _containers.RepeatedCompositeFieldContainer[_records_pb2.Partition]
+    elsewhere: _containers.RepeatedCompositeFieldContainer[_records_pb2.Partition]
+    def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., oldest: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ..., arriving: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ..., elsewhere: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ...) -> None: ...
 
 class Shared(_message.Message):
     __slots__ = ("key", "value", "origin")
@@ -87,18 +91,20 @@ class SharedTransaction(_message.Message):
     def __init__(self, records: _Optional[_Iterable[_Union[Shared, _Mapping]]] = ...) -> None: ...
 
 class SharedPage(_message.Message):
-    __slots__ = ("partition", "after", "upto", "records", "last")
+    __slots__ = ("partition", "after", "upto", "records", "last", "epoch")
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     UPTO_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     partition: str
     after: bytes
     upto: bytes
     records: _containers.RepeatedCompositeFieldContainer[Shared]
     last: bool
-    def __init__(self, partition: _Optional[str] = ..., after: _Optional[bytes] = ..., upto: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[Shared, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
+    epoch: int
+    def __init__(self, partition: _Optional[str] = ..., after: _Optional[bytes] = ..., upto: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[Shared, _Mapping]]] = ..., last: _Optional[bool] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class FollowReply(_message.Message):
     __slots__ = ("revision", "age_ms", "welcome", "transaction", "page", "progress", "asked")
@@ -155,3 +161,25 @@ class CosignReply(_message.Message):
     line: str
     seen: int
     def __init__(self, line: _Optional[str] = ..., seen: _Optional[int] = ...) -> None: ...
+
+class AdoptRequest(_message.Message):
+    __slots__ = ("terms", "partition", "epoch", "sealed", "cancel")
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    terms: Terms
+    partition: _records_pb2.Partition
+    epoch: int
+    sealed: int
+    cancel: bool
+    def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., partition: _Optional[_Union[_records_pb2.Partition, _Mapping]] = ..., epoch: _Optional[int] = ..., sealed: _Optional[int] = ..., cancel: _Optional[bool] = ...) -> None: ...
+
+class AdoptReply(_message.Message):
+    __slots__ = ("phase", "copied")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
+    phase: _records_pb2.Move.Phase
+    copied: int
+    def __init__(self, phase: _Optional[_Union[_records_pb2.Move.Phase, str]] = ..., copied: _Optional[int] = ...) -> None: ...

@@ -49,6 +49,11 @@ class FederationStub:
                 request_serializer=controlplane_dot_v1_dot_federation__pb2.CosignRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_federation__pb2.CosignReply.FromString,
                 _registered_method=True)
+        self.Adopt = channel.unary_unary(
+                '/controlplane.v1.Federation/Adopt',
+                request_serializer=controlplane_dot_v1_dot_federation__pb2.AdoptRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_federation__pb2.AdoptReply.FromString,
+                _registered_method=True)
 
 
 class FederationServicer:
@@ -73,6 +78,12 @@ class FederationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Adopt(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FederationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +101,11 @@ def add_FederationServicer_to_server(servicer, server):
                     servicer.Cosign,
                     request_deserializer=controlplane_dot_v1_dot_federation__pb2.CosignRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_federation__pb2.CosignReply.SerializeToString,
+            ),
+            'Adopt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adopt,
+                    request_deserializer=controlplane_dot_v1_dot_federation__pb2.AdoptRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_federation__pb2.AdoptReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +189,33 @@ class Federation:
             '/controlplane.v1.Federation/Cosign',
             controlplane_dot_v1_dot_federation__pb2.CosignRequest.SerializeToString,
             controlplane_dot_v1_dot_federation__pb2.CosignReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adopt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.Federation/Adopt',
+            controlplane_dot_v1_dot_federation__pb2.AdoptRequest.SerializeToString,
+            controlplane_dot_v1_dot_federation__pb2.AdoptReply.FromString,
             options,
             channel_credentials,
             insecure,

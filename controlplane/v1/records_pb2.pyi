@@ -51,20 +51,36 @@ SCOPE_TOOL: ScopeKind
 SCOPE_WORKFLOW: ScopeKind
 
 class Partition(_message.Message):
-    __slots__ = ("id", "home", "epoch", "reach", "environment", "default_for")
+    __slots__ = ("id", "home", "epoch", "reach", "environment", "default_for", "since", "former", "withdrawn")
     ID_FIELD_NUMBER: _ClassVar[int]
     HOME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REACH_FIELD_NUMBER: _ClassVar[int]
     ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FOR_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    FORMER_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     id: str
     home: str
     epoch: int
     reach: Reach
     environment: str
     default_for: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., home: _Optional[str] = ..., epoch: _Optional[int] = ..., reach: _Optional[_Union[Reach, str]] = ..., environment: _Optional[str] = ..., default_for: _Optional[_Iterable[str]] = ...) -> None: ...
+    since: int
+    former: _containers.RepeatedCompositeFieldContainer[Former]
+    withdrawn: bool
+    def __init__(self, id: _Optional[str] = ..., home: _Optional[str] = ..., epoch: _Optional[int] = ..., reach: _Optional[_Union[Reach, str]] = ..., environment: _Optional[str] = ..., default_for: _Optional[_Iterable[str]] = ..., since: _Optional[int] = ..., former: _Optional[_Iterable[_Union[Former, _Mapping]]] = ..., withdrawn: _Optional[bool] = ...) -> None: ...
+
+class Former(_message.Message):
+    __slots__ = ("home", "epoch", "upto")
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    UPTO_FIELD_NUMBER: _ClassVar[int]
+    home: str
+    epoch: int
+    upto: int
+    def __init__(self, home: _Optional[str] = ..., epoch: _Optional[int] = ..., upto: _Optional[int] = ...) -> None: ...
 
 class Retention(_message.Message):
     __slots__ = ("event_floor", "outcome_slice")
@@ -299,3 +315,41 @@ class Erased(_message.Message):
     revision: int
     leaves: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, revision: _Optional[int] = ..., leaves: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Move(_message.Message):
+    __slots__ = ("partition", "to", "epoch", "phase", "forced", "attestation", "upto", "age_ms", "since", "disowned")
+    class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PHASE_UNSPECIFIED: _ClassVar[Move.Phase]
+        SEALED: _ClassVar[Move.Phase]
+        CANCELLED: _ClassVar[Move.Phase]
+        ADOPTING: _ClassVar[Move.Phase]
+        ADOPTED: _ClassVar[Move.Phase]
+        LEFT: _ClassVar[Move.Phase]
+    PHASE_UNSPECIFIED: Move.Phase
+    SEALED: Move.Phase
+    CANCELLED: Move.Phase
+    ADOPTING: Move.Phase
+    ADOPTED: Move.Phase
+    LEFT: Move.Phase
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    FORCED_FIELD_NUMBER: _ClassVar[int]
+    ATTESTATION_FIELD_NUMBER: _ClassVar[int]
+    UPTO_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    DISOWNED_FIELD_NUMBER: _ClassVar[int]
+    partition: Partition
+    to: str
+    epoch: int
+    phase: Move.Phase
+    forced: bool
+    attestation: str
+    upto: int
+    age_ms: int
+    since: int
+    disowned: _containers.RepeatedCompositeFieldContainer[Former]
+    def __init__(self, partition: _Optional[_Union[Partition, _Mapping]] = ..., to: _Optional[str] = ..., epoch: _Optional[int] = ..., phase: _Optional[_Union[Move.Phase, str]] = ..., forced: _Optional[bool] = ..., attestation: _Optional[str] = ..., upto: _Optional[int] = ..., age_ms: _Optional[int] = ..., since: _Optional[int] = ..., disowned: _Optional[_Iterable[_Union[Former, _Mapping]]] = ...) -> None: ...

@@ -177,6 +177,7 @@ class Region:
                 f'[[partition]]\nid = "{self.name}.prod.{reach}"\nenvironment = "prod"\nreach = "{reach}"\n'
                 f"default_for = {kinds!r}"
             )
+        lines.append(f'[[partition]]\nid = "{self.name}.prod.shared"\nenvironment = "prod"\nreach = "global"')
         for other, region in self.fleet.regions.items():
             if other != self.name and other not in self.forgotten:
                 may = self.may_leave.get(other, self._lawful(other))

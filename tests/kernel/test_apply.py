@@ -502,3 +502,24 @@ def test_one_flipped_bit_of_an_entry_changes_the_hash(history: list[Planned], da
 def test_an_empty_store_stands_at_nothing() -> None:
     state = machine.state_of(MemoryStore())
     assert (state.revision, state.index, state.hash, state.outcome_span) == (0, 0, bytes(32), limits.OUTCOME_SPAN)
+
+
+# Records that go on
+
+
+def test_a_record_begins_with_the_version_after_its_predecessors() -> None:
+    store = fresh()
+    taken = material.Write(key=material.key("a"), value=b"v", after_version=6)
+    apply(store, txn(taken))
+    assert event_of(store, "a").version == 7
+    # It decides how a record begins, and nothing about one that is there.
+    apply(store, txn(taken))
+    assert event_of(store, "a").version == 8
+    apply(store, txn(put("a")))
+    assert event_of(store, "a").version == 9
+
+
+def event_of(store: material.Store, name: str) -> Event:
+    event = machine.event_at(store, material.key(name))
+    assert event is not None
+    return event

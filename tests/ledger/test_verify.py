@@ -65,7 +65,7 @@ def test_as_a_program(desk: Desk, trusted):
     first, *lines, counts = done.stdout.splitlines()
     assert first == "acme/eu-west"
     assert all(line.startswith("PASS         ") for line in lines)
-    assert counts == "16 PASS, 0 FAIL, 0 NOT CHECKED"
+    assert counts == "17 PASS, 0 FAIL, 0 NOT CHECKED"
     assert set(before) | {"alone"} == {path.name for path in desk.folder.iterdir()}
 
 

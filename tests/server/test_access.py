@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from controlplane import certs, roles
-from controlplane.errors import Denied, Invalid, NotFound, OutcomeUnknown, Unavailable
+from controlplane.errors import Denied, Invalid, NotFound, OutcomeUnknown, Refused, Unavailable
 from controlplane.identity import ENVIRONMENTS, Identity
 from controlplane.server.desk import STREAMS
 from controlplane.v1 import api_pb2 as api
@@ -41,7 +41,7 @@ async def denied(caller, method):
         await caller.call(method)
     except Denied as error:
         return error.reason == "ROLE_DENIED"
-    except (Invalid, NotFound, Unavailable):
+    except (Invalid, NotFound, Refused, Unavailable):
         return False
     return False
 
