@@ -194,8 +194,10 @@ class Outlines:
         return stops
 
     def _default(self, environment: str, kind: str) -> Partition | None:
-        every = self._node.partitions.values()
-        return next((p for p in every if p.environment == environment and kind in p.default_for), None)
+        # What was moved here is the default where it came from.
+        every = self._node.places.declared.values()
+        usual = next((p.id for p in every if p.environment == environment and kind in p.default_for), "")
+        return self._node.partitions.get(usual)
 
     def _as_partition(self, call: Call) -> Partition:
         """What an outline is treated as: something of this region that may be anywhere."""

@@ -41,7 +41,7 @@ def test_it_is_not_done_by_mistake(cpctl: Cpctl, told: Callable[..., Any]) -> No
 
 def test_a_node_that_does_not_answer_is_not_done(cpctl: Cpctl, monkeypatch: pytest.MonkeyPatch) -> None:
     # The name of the module is the name of the command as well.
-    monkeypatch.setattr(sys.modules["controlplane.cli.partition"], "_MEMBER_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(sys.modules["controlplane.cli.erase"], "_MEMBER_TIMEOUT_S", 0.0)
     result = cpctl("partition", "erase", "--status", "--json")
     assert result.exit_code == 11
     [node] = json.loads(result.stdout)["nodes"]

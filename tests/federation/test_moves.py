@@ -397,6 +397,7 @@ async def test_what_cannot_be_moved_or_may_not_is_refused(tmp_path):
         error = await error_of(elsewhere.call("MovePartition", move(PINNED, EAST, forced=True, attestation="gone")))
         assert error.reason == "PARTITION_UNKNOWN"
         assert "backup" in error.hint
+        await fleet.settled()
         await cut_off(fleet, WEST)
         error = await error_of(elsewhere.call("MovePartition", move(SHARED, EAST, forced=True)))
         assert error.reason == "ATTESTATION_MISSING"
