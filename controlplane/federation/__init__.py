@@ -12,6 +12,7 @@ Everything here runs on each node and works on the leader only, but for the forw
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 from controlplane.config import RegionConfig
 from controlplane.federation.doors import Doors
@@ -19,6 +20,7 @@ from controlplane.federation.exporter import Exporter
 from controlplane.federation.follower import Follower
 from controlplane.federation.links import Links
 from controlplane.federation.mover import Mover
+from controlplane.federation.ways import Channels, Ways
 from controlplane.node import Node
 from controlplane.replication.transport import Credentials
 
@@ -28,12 +30,16 @@ __all__ = ["Federation"]
 class Federation:
     """Everything between this node and other regions. `node` must have started before `start`, and outlive `stop`."""
 
-    def __init__(self, config: RegionConfig, node: Node, credentials: Credentials) -> None:
-        self.links = Links(config, node, credentials)
+    def __init__(
+        self, config: RegionConfig, node: Node, ways: Credentials | Ways, random: Random | None = None
+    ) -> None:
+        """`ways` lead to the other regions: over gRPC with these credentials, unless they are of another kind."""
+        random = random or Random()  # noqa: S311 - not a secret
+        self.links = Links(config, node, Channels(ways) if isinstance(ways, Credentials) else ways)
         self.doors = Doors(node)
         self.exporter = Exporter(node, self.links)
         self.mover = Mover(node, self.links)
-        self._followers = [Follower(node, link, reach) for link in self.links for reach in link.imported]
+        self._followers = [Follower(node, link, reach, random) for link in self.links for reach in link.imported]
 
     def start(self) -> None:
         """Begin. No peer has to be reachable, now or ever."""

@@ -20,20 +20,19 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Final
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
-from controlplane import limits, status
+from controlplane import limits
 from controlplane.errors import ControlPlaneError, Denied, Invalid, OutcomeUnknown, Refused, Unavailable
 from controlplane.features import federation, moves, partitions
 from controlplane.federation.links import FOLLOW, INGRESS, PARTITIONS_CHANGED, Link, leads, packed
 from controlplane.federation.passages import COPY, LISTING, PAGE_RECORDS, PROGRESS, Counted, Side, counted
+from controlplane.federation.ways import Stream
 from controlplane.geography import lawful
 from controlplane.kernel import keys
 from controlplane.kernel.transaction import Tx, scope_of
@@ -79,9 +78,10 @@ class _Taken:
 class Follower:
     """Keeps the copy of one reach of one peer up to date, while this node leads."""
 
-    def __init__(self, node: Node, link: Link, reach: Reach) -> None:
+    def __init__(self, node: Node, link: Link, reach: Reach, random: Random) -> None:
+        """`random` spreads the pauses between attempts."""
         self._node, self._link, self._reach = node, link, reach
-        self._random = Random()  # noqa: S311 - not a secret
+        self._random = random
         self._turn = 0
         self._change = asyncio.Event()
         self._stopping = False
@@ -216,7 +216,7 @@ class _Session:
         self._on_welcome = on_welcome
         self._system = partitions.system(node.region)
         self._carrier = federation.carrier(link.region, reach)
-        self._stream: Any = None
+        self._stream: Stream | None = None
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._late: list[Partition] = []
         self._cursor = self._durable()
@@ -232,7 +232,7 @@ class _Session:
     async def run(self) -> None:
         """Follow until the stream ends. Raises why."""
         cursor, link = self._cursor, self._link
-        self._stream = link.channel(self._endpoint).stream_stream(FOLLOW)()
+        self._stream = link.ways.stream(self._endpoint, FOLLOW)
         hello = wire.FollowHello(
             terms=packed(link.terms),
             reach=self._reach,
@@ -534,47 +534,32 @@ class _Session:
         await self._node.transact(partition, action, feature, timeout_s=_TIMEOUT_S)
 
     async def _send(self, request: wire.FollowRequest) -> None:
-        try:
-            async with asyncio.timeout(_SILENCE_S), self._sending:
-                await self._stream.write(request.SerializeToString())
-        except TimeoutError:
-            raise self._silent() from None
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-            await self._raise_end()
+        assert self._stream is not None
+        async with self._heard_of(), self._sending:
+            await self._stream.write(request.SerializeToString())
 
     async def _read(self) -> wire.FollowReply:
-        try:
-            async with asyncio.timeout(_SILENCE_S):
-                encoded = await self._stream.read()
-        except TimeoutError:
-            raise self._silent() from None
-        except grpc.aio.AioRpcError:
-            encoded = grpc.aio.EOF
-        if not isinstance(encoded, bytes):
-            await self._raise_end()
+        assert self._stream is not None
+        async with self._heard_of():
+            encoded = await self._stream.read()
         try:
             return wire.FollowReply.FromString(encoded)
         except DecodeError:
             raise Invalid("not a FollowReply", reason="REPLY_MALFORMED") from None
 
-    async def _raise_end(self) -> None:
-        """Raise why the stream ended."""
+    @contextlib.asynccontextmanager
+    async def _heard_of(self) -> AsyncIterator[None]:
+        """The other side does its part in time, or this stream is of no use."""
         try:
             async with asyncio.timeout(_SILENCE_S):
-                code = await self._stream.code()
-                text, trailers = await self._stream.details(), await self._stream.trailing_metadata()
+                yield
         except TimeoutError:
-            raise self._silent() from None
-        if code is grpc.StatusCode.OK:
-            raise Unavailable(f"{self._link.region} ended the stream", reason="STREAM_ENDED")
-        error = status.from_call(code, text, [(str(name), value) for name, value in trailers or ()])
-        if error.reason == PARTITIONS_CHANGED:
-            # The next stream says which they are.
-            raise _Dropped from error
-        raise error
-
-    def _silent(self) -> Unavailable:
-        return Unavailable(f"{self._link.region} says nothing", reason="SILENCE")
+            raise Unavailable(f"{self._link.region} says nothing", reason="SILENCE") from None
+        except Unavailable as error:
+            if error.reason == PARTITIONS_CHANGED:
+                # The next stream says which they are.
+                raise _Dropped from error
+            raise
 
 
 def _is_known(known: Partition | None, partition: Partition) -> bool:

@@ -14,23 +14,20 @@ streams. Other nodes tell a link's state from the age of the copies, which every
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Final
+from typing import Final
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
 
-from controlplane import geography, limits, status
+from controlplane import geography
 from controlplane.config import PeerConfig, RegionConfig
 from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
 from controlplane.features import moves
+from controlplane.federation.ways import Ways
 from controlplane.geography import Agreement, Terms
 from controlplane.node import Call, Node
-from controlplane.replication.transport import Credentials
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1.records_pb2 import Reach
@@ -54,19 +51,6 @@ _COSIGN_S = 5.0
 _TEXT_MAX = 512
 _LINES_MAX, _LINES_PERIOD_S = 20, 60.0
 _MAP = "map"
-
-_OPTIONS: Final = [
-    ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
-    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 2_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 250),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.enable_retries", 0),
-]
 
 
 def packed(terms: Terms) -> wire.Terms:
@@ -98,7 +82,7 @@ def unpacked(terms: wire.Terms) -> Terms:
 class Link:
     """One peer: what it agreed to, how it can be reached, and what passed."""
 
-    def __init__(self, node: Node, peer: PeerConfig, credentials: Credentials) -> None:
+    def __init__(self, node: Node, peer: PeerConfig, ways: Ways) -> None:
         atlas = node.atlas
         self.region, self.peer = peer.region, peer
         self.jurisdiction = atlas.jurisdictions[peer.region]
@@ -113,9 +97,8 @@ class Link:
         self.differences = 0
         """Times that the two sides did not agree on what had passed."""
         self.forwarded = 0
+        self.ways = ways
         self._node = node
-        self._credentials = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
-        self._channels: dict[str, grpc.aio.Channel] = {}
         self._first = 0
         self._live: set[tuple[str, Reach]] = set()
         self._pauses: dict[str, str] = {}
@@ -242,18 +225,6 @@ class Link:
         every = self.peer.endpoints
         return [*every[self._first :], *every[: self._first]]
 
-    def channel(self, endpoint: str) -> grpc.aio.Channel:
-        """The connection to one of the peer's nodes; it stays open."""
-        channel = self._channels.get(endpoint)
-        if channel is None:
-            channel = self._channels[endpoint] = grpc.aio.secure_channel(endpoint, self._credentials, _OPTIONS)
-        return channel
-
-    async def close(self) -> None:
-        """Hang up."""
-        channels, self._channels = self._channels, {}
-        await asyncio.gather(*(channel.close(0) for channel in channels.values()))
-
     async def forward(self, call: Call) -> bytes:
         """See `Links.forward`."""
         if self.severed:
@@ -262,11 +233,10 @@ class Link:
             raise _unreachable(self.region, "LINK_PAUSED")
         because = ""
         for endpoint in self.endpoints:
-            channel = self.channel(endpoint)
-            if not await self._connected(channel, call.deadline):
+            if not await self._connected(endpoint, call.deadline):
                 continue
             try:
-                return await self._asked(channel, call)
+                return await self._asked(endpoint, call)
             except Unavailable as error:
                 if error.reason in moves.RETRIED:
                     raise
@@ -288,21 +258,15 @@ class Link:
             raise _unreachable(self.region, SEVERED)
         deadline, because = self._node.clock() + _COSIGN_S, ""
         for endpoint in self.endpoints:
-            channel = self.channel(endpoint)
-            if not await self._connected(channel, deadline):
+            if not await self._connected(endpoint, deadline):
                 continue
             try:
-                ask: Any = channel.unary_unary(method)
-                reply: bytes = await ask(request, timeout=_COSIGN_S)
-                return reply
-            except grpc.aio.AioRpcError as error:
-                failure = _failure_of(error)
-                if not isinstance(failure, Unavailable):
-                    raise failure from error
-                because = failure.reason
+                return await self.ways.ask(endpoint, method, request, _COSIGN_S)
+            except Unavailable as error:
+                because = error.reason
         raise _unreachable(self.region, because)
 
-    async def _asked(self, channel: grpc.aio.Channel, call: Call) -> bytes:
+    async def _asked(self, endpoint: str, call: Call) -> bytes:
         remaining_s = call.deadline - self._node.clock()
         if remaining_s <= 0:
             raise Unavailable("no time is left to ask the partition's home", reason="DEADLINE")
@@ -315,47 +279,36 @@ class Link:
         )
         self.forwarded += 1
         try:
-            ask: Any = channel.unary_unary(FORWARD)
-            encoded: bytes = await ask(request.SerializeToString(), timeout=remaining_s)
+            encoded = await self.ways.ask(endpoint, FORWARD, request.SerializeToString(), remaining_s)
             return wire.ForwardReply.FromString(encoded).reply
-        except grpc.aio.AioRpcError as error:
-            failure = _failure_of(error)
+        except ControlPlaneError as failure:
             if failure.reason == "CONNECTION_LOST":
                 raise OutcomeUnknown(
                     f"the connection to {self.region} broke before it had answered",
                     reason=failure.reason,
                     hint="ask again with the same request id",
-                ) from error
-            raise failure from error
+                ) from failure
+            raise
         except DecodeError:
             raise OutcomeUnknown(
                 f"the answer of {self.region} cannot be read", reason="FORWARD_BROKEN", hint="ask again"
             ) from None
 
-    async def _connected(self, channel: grpc.aio.Channel, deadline: float) -> bool:
+    async def _connected(self, endpoint: str, deadline: float) -> bool:
         """Whether the connection stands, after a moment's wait. False: a call was certainly never sent.
 
         Nobody waits for a region that is not heard of at all.
         """
         wait_s = min(_CONNECT_S, deadline - self._node.clock())
-        try:
-            async with asyncio.timeout(max(0.0, wait_s)):
-                while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-                    failed = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not self._live
-                    if failed or state is grpc.ChannelConnectivity.SHUTDOWN:
-                        return False
-                    await channel.wait_for_state_change(state)
-        except TimeoutError:
-            return False
-        return True
+        return await self.ways.reached(endpoint, wait_s, patient=bool(self._live))
 
 
 class Links:
     """All links of a node, by region."""
 
-    def __init__(self, config: RegionConfig, node: Node, credentials: Credentials) -> None:
-        self._node = node
-        self._links = {peer.region: Link(node, peer, credentials) for peer in config.peers}
+    def __init__(self, config: RegionConfig, node: Node, ways: Ways) -> None:
+        self._node, self._ways = node, ways
+        self._links = {peer.region: Link(node, peer, ways) for peer in config.peers}
 
     def __iter__(self) -> Iterator[Link]:
         return iter(self._links.values())
@@ -396,7 +349,7 @@ class Links:
 
     async def close(self) -> None:
         """Hang up everywhere."""
-        await asyncio.gather(*(link.close() for link in self))
+        await self._ways.close()
 
     def report(self) -> list[api.Link]:
         """Every link, for `GetStatus`."""
@@ -431,11 +384,6 @@ def leads(node: Node) -> bool:
         return node.log.status().ready
     except Unavailable:
         return False
-
-
-def _failure_of(error: grpc.aio.AioRpcError) -> ControlPlaneError:
-    trailers = [(str(name), value) for name, value in error.trailing_metadata() or ()]
-    return status.from_call(error.code(), error.details(), trailers)
 
 
 def _unreachable(region: str, because: str) -> Unavailable:

@@ -113,11 +113,13 @@ class Server:
         federation: Federation | None = None,
         ledger_keys: LedgerKeys | None = None,
         files: Files | None = None,
+        router: Callable[..., Router] = Router,
     ) -> None:
         """Without `credentials` everyone is `everybody`, and only loopback addresses are served.
 
         Without `federation` no other region is served, or asked. It is started and stopped by whoever made it. `files`
         is what has to be scrubbed of what was erased (None: the node has no files).
+        `router` makes what brings calls to the leader; its arguments are those of `Router`.
         """
         self._config, self._node, self._credentials = config, node, credentials
         self.address = config.node(name).address
@@ -132,7 +134,7 @@ class Server:
         glass = Glass(node, self.region, federation, self.counts)
         partitions = Partitions(node, federation)
         answer = plan(node, self.region, outlines, glass, partitions, federation)
-        self.router = Router(name, answer, node.log, peers, channel, node.clock)
+        self.router = router(name, answer, node.log, peers, channel, node.clock)
         drills = drills or Drills(Facts(name))
         self._desk = Desk(
             config,
