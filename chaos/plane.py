@@ -31,10 +31,11 @@ from typing import Any
 from chaos import sim_node
 from chaos.plane_agents import Repeater, population
 from chaos.plane_chronicle import Chronicle
-from chaos.plane_clients import PARTITIONS, TIMEOUTS_S, Question
+from chaos.plane_clients import DEV, PARTITIONS, STATE, TIMEOUTS_S, Client, Question
 from chaos.plane_disk import RegionDisk
 from chaos.plane_loop import ProcessLoop
-from chaos.plane_node import NotReached, Parts, Replica
+from chaos.plane_node import REGION, NotReached, Parts, Replica
+from chaos.plane_watchers import Watcher
 from chaos.schedule import Conditions, Fault, Schedule
 from chaos.sim_node import Clock
 from chaos.sim_oracle import Violation
@@ -43,6 +44,7 @@ from controlplane import limits
 from controlplane.checking.histories import Operation, Recorder
 from controlplane.checking.linearizability import Model, check
 from controlplane.checking.models import Lease, Register, Switch
+from controlplane.geography import Atlas
 from controlplane.node import Call
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition
@@ -68,24 +70,28 @@ _MODELS: dict[str, Model[Any]] = {"w": Register(), "j": Register(), "f": Registe
 class Region(Simulation):
     """One run of one schedule. `parts` plants defects."""
 
+    region = REGION
+    atlas: Atlas | None = None
+    partitions: Sequence[Partition] = PARTITIONS
+    span = SPAN
+
     def __init__(self, schedule: Schedule, *, parts: Parts = Parts(), whole_trace: bool = False) -> None:  # noqa: B008
         draw = Random(f"region/{schedule.seed}/{schedule.nodes}/{schedule.profile}")
-        self.partitions: Sequence[Partition] = PARTITIONS
         self.parts = parts
         self.patience_s = max(draw.choice(PATIENCE_S), _round_s(schedule.conditions))
-        self.chronicle, self.history = Chronicle(span=SPAN, events_kept=EVENTS_KEPT), Recorder()
+        self.chronicle, self.history = Chronicle(span=self.span, events_kept=EVENTS_KEPT), Recorder()
         self.done: Counter[str] = Counter()
         self.stopping = False
         self._loops: list[ProcessLoop] = []
         self._working: list[asyncio.Task[None]] = []
         super().__init__(_roomy(schedule), whole_trace=whole_trace)
         self.clients = ProcessLoop(self, "clients", Clock(self.now), lambda: 0.0)  # type: ignore[abstract]  # See its rule 4.
-        self._population, self._watchers = population(self)
+        self._population, self._watchers = self.populate()
         self._repeaters = [client for client in self._population if isinstance(client, Repeater)]
 
     def run(self) -> Result:
         """See `Simulation`."""
-        with _short_retention():
+        with short_retention():
             result = super().run()
             result.counts += self.chronicle.counts + self.done
             result.counts["operations checked"] = len(self.history.events) // 2
@@ -99,10 +105,14 @@ class Region(Simulation):
         """See `Simulation`."""
         disk = self.disks[name]
         if not isinstance(disk, RegionDisk):
-            disk = self.disks[name] = self.parts.disk(disk.life, span=SPAN, off=self.off)
-        replica = Replica(self, name, peers, disk, self.clocks[name], self._processes[name])
+            disk = self.disks[name] = self.parts.disk(disk.life, span=self.span, off=self.off)
+        replica = self.make_replica(name, peers, disk)
         self._loops.append(replica.loop)
         return replica
+
+    def make_replica(self, name: str, peers: list[str], disk: RegionDisk) -> Replica:
+        """Return the process that starts at `name`; whoever simulates more than a region makes more of it."""
+        return Replica(self, name, peers, disk, self.clocks[name], self._processes[name])
 
     def crash(self, name: str, *, silent: bool = False, power: bool = False) -> None:
         """See `Simulation`."""
@@ -127,6 +137,14 @@ class Region(Simulation):
         self.chronicle.clocks_changed = self.faults["clock-rate"] > 0
 
     # What clients do.
+
+    def populate(self) -> tuple[list[Client], list[Watcher]]:
+        """Return everybody who takes part."""
+        return population(self)
+
+    def elections(self, environment: str) -> Partition:
+        """See `plane_clients.World`."""
+        return STATE if environment == "prod" else DEV
 
     def _client(self) -> None:
         self._working = [self.clients.spawn(client.run()) for client in self._population]
@@ -346,7 +364,8 @@ def _roomy(schedule: Schedule) -> Schedule:
 
 
 @contextmanager
-def _short_retention() -> Iterator[None]:
+def short_retention() -> Iterator[None]:
+    """Have regions forget soon."""
     before = limits.EVENTS_KEPT, limits.TRIM_REVISIONS
     limits.EVENTS_KEPT, limits.TRIM_REVISIONS = EVENTS_KEPT, TRIM_REVISIONS
     try:

@@ -71,6 +71,7 @@ _TWICE = 0.05
 class World(Protocol):
     """What clients need of the simulation."""
 
+    region: str
     random: Random
     names: list[str]
     chronicle: Chronicle
@@ -96,6 +97,9 @@ class World(Protocol):
 
     def remember(self, question: Question) -> None:
         """Keep a request, to be asked again."""
+
+    def elections(self, environment: str) -> Partition:
+        """Where an environment's leases lie."""
 
 
 class Stream(Protocol):
@@ -126,7 +130,7 @@ class Client:
     def __init__(self, world: World, number: int, environment: str, role: str = "agent") -> None:
         self.world, self.number, self.environment = world, number, environment
         self.random = world.random
-        self.actor = f"controlplane://{FLEET}/{environment}/{REGION}/{role}/c{number}"
+        self.actor = f"controlplane://{FLEET}/{environment}/{world.region}/{role}/c{number}"
         self.process = world.random.randbytes(16)
         self._since = 0
         self._node = world.random.choice(world.names)
@@ -164,7 +168,7 @@ class Client:
         key = (self.actor, request_id)
         fence = request.header.fence if request.header.HasField("fence") else None
         if fence is not None:
-            scope = scope_of(STATE if self.environment == "prod" else DEV)
+            scope = scope_of(self.world.elections(self.environment))
             election, resource = keys.within(scope, "election", fence.election), f"{self.environment}/{request.id}"
             self.world.chronicle.fenced(key, election, fence.revision, resource)
         question = Question(method, request.SerializeToString(), self.actor, self.environment, request=key)

@@ -31,6 +31,7 @@ from controlplane import features, limits, status
 from controlplane.controllers import Controllers
 from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
 from controlplane.forward import Forwarder, Request, Router
+from controlplane.geography import Atlas
 from controlplane.identity import Identity
 from controlplane.kernel.machine import Applied
 from controlplane.kernel.store import MemoryStore
@@ -70,6 +71,8 @@ Answer = Callable[[bytes | BaseException], None]
 class World(sim_node.World, Protocol):
     """What a process needs of the simulation around it."""
 
+    region: str
+    atlas: Atlas | None
     partitions: Sequence[Partition]
     chronicle: Chronicle
     patience_s: float
@@ -199,8 +202,8 @@ class _Session(Forwarder):
 class SimRouter(Router):
     """The product's router, with simulated sessions to the other nodes."""
 
-    def __init__(self, process: Replica, peers: Sequence[str]) -> None:
-        super().__init__(process.name, process.plane.submit, cast(Log, process.log), {}, None, process.clock.now)
+    def __init__(self, process: Replica, peers: Sequence[str], plan: Callable[[Call], asyncio.Future[bytes]]) -> None:
+        super().__init__(process.name, plan, cast(Log, process.log), {}, None, process.clock.now)
         self.sessions = {peer: _Session(process, peer, self) for peer in peers}
         self._forwarders = dict(self.sessions)
 
@@ -252,14 +255,18 @@ class Replica(sim_node.Node):
         self._told: dict[object, Answer] = {}
         self._watches: dict[object, asyncio.Task[None]] = {}
         super().__init__(world, name, peers, disk, clock, process)
-        self.router = SimRouter(self, peers)
+        self.router = self.make_router(peers)
         self.controllers = world.parts.controllers(self.plane)
         self.loop.spawn(self._serve())
+
+    def make_router(self, peers: list[str]) -> SimRouter:
+        """Return what brings calls to the leader."""
+        return SimRouter(self, peers, self.plane.submit)
 
     def _make_plane(self, world: World, name: str, clock: Clock) -> Node:
         node = world.parts.node(
             fleet=FLEET,
-            region=REGION,
+            region=world.region,
             name=name,
             partitions=world.partitions,
             store=self.store,
@@ -267,6 +274,7 @@ class Replica(sim_node.Node):
             clock=clock.now,
             wall_ms=lambda: _WALL_MS + self._wall_skew_ms + int(world.now() * 1000),
             entropy=world.random.randbytes,
+            atlas=world.atlas,
         )
         node.on_applied(self._took)
         return node
@@ -380,13 +388,14 @@ class Replica(sim_node.Node):
             if operation.id in begun:
                 continue
             begun.add(operation.id)
-            actor = operation.on_behalf_of
+            caller = Identity.parse(operation.on_behalf_of)
             call = Call(
                 operation.method,
                 operation.request,
-                actor,
-                Identity.parse(actor).environment,
+                caller.uri,
+                caller.environment,
                 self.clock.now() + operation.timeout_ms / 1000,
+                "" if caller.region == self.world.region else caller.region,
             )
             self.submit(call, partial(self._return, peer, message, operation.id), final=True)
 
