@@ -1,13 +1,18 @@
 """What a node knows of other regions: the partitions that they share, and how old its copies of them are.
 
 All of it is read from the store, where the leader's followers of other regions put it, so every node of a region knows
-the same. Only the time since a cursor moved is this node's own: ages are counted on its clock from when it saw that.
+the same. Only the time since a cursor moved is this node's own: ages are counted on its clock.
+
+When an entry was planned that says how old a copy was then, a node cannot tell from when it applies it: that may be
+much later, after a restart or a pause. But an entry is planned over what all entries before it made, so after they were
+committed; and what is applied after the node's state was known to be current was committed after that. So an age is
+counted from when the state was last known to be current before the cursor moved the time before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from math import ceil
+from collections.abc import Callable, Iterable, Iterator
+from math import ceil, inf
 
 from controlplane.features import federation, partitions
 from controlplane.features.federation import AGE_UNKNOWN_MS
@@ -35,6 +40,7 @@ class Abroad:
         self._cursors = system + keys.text(federation.CURSOR.name)
         self._earlier: dict[str, list[Partition]] = {}
         self._seen: dict[str, tuple[float, Cursor]] = {}
+        self._planned_after = -inf
 
     def look(self, view: View, now: float) -> None:
         """Learn from a store what was learned before."""
@@ -42,6 +48,7 @@ class Abroad:
         self.revisions.clear()
         self._earlier.clear()
         self._seen.clear()
+        self._planned_after = -inf
         self.since = 0
         start, end = keys.children(keys.RECORD + self.learned)
         for _, packed in view.scan(start, end):
@@ -54,13 +61,18 @@ class Abroad:
             cursor.age_ms = AGE_UNKNOWN_MS
             self._seen[keys.decode(event.key).name] = (now, cursor)
 
-    def took(self, view: View, changed: Iterable[Changed], now: float) -> None:
-        """Take in what an entry changed."""
+    def took(self, view: View, changed: Iterable[Changed], current_at: Callable[[], float]) -> None:
+        """Take in what an entry changed; `current_at` tells when the state before it was last known to be current."""
+        moved = []
         for each in changed:
             if each.key.startswith(self.learned):
                 self._learn(view, each.event)
             elif each.key.startswith(self._cursors):
-                self._moved(each.event, now)
+                moved.append(each.event)
+        for event in moved:
+            self._moved(event, self._planned_after)
+        if moved:
+            self._planned_after = max(self._planned_after, current_at())
 
     def everywhere(self) -> Iterator[Partition]:
         """All partitions of other regions, and what there are copies of from their earlier epochs."""
@@ -91,12 +103,15 @@ class Abroad:
         self._earlier[partition.id] = [*_earlier_epochs(view, partition)]
         self.since = max(self.since, event.revision)
 
-    def _moved(self, event: Event, now: float) -> None:
-        name, cursor, seen = keys.decode(event.key).name, Cursor.FromString(event.value), now
-        if cursor.age_ms == AGE_UNKNOWN_MS and name in self._seen:
-            # It only came nearer to what home was like then.
-            seen, known = self._seen[name]
-            cursor.age_ms = known.age_ms
+    def _moved(self, event: Event, planned_after: float) -> None:
+        name, cursor, seen = keys.decode(event.key).name, Cursor.FromString(event.value), planned_after
+        if seen == -inf:
+            seen, cursor.age_ms = 0.0, AGE_UNKNOWN_MS
+        if name in self._seen:
+            before, known = self._seen[name]
+            if before - known.age_ms / 1000 > seen - cursor.age_ms / 1000:
+                # It only came nearer to what home was like then.
+                seen, cursor.age_ms = before, known.age_ms
         self._seen[name] = (seen, cursor)
 
 

@@ -304,6 +304,13 @@ class Node:
         fresh_s = self.log.status().fresh_s
         return min(ceil(fresh_s * 1000), AGE_UNKNOWN_MS) if fresh_s != inf else AGE_UNKNOWN_MS
 
+    def _current_at(self) -> float:
+        """When this node's state was last known to be current, on its clock; minus infinity if it never was."""
+        try:
+            return self.clock() - self.log.status().fresh_s
+        except Unavailable:
+            return -inf
+
     def status(self) -> NodeStatus:
         """The present moment."""
         state = self._state
@@ -759,7 +766,7 @@ class Node:
         self._marks[applied.state.revision] = applied.state.hash
         if len(self._marks) > _MARKS_KEPT:
             self._marks.popitem(last=False)
-        self.abroad.took(self.store, applied.changed, self.clock())
+        self.abroad.took(self.store, applied.changed, self._current_at)
         outdated = self.places.took(applied.changed)
         # Also when nothing changed: a refusal has a revision too, and watchers and readers wait for it.
         self._watches.took(applied)
