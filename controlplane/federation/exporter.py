@@ -384,7 +384,7 @@ class _Export:
         await self._make_up()
         if place.listing:
             await self._list()
-        cursor, told = place.revision, 0.0
+        cursor, due = place.revision, 0.0
         while True:
             self.wake.clear()
             asked, age_ms = self._asked, node.fresh_ms()
@@ -394,12 +394,12 @@ class _Export:
                 reply.transaction.records.extend(records)
                 await self._write_counted(reply, counted(COPY, revision, records))
             cursor = reached
-            if whole and (asked or node.clock() - told >= PROGRESS_S):
-                told = node.clock()
+            if whole and (asked or node.clock() >= due):
+                due = node.clock() + PROGRESS_S
                 self._asked = 0 if self._asked == asked else self._asked
                 await self._write(wire.FollowReply(revision=cursor, age_ms=age_ms, progress=True, asked=asked))
             if whole:
-                await self._until_woken(told + PROGRESS_S - node.clock())
+                await self._until_woken(due - node.clock())
 
     async def _make_up(self) -> None:
         """Write down what an earlier leader sent and fell before it could: the follower has it, so it has left."""
