@@ -82,8 +82,9 @@ def encode(error: BaseException) -> bytes:
     if isinstance(error, ControlPlaneError):
         metadata = {**error.details, _HINT: error.hint} if error.hint else error.details
         info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
-        status.details.add().Pack(info)
-    encoded: bytes = status.SerializeToString()
+        # The same bytes for the same error: what callers of other regions are told is kept by its digest.
+        status.details.add().Pack(info, deterministic=True)
+    encoded: bytes = status.SerializeToString(deterministic=True)
     return encoded
 
 
