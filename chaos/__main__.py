@@ -14,6 +14,7 @@ from chaos.real.failover import failover_command
 from chaos.real.sweep import disks_command
 from chaos.simulating import plants_command, simulate_command, sweep_command
 from chaos.tiers import tier_command
+from chaos.world_command import simulate_fleet_command
 
 
 @click.group()
@@ -25,6 +26,7 @@ main.add_command(simulate_command)
 main.add_command(sweep_command)
 main.add_command(plants_command)
 main.add_command(simulate_region_command)
+main.add_command(simulate_fleet_command)
 main.add_command(fleet_command)
 main.add_command(run_command)
 main.add_command(failover_command)

@@ -247,6 +247,10 @@ class Chronicle:
         if header.age_ms + _AGE_SLACK_MS < age_ms:
             raise Violation(f"AGE {name} says {header.age_ms} ms of a state that is {age_ms:.1f} ms old")
 
+    def applied_at(self, revision: int) -> float:
+        """When `revision` was first applied anywhere."""
+        return self._at[revision]
+
     def age_s(self, revision: int, now: float) -> float:
         """For how long `revision` has not been the newest."""
         return now - self._at[revision + 1] if revision < self.revision else 0.0

@@ -85,6 +85,10 @@ def _region(schedules: int, seconds_max: int) -> Part:
     return Part("whole region", f"simulate-region --schedules {schedules} --seed {{seed}} --jobs {{jobs}}", seconds_max)
 
 
+def _fleets(schedules: int, seconds_max: int) -> Part:
+    return Part("whole fleets", f"simulate-fleet --schedules {schedules} --seed {{seed}} --jobs {{jobs}}", seconds_max)
+
+
 def _bad_input(inputs: int, seconds_max: int) -> Part:
     return Part("bad input", f"fuzz --inputs {inputs} --seed {{seed}} --jobs {{jobs}}", seconds_max)
 
@@ -100,6 +104,7 @@ TIERS: Mapping[str, Tier] = {
             Part("planted defects", "plants --seed {seed} --jobs {jobs}", _HOUR_S),
             _bad_input(50_000, _HOUR_S),
             _region(300, _HOUR_S),
+            _fleets(12, _HOUR_S),
             _consensus(2_000, _HOUR_S),
         ),
         real=(
@@ -114,6 +119,7 @@ TIERS: Mapping[str, Tier] = {
             Part("planted defects", "plants --jobs {jobs}", 4 * _HOUR_S),
             _bad_input(2_000_000, 24 * _HOUR_S),
             _region(20_000, 24 * _HOUR_S),
+            _fleets(4_000, 24 * _HOUR_S),
             _consensus(200_000, 48 * _HOUR_S),
         ),
         real=(

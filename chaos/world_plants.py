@@ -1,0 +1,180 @@
+"""Defects to plant in a simulated fleet, to show that it can fail: each breaks one promise between regions.
+
+They are put in from outside, by replacing one part of every process; the product itself has no switch for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from chaos.world_node import FleetParts
+from controlplane import abroad, features
+from controlplane.controllers import Controllers
+from controlplane.errors import ControlPlaneError, OutcomeUnknown
+from controlplane.federation import Federation
+from controlplane.federation.exporter import Exporter, _Export
+from controlplane.federation.links import Link, Links
+from controlplane.federation.passages import UNCONFIRMED
+from controlplane.kernel import keys
+from controlplane.kernel.machine import Changed
+from controlplane.kernel.store import View
+from controlplane.kernel.transaction import Tx
+from controlplane.node import Call, Node
+from controlplane.v1.api_pb2 import RequestHeader
+from controlplane.v1.records_pb2 import Grant, Partition, Passage, Reach
+
+_EVERY = 40
+_SILENT_MS = 5_000
+
+
+class _Skipping(Node):
+    """Now and then a cursor moves, and what it moves past is not copied."""
+
+    _taken = 0
+
+    def transact(self, partition: Partition, action: str, feature: Any, *, timeout_s: float) -> asyncio.Future[bytes]:
+        if action == "TakeCopy":
+            self._taken += 1
+            if self._taken % _EVERY == 0:
+                return super().transact(partition, action, _without(feature, "copy"), timeout_s=timeout_s)
+        return super().transact(partition, action, feature, timeout_s=timeout_s)
+
+
+class _Cursorless(Node):
+    """Copies are written by one transaction, and their cursor is moved by the next."""
+
+    def transact(self, partition: Partition, action: str, feature: Any, *, timeout_s: float) -> asyncio.Future[bytes]:
+        if action == "TakeCopy":
+            super().transact(partition, action, _without(feature, "put_cursor"), timeout_s=timeout_s)
+        return super().transact(partition, action, feature, timeout_s=timeout_s)
+
+
+def _without(feature: Callable[[Tx], RequestHeader | None], step: str) -> Callable[[Tx], RequestHeader | None]:
+    def run(tx: Tx) -> RequestHeader | None:
+        setattr(tx, step, lambda *_: None)
+        return feature(tx)
+
+    return run
+
+
+class _Silenced(Node):
+    """The stops of a region that has not been heard of for a while are heeded no more."""
+
+    def _stop_partitions(self, environment: str) -> list[Partition]:
+        now = self.clock()
+        found = super()._stop_partitions(environment)
+        return [p for p in found if p.home == self.region or self.abroad.age_ms(p, now) < _SILENT_MS]
+
+
+class _AsIfPlannedNow(abroad.Abroad):
+    """Counts ages from when an entry is applied, however old it is."""
+
+    def took(self, view: View, changed: Iterable[Changed], current_at: Callable[[], float]) -> None:
+        """See `Abroad`."""
+        self._planned_after = max(self._planned_after, self.now())
+        super().took(view, changed, current_at)
+
+    now: Callable[[], float]
+
+
+class _Ageless(Node):
+    """Ages of copies begin anew with a process."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.abroad.__class__ = _AsIfPlannedNow
+        self.abroad.now = self.clock  # type: ignore[attr-defined]
+
+
+class _Deaf(Controllers):
+    """An announcement that failed is forgotten, and a new leader does not look for any."""
+
+    def _look_for_news(self) -> None:
+        self._news.set()
+
+    async def _announce(self, herald: Any) -> bool:
+        await super()._announce(herald)
+        herald.names.clear()
+        return True
+
+
+class _Retrying(Links):
+    """A call whose outcome is not known is made again, under another request id."""
+
+    async def forward(self, call: Call, home: str) -> bytes:
+        """See `Links`."""
+        try:
+            return await super().forward(call, home)
+        except OutcomeUnknown:
+            if call.method not in features.WRITES:
+                raise
+            request: Any = features.WRITES[call.method].request.FromString(call.request)
+            request.header.request_id = request.header.request_id[::-1]
+            return await super().forward(call._replace(request=request.SerializeToString()), home)
+
+
+class _Misled(dict[tuple[str, Reach], _Export]):
+    """Streams that read what is for the jurisdiction, whatever they are for."""
+
+    def __setitem__(self, place: tuple[str, Reach], stream: _Export) -> None:
+        stream.domain = keys.domain(keys.home_and_reach(stream.domain)[0], "JURISDICTION")
+        super().__setitem__(place, stream)
+
+
+class _Neighbouring(Exporter):
+    """Everybody is shown what is for the jurisdiction."""
+
+    def start(self) -> None:
+        """See `Exporter`."""
+        self._streams = _Misled()
+        super().start()
+
+
+class _Ungranted(Exporter):
+    """Nothing is written down before it leaves."""
+
+    def _wanted_grants(self) -> list[Grant]:
+        return []
+
+    def check(self, link: Link, reach: Reach) -> None:
+        """See `Exporter`."""
+        try:
+            super().check(link, reach)
+        except ControlPlaneError as error:
+            if error.reason != "GRANT_MISSING":
+                raise
+
+
+class _Unconfirmed(Exporter):
+    """What nobody confirmed is not written down."""
+
+    async def write_down(self, passage: Passage) -> None:
+        """See `Exporter`."""
+        if passage.sort != UNCONFIRMED:
+            await super().write_down(passage)
+
+
+def _with(links: type[Links] | None = None, exporter: type[Exporter] | None = None) -> Callable[..., Federation]:
+    def make(*parts: Any) -> Federation:
+        federation = Federation(*parts)
+        federation.links.__class__ = links or Links
+        federation.exporter.__class__ = exporter or Exporter
+        return federation
+
+    return make
+
+
+PLANTS: Mapping[str, FleetParts] = {
+    "skip": FleetParts(node=_Skipping),
+    "cursor": FleetParts(node=_Cursorless),
+    "silence": FleetParts(node=_Silenced),
+    "age": FleetParts(node=_Ageless),
+    "deaf": FleetParts(controllers=_Deaf),
+    "retry": FleetParts(federation=_with(links=_Retrying)),
+    "range": FleetParts(federation=_with(exporter=_Neighbouring)),
+    "grant": FleetParts(federation=_with(exporter=_Ungranted)),
+    "unconfirmed": FleetParts(federation=_with(exporter=_Unconfirmed)),
+}
+"""Every defect that can be planted, by name; each class says what it breaks."""
