@@ -26,7 +26,7 @@ import logging
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 from google.protobuf.message import DecodeError
@@ -531,9 +531,8 @@ class _Export:
     async def _acknowledged(self, ack: wire.FollowAck) -> None:
         if not 0 < ack.messages <= len(self._sent):
             raise Invalid("an ack of what was not sent", reason="ACK_MALFORMED")
-        span = [self._sent.popleft() for _ in range(ack.messages)]
+        span = list(islice(self._sent, ack.messages))
         ours = self._side.passage(self._confirmed, span)
-        self._room.set()
         theirs = Passage()
         theirs.CopyFrom(ack.passage)
         theirs.direction, theirs.counterparty = ours.direction, ours.counterparty
@@ -542,10 +541,14 @@ class _Export:
             raise Refused(
                 f"what {self.place.link.region} says it received is not what was sent", reason="PASSAGE_DIFFERS"
             )
+        if ours.records:
+            # Until it is in the log it is one of those that are written down when the stream ends: that may be now.
+            await self._exporter.write_down(ours)
         if ours.sort == COPY:
             self._confirmed = ours.upto
-        if ours.records:
-            await self._exporter.write_down(ours)
+        for _ in span:
+            self._sent.popleft()
+        self._room.set()
 
     async def write_down_the_rest(self) -> None:
         """Record what was sent and not acknowledged. It may have arrived, or not."""
