@@ -44,6 +44,8 @@ LEVEL_S = 12.0
 """So long after the last fault healed, copies are level,"""
 BEHIND_S = 4.0
 """and nothing is missing in them that is older than this."""
+TOLD_S = 2.0
+"""A switch that was thrown longer ago than this, in a region that nothing is wrong with, is known to be told."""
 _LEAVE_S = 7.0
 _ISOLATED_S = 2.0
 
@@ -208,6 +210,9 @@ class World:
     # Looking.
 
     def _inspect(self) -> None:
+        for name in self.names:
+            if self._hurt_until[name] <= self._now and (untold := self.borders.untold(name, self._now, TOLD_S)):
+                raise Violation(f"STOP_UNTOLD {untold}")
         if self._level_at <= self._now <= self.schedule.seconds - _LEAVE_S:
             for region, pair in self.borders.pairs():
                 if behind := self.borders.behind(region, pair, self._now, BEHIND_S):
@@ -219,9 +224,6 @@ class World:
 
     def _leave(self) -> None:
         """Clients have ended: so does everything between regions."""
-        for name in self.names:
-            if untold := self.borders.untold(name):
-                raise Violation(f"STOP_UNTOLD {untold}")
         for region in self.regions.values():
             for member in region.members():
                 member.leave()

@@ -368,12 +368,12 @@ class Borders:
             differing = sorted({keys.decode(key).name for key, _ in here.items() ^ there.items()})
             raise Violation(f"COPY_DIFFERS {region} of {pair[0]} {Reach.Name(pair[1])} in {differing[:5]}")
 
-    def untold(self, region: str) -> str:
-        """A switch of which others were told something else last; empty: none."""
-        known = self._known[region]
+    def untold(self, region: str, now: float, within_s: float) -> str:
+        """A switch that was thrown longer ago than that, and of which others were told something else; empty: none."""
+        known, home = self._known[region], self._regions[region].chronicle
         told = {keys.decode(key).name: states[-1] for key, states in known.states.items() if _is(key, "stop", region)}
         for key, states in known.states.items():
-            if _is(key, "switch", region):
+            if _is(key, "switch", region) and home.applied_at(states[-1].at) <= now - within_s:
                 engaged = Switch.FromString(states[-1].value).engaged
                 others = told.get(self.stop_id(keys.decode(key)))
                 if engaged != (others is not None and Stop.FromString(others.value).engaged):

@@ -6,6 +6,7 @@ They are put in from outside, by replacing one part of every process; the produc
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,12 +17,13 @@ from controlplane.errors import ControlPlaneError, OutcomeUnknown
 from controlplane.federation import Federation
 from controlplane.federation.exporter import Exporter, _Export
 from controlplane.federation.links import Link, Links
-from controlplane.federation.passages import UNCONFIRMED
+from controlplane.federation.passages import COPY, UNCONFIRMED
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Changed
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Tx
 from controlplane.node import Call, Node
+from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1.api_pb2 import RequestHeader
 from controlplane.v1.records_pb2 import Grant, Partition, Passage, Reach
 
@@ -89,15 +91,13 @@ class _Ageless(Node):
 
 
 class _Deaf(Controllers):
-    """An announcement that failed is forgotten, and a new leader does not look for any."""
-
-    def _look_for_news(self) -> None:
-        self._news.set()
+    """What is thrown while another region is not heard of is not announced."""
 
     async def _announce(self, herald: Any) -> bool:
-        await super()._announce(herald)
-        herald.names.clear()
-        return True
+        if any(age_ms > _SILENT_MS for _, age_ms in self._node.views()):
+            herald.names.clear()
+            return True
+        return await super()._announce(herald)
 
 
 class _Retrying(Links):
@@ -129,6 +129,38 @@ class _Neighbouring(Exporter):
     def start(self) -> None:
         """See `Exporter`."""
         self._streams = _Misled()
+        super().start()
+
+
+class _Forgetting(_Export):
+    """What was acknowledged is forgotten before it is written down."""
+
+    async def _acknowledged(self, ack: wire.FollowAck) -> None:
+        held = self._sent
+        self._sent = deque(list(held)[ack.messages :])
+        spared = list(held)[: ack.messages]
+        confirmed = self._confirmed
+        self._confirmed = max([confirmed, *(each.revision for each in spared if each.sort == COPY)])
+        passage = self._side.passage(confirmed, spared)
+        self._room.set()
+        if passage.records:
+            await self._exporter.write_down(passage)
+
+
+class _Forgetful(dict[tuple[str, Reach], _Export]):
+    """Streams that do so."""
+
+    def __setitem__(self, place: tuple[str, Reach], stream: _Export) -> None:
+        stream.__class__ = _Forgetting
+        super().__setitem__(place, stream)
+
+
+class _Hasty(Exporter):
+    """Serves such streams."""
+
+    def start(self) -> None:
+        """See `Exporter`."""
+        self._streams = _Forgetful()
         super().start()
 
 
@@ -175,6 +207,7 @@ PLANTS: Mapping[str, FleetParts] = {
     "retry": FleetParts(federation=_with(links=_Retrying)),
     "range": FleetParts(federation=_with(exporter=_Neighbouring)),
     "grant": FleetParts(federation=_with(exporter=_Ungranted)),
+    "hasty": FleetParts(federation=_with(exporter=_Hasty)),
     "unconfirmed": FleetParts(federation=_with(exporter=_Unconfirmed)),
 }
 """Every defect that can be planted, by name; each class says what it breaks."""

@@ -22,10 +22,11 @@ CAUGHT = {
     "skip": (1, ("COPY_LOST",)),
     "silence": (1, ("STOPS",)),
     "age": (1, ("COPY_AGE",)),
-    "retry": (1, ("ACKNOWLEDGED_LOST", "LINEARIZABILITY", "FALSE_FAILURE")),
+    "retry": (3, ("ACKNOWLEDGED_LOST", "LINEARIZABILITY", "FALSE_FAILURE")),
     "range": (1, ("LEAK", "DEFECT")),
     "grant": (1, ("GRANT",)),
     "unconfirmed": (1, ("PASSAGE",)),
+    "hasty": (2, ("PASSAGE",)),
     "deaf": (1, ("STOP_UNTOLD",)),
 }
 SEEDS_MAX = 12
