@@ -21,10 +21,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import grpc
-import grpc.aio
 
 from chaos.plane_loop import ProcessLoop
 from controlplane import status
@@ -49,7 +48,6 @@ _RESUME_S = (0.001, 0.2, 0.6)
 _GIVES_UP_S = (0.25, 1.0)
 _BACKOFF_S = (0.1, 1.0)
 _BROKEN: Ended = (grpc.StatusCode.UNAVAILABLE, "the connection broke", ())
-_EOF: Final = grpc.aio.EOF
 
 
 class World(Protocol):
@@ -288,11 +286,6 @@ class Connection:
             end.takes(content)
         else:
             end.widens(content)
-
-    @property
-    def roads(self) -> Roads:
-        """Where it runs."""
-        return self._roads
 
 
 class _Bell:
