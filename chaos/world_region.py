@@ -79,6 +79,8 @@ class Home(Region):
         super().__init__(schedule, parts=parts)
         if schedule.nodes == 1:
             self.oracle = _LoneOracle(self.disks)
+            for node in self.running_nodes():
+                node._oracle = self.oracle
 
     # One time for all.
 
