@@ -36,21 +36,21 @@ class _Skipping(Node):
 
     _taken = 0
 
-    def transact(self, partition: Partition, action: str, feature: Any, *, timeout_s: float) -> asyncio.Future[bytes]:
+    def transact(self, partition: Partition, action: str, feature: Any, **options: Any) -> asyncio.Future[bytes]:
         if action == "TakeCopy":
             self._taken += 1
             if self._taken % _EVERY == 0:
-                return super().transact(partition, action, _without(feature, "copy"), timeout_s=timeout_s)
-        return super().transact(partition, action, feature, timeout_s=timeout_s)
+                return super().transact(partition, action, _without(feature, "copy"), **options)
+        return super().transact(partition, action, feature, **options)
 
 
 class _Cursorless(Node):
     """Copies are written by one transaction, and their cursor is moved by the next."""
 
-    def transact(self, partition: Partition, action: str, feature: Any, *, timeout_s: float) -> asyncio.Future[bytes]:
+    def transact(self, partition: Partition, action: str, feature: Any, **options: Any) -> asyncio.Future[bytes]:
         if action == "TakeCopy":
-            super().transact(partition, action, _without(feature, "put_cursor"), timeout_s=timeout_s)
-        return super().transact(partition, action, feature, timeout_s=timeout_s)
+            super().transact(partition, action, _without(feature, "put_cursor"), **options)
+        return super().transact(partition, action, feature, **options)
 
 
 def _without(feature: Callable[[Tx], RequestHeader | None], step: str) -> Callable[[Tx], RequestHeader | None]:
