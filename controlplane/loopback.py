@@ -302,7 +302,6 @@ class Relay:
         self.address = f"127.0.0.1:{port}"
         self._port, self._target, self._delay_s = port, target, delay_s
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
         self._carrying: set[asyncio.Task[None]] = set()
 
     async def heal(self) -> None:
@@ -315,29 +314,33 @@ class Relay:
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        for writer in tuple(self._open):
-            writer.transport.abort()
-        await asyncio.gather(*self._carrying, return_exceptions=True)
+        carrying = tuple(self._carrying)
+        for task in carrying:
+            task.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:
+            # It was accepted when this was not cut yet.
+            writer.transport.abort()
+            return
         task = asyncio.create_task(self._carry(reader, writer))
         self._carrying.add(task)
         task.add_done_callback(self._carrying.discard)
+        # Also of one that was cut before it began.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self._target.rpartition(":")
         try:
             there, back = await asyncio.open_connection(host, int(port))
         except OSError:
-            writer.transport.abort()
+            # Nobody is there: whoever asked finds out as if this relay were not.
             return
-        self._open |= {writer, back}
         try:
             await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
         finally:
-            self._open -= {writer, back}
-            for each in (writer, back):
-                each.transport.abort()
+            back.transport.abort()
 
     def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Awaitable[None]:
         return _late_pump(reader, writer, self._delay_s) if self._delay_s else _pump(reader, writer)

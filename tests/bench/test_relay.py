@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -92,6 +93,23 @@ async def test_what_is_under_way_when_a_link_is_cut_is_lost():
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(4)
         writer.close()
+
+
+async def test_a_cut_does_not_wait_for_who_was_just_being_let_through():
+    behind, before = free_ports(2)
+    silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(3600), "127.0.0.1", behind)
+    relay = Relay(before, f"127.0.0.1:{behind}")
+    async with silent, asyncio.timeout(30):
+        for turns in range(12):
+            await relay.heal()
+            reader, writer = await asyncio.open_connection("127.0.0.1", before)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await relay.cut()
+            # Nothing is left of it: the other end hears of the cut, too.
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
 
 
 def test_two_processes_are_given_different_ports(tmp_path):
