@@ -9,6 +9,8 @@ READY := $(VENV)/.ready
 # What protoc writes, and from what.
 PROTOC = $(BIN)/python -m grpc_tools.protoc
 ARGS ?=
+# Tests wait more than they work: one more at a time than there are cores.
+WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 .PHONY: help
 help: ## List the targets.
@@ -58,7 +60,7 @@ check: $(READY) check-proto ## Style, types, layers, generated code.
 
 .PHONY: test
 test: check ## Everything a change has to pass.
-	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 .PHONY: demo
 demo: $(READY) ## Three regions, agents, failures, residency reports; what happened stands in build/demo.json.
