@@ -173,9 +173,11 @@ def _lost_disk(s: Simulation, fault: Fault, random: Random) -> bool:
     s.at(0.02, s.burst, leader, random.randint(80, 160))
 
     def counted() -> bool:
-        # The leader's log is on that disk, and on no other.
+        # The leader's log is on that disk, and on no other; and no other disk was lost meanwhile.
         leading, losing = s.nodes[leader], s.nodes[lost]
-        return bool(leading and losing and losing.tail.durable == leading.tail.last_index > leading.tail.commit + 20)
+        if not (leading and losing and s.may_lose_a_disk()):
+            return False
+        return losing.tail.durable == leading.tail.last_index > leading.tail.commit + 20
 
     def joined() -> bool:
         return not s.disks[lost].learner

@@ -43,7 +43,8 @@ def test_no_violation_in_a_family(profile: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "profile", "seed"), [(3, "wan-wild", 2000503), (3, "wild", 2000436), (5, "wild", 11000251)]
+    ("nodes", "profile", "seed"),
+    [(3, "wan-wild", 2000503), (3, "wild", 2000436), (5, "wild", 11000251), (3, "mixed", 34)],
 )
 def test_what_the_oracle_once_took_for_a_violation(nodes: int, profile: str, seed: int) -> None:
     # A row that rotted between an ack and its arrival; a leader that was cut off and back between two looks; a vote
