@@ -91,9 +91,10 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
         peer: tuple[str, ...],
         copied: str,
         pause_there: bool,
+        moved: str,
         **kwargs: Any,
     ) -> Any:
-        options = Options(down, calm, past_compaction, kill_switch, peer, copied, pause_there)
+        options = Options(down, calm, past_compaction, kill_switch, peer, copied, pause_there, moved)
         return body(*args, options=options, **kwargs)
 
     for parameter in (
@@ -101,7 +102,7 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
             "--there",
             multiple=True,
             metavar="CONTEXT",
-            help="kill-under-partition, region-loss: act and look in this region as well; see cpctl context.",
+            help="kill-under-partition, region-loss, move-home: act and look in this region too; see cpctl context.",
         ),
         click.option(
             "--copy",
@@ -110,9 +111,16 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PARTITION",
             help="region-loss: a partition at home in the lost region that is shared with this one.",
         ),
+        click.option(
+            "--move",
+            "moved",
+            default="",
+            metavar="PARTITION",
+            help="move-home: a partition at home here, to be moved to the region of --there (or --peer), and back.",
+        ),
         click.option("--pause-there", is_flag=True, help="region-loss: pause the nodes of the lost region; --there."),
         click.option("--with-kill-switch", "kill_switch", is_flag=True, help="Throw a kill switch meanwhile."),
-        click.option("--peer", multiple=True, metavar="REGION", help="Cut off from, or lose, these.  [default: all]"),
+        click.option("--peer", multiple=True, metavar="REGION", help="Cut off from, lose, or move to.  [default: all]"),
         click.option("--past-compaction", is_flag=True, help="divergent-rejoin: past what is kept of the log."),
         click.option(
             "--calm",
@@ -122,7 +130,12 @@ def _planned(body: Callable[..., Any]) -> Callable[..., Any]:
             metavar="SECONDS",
             help="How long clients work undisturbed before and after.",
         ),
-        click.option("--down", type=click.FloatRange(0.5, 120), metavar="SECONDS", help="How long each fault lasts."),
+        click.option(
+            "--down",
+            type=click.FloatRange(0.5, 120),
+            metavar="SECONDS",
+            help="How long each fault lasts, or writes may pause.",
+        ),
         click.argument("name"),
     ):
         wrapped = parameter(wrapped)

@@ -1,4 +1,4 @@
-"""PURE. What a drill showed of several regions, computed from the history: stops while regions cannot talk, and a loss.
+"""PURE. What a drill showed of several regions, computed from the history: stops, a loss, a home that moves.
 
 Whoever has the record and its history can compute it again, as with `evidence`.
 
@@ -11,17 +11,24 @@ Whoever has the record and its history can compute it again, as with `evidence`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, NamedTuple
 
-from controlplane.checking.histories import NEVER, Event, History, Operation, pair
+from controlplane.checking.histories import NEVER, Event, History, Operation, Value, pair
 from controlplane.drills.evidence import CAUGHT_UP_MS_MAX, KILL_BOUND_MS, NOT_CHECKED, VIEW_AGE_LESS_MS, Claim
 
 STOPS: Final = "stops"
 LOSS: Final = "loss"
+MOVE: Final = "move"
+AWAY, BACK = "away", "back"
+"""The two moves of a home."""
 
+HOME: Final = "home"
+"""Whose last state others are compared with."""
 STALE: Final = "stale"
 BEFORE, DURING, BOTH = "before", "during", "both"
 """Words: thrown in each region before the cut and released while it lasts; thrown meanwhile; thrown meanwhile by all,
@@ -32,6 +39,8 @@ LOOKS_MIN: Final = 20
 """Of each agent."""
 READS_MIN: Final = 5
 """Of the copy, at each node, while its home is lost."""
+ACKNOWLEDGED_MIN: Final = 3
+"""Writes of each side, under each home that a partition has in turn."""
 UNREACHABLE: Final = "HOME_UNREACHABLE"
 _LATE_MS: Final = 1_500
 """What held to the end of the cut was seen so shortly before it."""
@@ -56,11 +65,17 @@ class Setting:
     cut_ns: int = 0
     held_ns: int = 0
     healed_ns: int = 0
+    to: str = ""
+    moved: str = ""
+    """A partition at home in `home`, whose home was moved to `to` and back."""
+    pause_ms_max: int = 0
+    linked: Sequence[str] = ()
+    """The regions that `home` has links with, where a home is moved."""
 
     @property
     def unchecked(self) -> list[str]:
-        """Regions on the other side of the cut where nobody could look."""
-        return sorted(set(self.cut_off) - set(self.watched))
+        """Regions on the other side of the cut, or that may know what is moved, where nobody could look."""
+        return sorted({*self.cut_off, *self.linked} - set(self.watched))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,40 @@ class Loss:
     compared: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of a partition whose home was moved and moved back. None: it did not come to that."""
+
+    away_pause_ms: int | None
+    """The longest time without an acknowledged write of the client that waited longest, from asking for the move to
+    asking for the next, or to the last write of all that was asked for."""
+    back_pause_ms: int | None
+    under_each_home: int
+    """Acknowledged writes of a side under one of the homes: where there were least."""
+    lost: int
+    reused: int
+    gaps: int
+    two_homes: int
+    """Writes acknowledged under an earlier epoch than one before them, or by two regions in one epoch."""
+    elsewhere: int
+    """Writes answered by another region, or under another epoch, than the home of that time."""
+    reads_min: int
+    """LOCAL reads that were answered, at the node where there were least."""
+    reads_failed: int
+    reads_back: int
+    reads_wrong: int
+    """Reads of what nobody wrote, or of something else than was acknowledged at that version."""
+    epochs: int | None
+    """How much higher the epoch is at the end."""
+    at_home: int
+    """Regions that say at the end that the home is where it was, in the same epoch."""
+    compared: int
+    unequal: int
+    quarantined: int
+    paused_ms: Mapping[str, int]
+    """By move and side."""
+
+
 class _Look(NamedTuple):
     at_ns: int
     found: frozenset[str] | None
@@ -145,14 +194,18 @@ def named(region: str, node: str) -> str:
     return f"{region}/{node}"
 
 
-def measure(events: Sequence[Event], setting: Setting) -> Stops | Loss:
+def measure(events: Sequence[Event], setting: Setting) -> Stops | Loss | Moved:
     """Compute everything that the history tells. Raises `HistoryInvalid`."""
     history = pair(events)
+    if setting.about == MOVE:
+        return _moved(history, setting)
     return _loss(history, setting) if setting.about == LOSS else _stops(history, setting)
 
 
-def claims(measured: Stops | Loss, setting: Setting) -> list[Claim]:
+def claims(measured: Stops | Loss | Moved, setting: Setting) -> list[Claim]:
     """What such a drill has to show, with what it did show."""
+    if isinstance(measured, Moved):
+        return _claims_of_move(measured, setting)
     if isinstance(measured, Loss):
         return _claims_of_loss(measured, setting)
     return _claims_of_stops(measured, setting)
@@ -485,6 +538,254 @@ def _claims_of_loss(measured: Loss, setting: Setting) -> list[Claim]:
         Claim("copies_unequal", "is", 0, measured.unequal, True),
     ]
     return [*found, *_unchecked("writes_meanwhile_in", setting.unchecked)]
+
+
+# -- a home that moves
+
+
+class _Write(NamedTuple):
+    """An acknowledged compare-and-swap, or creation, of one client."""
+
+    process: int
+    side: str
+    key: str
+    value: str
+    version: int
+    home: str
+    epoch: int
+    called: int
+    returned: int
+
+
+class _Home(NamedTuple):
+    """A home, and when it was asked for and known to be that. `epoch` 0: it was never told."""
+
+    move: str
+    region: str
+    epoch: int
+    asked_ns: int
+    known_ns: int
+
+    def answers(self, write: _Write) -> bool:
+        return write.home == self.region and (write.epoch == self.epoch or not self.epoch)
+
+
+def _moved(history: History, setting: Setting) -> Moved:
+    writes, homes = _writes(history), _homes(history, setting)
+    finals = {each.key: each.result for each in _answered(history, "final")}
+    at_home = finals.pop(HOME, None)
+    asked = _answered(history, "writes")
+    paused = _paused_ms(writes, [*asked, *_failed(history, "writes")], homes)
+    places = {region: _places(history, region) for region in setting.watched}
+    reads = [each for each in _answered(history, "reads") if not each.unknown]
+    nodes = [named(region, node) for region, every in setting.watched.items() for node in every]
+    counts = [
+        sum(write.side == side and home.answers(write) for write in writes)
+        for side in setting.watched
+        for home in homes
+        if len(homes) > 2
+    ]
+    return Moved(
+        away_pause_ms=_slowest(paused, AWAY),
+        back_pause_ms=_slowest(paused, BACK),
+        under_each_home=min(counts, default=0),
+        lost=_lost(writes, at_home),
+        reused=_reused(writes),
+        gaps=_gaps(asked, writes, at_home),
+        two_homes=_two_homes(writes),
+        elsewhere=sum(not _at_home_then(each, homes) for each in writes),
+        reads_min=min((sum(each.key == node for each in reads) for node in nodes), default=0),
+        reads_failed=len(_failed(history, "reads")) + sum(each.unknown for each in _answered(history, "reads")),
+        reads_back=_back_by_workflow(reads),
+        reads_wrong=_wrong(reads, asked, writes),
+        epochs=_epochs(setting, places),
+        at_home=_at_home(setting, places),
+        compared=len(finals) if at_home is not None else 0,
+        unequal=sum(each != at_home for each in finals.values()),
+        quarantined=sum(told[-1][4] for told in places.values() if told),
+        paused_ms={f"{move} {side}": took for (move, side), took in sorted(paused.items())},
+    )
+
+
+def _writes(history: History) -> list[_Write]:
+    found = []
+    for each in _answered(history, "writes"):
+        if not each.unknown and isinstance(each.result, tuple) and isinstance(each.argument, tuple):
+            (side, _, value), (version, home, epoch) = each.argument, each.result
+            found.append(
+                _Write(
+                    each.process,
+                    str(side),
+                    each.key,
+                    str(value),
+                    _whole(version),
+                    str(home),
+                    _whole(epoch),
+                    each.called,
+                    each.returned,
+                )
+            )
+    return sorted(found, key=lambda write: write.returned)
+
+
+def _places(history: History, region: str) -> list[tuple[str, int, str, int, int]]:
+    """What a region said, in order: home, epoch, state, the highest epoch it knows of, how much is in quarantine."""
+    found = []
+    for each in _answered(history, "places"):
+        if each.key == region and isinstance(each.result, tuple):
+            home, epoch, state, highest, kept = each.result
+            found.append((str(home), _whole(epoch), str(state), _whole(highest), _whole(kept)))
+    return found
+
+
+def _homes(history: History, setting: Setting) -> list[_Home]:
+    """The homes that the partition had, one after the other."""
+    first = next(iter(_places(history, setting.home)), None)
+    found = [] if first is None else [_Home("", first[0], first[1], 0, 0)]
+    for each in _answered(history, "moves"):
+        region, epoch = each.result if isinstance(each.result, tuple) else (each.argument, 0)
+        found.append(_Home(each.key, str(region), _whole(epoch), each.called, each.returned))
+    return found
+
+
+def _at_home(setting: Setting, places: Mapping[str, Sequence[tuple[str, int, str, int, int]]]) -> int:
+    """Regions that end up with the home where it was, under the epoch that it says itself."""
+    own = places.get(setting.home)
+    if not own:
+        return 0
+    return sum(
+        bool(told) and told[-1][:3] == (setting.home, own[-1][1], "home" if region == setting.home else "copy")
+        for region, told in places.items()
+    )
+
+
+def _paused_ms(
+    writes: Sequence[_Write], asked: Iterable[Operation], homes: Sequence[_Home]
+) -> dict[tuple[str, str], int]:
+    clients = {write.process: write.side for write in writes if write.version > 1}
+    last_ns = max((each.called for each in asked), default=0)
+    found: dict[tuple[str, str], int] = {}
+    for number, home in enumerate(homes[1:], 1):
+        end_ns = homes[number + 1].asked_ns if number + 1 < len(homes) else last_ns
+        for process, side in clients.items():
+            returns = [each.returned for each in writes if each.process == process]
+            marks = [home.asked_ns, *(at for at in returns if home.asked_ns < at < end_ns), end_ns]
+            longest = max(later - earlier for earlier, later in pairwise(marks))
+            found[home.move, side] = max(max(0, longest) // _MS, found.get((home.move, side), 0))
+    return found
+
+
+def _slowest(paused: Mapping[tuple[str, str], int], move: str) -> int | None:
+    return max((took for (of, _), took in paused.items() if of == move), default=None)
+
+
+def _at_end(at_home: Value) -> dict[str, tuple[int, str]]:
+    rows = at_home if isinstance(at_home, tuple) else ()
+    return {str(row[0]): (_whole(row[1]), str(row[2])) for row in rows if isinstance(row, tuple)}
+
+
+def _lost(writes: Iterable[_Write], at_home: Value) -> int:
+    """Acknowledged writes that are later than what is there at the end, or in whose place something else is."""
+    last = _at_end(at_home)
+    lost = 0
+    for each in writes:
+        version, value = last.get(each.key, (0, ""))
+        lost += each.version > version or (each.version == version and each.value != value)
+    return lost
+
+
+def _reused(writes: Sequence[_Write]) -> int:
+    return len(writes) - len({(each.key, each.version) for each in writes})
+
+
+def _gaps(asked: Iterable[Operation], writes: Iterable[_Write], at_home: Value) -> int:
+    """Versions up to the last that nobody was told of, and that no write of an unknown outcome explains."""
+    told = {(each.key, each.version) for each in writes}
+    for each in asked:
+        if each.unknown and isinstance(each.argument, tuple):
+            told.add((each.key, _whole(each.argument[1]) + 1))
+    return sum((key, each) not in told for key, (last, _) in _at_end(at_home).items() for each in range(1, last + 1))
+
+
+def _two_homes(writes: Sequence[_Write]) -> int:
+    """`writes` come by the time they were answered."""
+    returns, highest = [each.returned for each in writes], [0]
+    for each in writes:
+        highest.append(max(highest[-1], each.epoch))
+    found = sum(each.epoch < highest[bisect_left(returns, each.called)] for each in writes)
+    of_epoch: dict[int, str] = {}
+    found += sum(of_epoch.setdefault(each.epoch, each.home) != each.home for each in writes)
+    for key in {each.key for each in writes}:
+        epochs = [each.epoch for each in sorted(writes, key=lambda each: each.version) if each.key == key]
+        found += sum(later < earlier for earlier, later in pairwise(epochs))
+    return found
+
+
+def _at_home_then(write: _Write, homes: Sequence[_Home]) -> bool:
+    """Whether who answered was asked to be the home before it ended, and not known to be that no more when it began."""
+    for number, home in enumerate(homes):
+        gone_ns = homes[number + 1].known_ns if number + 1 < len(homes) else NEVER
+        if home.answers(write) and home.asked_ns <= write.returned and write.called <= gone_ns:
+            return True
+    return False
+
+
+def _back_by_workflow(reads: Iterable[Operation]) -> int:
+    newest: defaultdict[tuple[str, str], int] = defaultdict(int)
+    back = 0
+    for each in reads:
+        of = (each.key, str(each.argument))
+        back += _number(each, 0) < newest[of]
+        newest[of] = max(newest[of], _number(each, 0))
+    return back
+
+
+def _wrong(reads: Iterable[Operation], asked: Iterable[Operation], writes: Iterable[_Write]) -> int:
+    told = {(each.key, each.version): each.value for each in writes}
+    meant = {
+        (each.key, _whole(each.argument[1]) + 1, each.argument[2]) for each in asked if isinstance(each.argument, tuple)
+    }
+    wrong = 0
+    for each in reads:
+        version, value = each.result if isinstance(each.result, tuple) else (0, "")
+        key = str(each.argument)
+        wrong += told.get((key, _whole(version)), value) != value or (key, _whole(version), value) not in meant
+    return wrong
+
+
+def _epochs(setting: Setting, places: Mapping[str, Sequence[tuple[str, int, str, int, int]]]) -> int | None:
+    """By how much the epoch rose above all that any region knew of."""
+    if setting.home not in places or not all(places.values()):
+        return None
+    return places[setting.home][-1][1] - max(told[0][3] for told in places.values())
+
+
+def _whole(value: Value) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _claims_of_move(measured: Moved, setting: Setting) -> list[Claim]:
+    nodes = sum(len(every) for every in setting.watched.values())
+    found = [
+        Claim("writes_paused_away_ms", "at most", setting.pause_ms_max, measured.away_pause_ms, True),
+        Claim("writes_paused_back_ms", "at most", setting.pause_ms_max, measured.back_pause_ms, True),
+        Claim("writes_under_each_home", "at least", ACKNOWLEDGED_MIN, measured.under_each_home, True),
+        Claim("moved_writes_lost", "is", 0, measured.lost, True),
+        Claim("versions_reused", "is", 0, measured.reused, True),
+        Claim("versions_missing", "is", 0, measured.gaps, True),
+        Claim("two_homes", "is", 0, measured.two_homes, True),
+        Claim("answered_elsewhere", "is", 0, measured.elsewhere, True),
+        Claim("local_reads", "at least", READS_MIN, measured.reads_min, True),
+        Claim("local_reads_failed", "is", 0, measured.reads_failed, True),
+        Claim("local_reads_went_back", "is", 0, measured.reads_back, True),
+        Claim("local_reads_wrong", "is", 0, measured.reads_wrong, True),
+        Claim("epochs_risen", "is", 2, measured.epochs, True),
+        Claim("regions_that_see_it_at_home", "is", len(setting.watched), measured.at_home, True),
+        Claim("nodes_compared", "is", nodes, measured.compared, True),
+        Claim("nodes_unequal", "is", 0, measured.unequal, True),
+        Claim("quarantined", "is", 0, measured.quarantined, True),
+    ]
+    return [*found, *_unchecked("writes_and_reads_in", setting.unchecked)]
 
 
 def _unchecked(what: str, regions: Iterable[str]) -> Iterator[Claim]:

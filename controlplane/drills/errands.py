@@ -12,16 +12,16 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from controlplane import sdk
 from controlplane.drills import abroad
-from controlplane.drills.abroad import BEFORE, BOTH, DURING, STALE, named
+from controlplane.drills.abroad import AWAY, BACK, BEFORE, BOTH, DURING, HOME, STALE, named
 from controlplane.drills.load import CALL_TIMEOUT_S, Connect, Scribe
 from controlplane.drills.nodes import Nodes
-from controlplane.errors import Compacted, ControlPlaneError, NotFound, OutcomeUnknown, Unavailable
+from controlplane.errors import Compacted, ControlPlaneError, NotFound, OutcomeUnknown, Refused, Unavailable
 from controlplane.limits import REQUEST_ID_BYTES
 from controlplane.v1 import api_pb2 as api
 
@@ -32,8 +32,13 @@ KEYS: Final = ("w0", "w1", "w2", "w3")
 _DEADLINE_S: Final = 30.0
 _PLAIN_TIMEOUT_S: Final = 3.0
 _POLL_S: Final = 0.05
+_DOUBT_S: Final = 7.0
+"""A move that was asked for, and of which nobody heard, has begun by then or never will."""
+_FEW: Final = 3
+"""Writes of each client before a home is moved, and after."""
 _AGAIN_S: Final = 0.1
 _AGENTS: Final = "/controlplane.v1.Agents/"
+_OPERATORS: Final = "/controlplane.v1.Operators/"
 _ANSWERS: Final = frozenset({"VERSION_MISMATCH", "WORKFLOW_NOT_FOUND"})
 """What a home says to a write of a workflow that is not there: whoever hears it was answered."""
 
@@ -60,6 +65,11 @@ class Errand:
         self._tasks: list[asyncio.Task[None]] = []
         self.left: list[str] = []
         """What could not be undone, each with what ends it."""
+
+    @property
+    def wrong(self) -> str:
+        """Why the drill has to be stopped; empty while it may go on."""
+        return ""
 
     @property
     def home(self) -> Side:
@@ -105,21 +115,21 @@ class Errand:
     async def _enter(self, side: Side, addresses: Sequence[str] = (), *, mirror: bool) -> sdk.ControlPlane:
         return await self._stack.enter_async_context(side.connect(addresses, mirror))
 
-    async def _until(self, holds: Callable[[], bool], what: str) -> None:
+    async def _until(self, holds: Callable[[], bool], what: str, deadline_s: float = _DEADLINE_S) -> None:
         """Wait for what agents see. Raises `ErrandFailed`."""
-        async with _in_time(what):
+        async with _in_time(what, deadline_s):
             while not holds():  # noqa: ASYNC110 - mirrors are looked at.
                 await asyncio.sleep(_POLL_S)
 
 
 @asynccontextmanager
-async def _in_time(what: str) -> AsyncIterator[None]:
+async def _in_time(what: str, deadline_s: float = _DEADLINE_S) -> AsyncIterator[None]:
     """Bound what is done inside. Raises `ErrandFailed` if it takes longer."""
     try:
-        async with asyncio.timeout(_DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             yield
     except TimeoutError:
-        raise ErrandFailed(f"{what} did not come about within {_DEADLINE_S:g} s") from None
+        raise ErrandFailed(f"{what} did not come about within {deadline_s:g} s") from None
 
 
 class Stopping(Errand):
@@ -172,7 +182,10 @@ class Stopping(Errand):
         """Release whatever is engaged still."""
         await self._release_all()
         for word, region in sorted(self._thrown):
-            self.left.append(f"in {region}: cpctl kill release tenant:{self._words[word]}")
+            self.left.append(
+                f"a kill switch of the drill could not be released in {region}: "
+                f"cpctl kill release tenant:{self._words[word]}"
+            )
 
     async def _everywhere(self, word: str) -> None:
         done = await asyncio.gather(*(self._throw(word, side.region, engage=True) for side in self._sides))
@@ -416,6 +429,294 @@ class Losing(Errand):
                 await asyncio.sleep(_POLL_S)
 
 
+class Moving(Errand):
+    """Moves a partition's home to another region and back, while clients of every side write to it and read it.
+
+    However it ends, the partition has one home. `undo` goes on until that is the one it had, or says in `left` what
+    would bring it back.
+    """
+
+    def __init__(  # noqa: PLR0917 - all of it is the drill's.
+        self,
+        sides: Sequence[Side],
+        scribe: Scribe,
+        prefix: str,
+        reason: str,
+        moved: str,
+        to: str,
+        pause_ms_max: int,
+        usual: str,
+    ) -> None:
+        """`usual` is the partition in which the drill's usual clients write; empty: the environment's."""
+        super().__init__(sides, scribe, prefix, reason)
+        self._moved, self._usual = moved, usual
+        self._pause_s = pause_ms_max / 1000
+        self._target = next(side for side in sides if side.region == to)
+        self._planes: dict[str, sdk.ControlPlane] = {}
+        self._writing: list[asyncio.Task[None]] = []
+        self._told: dict[str, tuple[int, int, float]] = {}
+        """By side: how many writes of its client were acknowledged, under which epoch, and when, for the last."""
+        self._asking: asyncio.Task[Any] | None = None
+        self._moves_since_s: float | None = None
+        self._in_doubt = False
+
+    @property
+    def wrong(self) -> str:
+        """See `Errand`."""
+        if self._moves_since_s is None:
+            return ""
+        now_s = asyncio.get_running_loop().time()
+        for side, (_, _, at_s) in self._told.items():
+            if now_s - max(at_s, self._moves_since_s) > self._pause_s:
+                return f"no write of {side} to {self._moved} was acknowledged for {self._pause_s:g} s"
+        return ""
+
+    async def open(self) -> None:
+        """See `Errand`."""
+        for side in self._sides:
+            self._planes[side.region] = await self._enter(side, mirror=False)
+        partition = (await self._place(self.home)).partition
+        own = not self._usual and self._moved.startswith(f"{self.home.region}.")
+        if self._usual == self._moved or (own and {"workflow", "election"} & {*partition.default_for}):
+            raise ErrandFailed(
+                f"the drill's usual clients would write to {self._moved}: name another place for them, --partition"
+            )
+
+    async def before(self) -> None:
+        """Write on every side and read at every node, and wait until all of them were answered."""
+        await self._note_places()
+        process = self._scribe.join("creates")
+        for key in KEYS:
+            value = f"{process}.{key}"
+            work = self._planes[self.home.region].create_workflow(
+                self._id(key), value.encode(), partition=self._moved, reason=self._reason
+            )
+            reply = await self._scribe.ask(process, key, "writes", (self.home.region, 0, value), work, _written)
+            if isinstance(reply, ControlPlaneError):
+                raise reply
+        for side in self._sides:
+            for node, address in side.nodes.addresses.items():
+                async with _in_time(f"a copy at {node} of {side.region}"):
+                    while not await self._shows_all(side, address):  # noqa: ASYNC110 - it is asked again.
+                        await asyncio.sleep(_POLL_S)
+                agent = named(side.region, node)
+                self._run(self._read(self._scribe.join(f"reads {agent}"), agent, side, address))
+        for side in self._sides:
+            self._told[side.region] = (0, 0, 0.0)
+            self._writing.append(asyncio.create_task(self._write(self._scribe.join(f"writes {side.region}"), side)))
+        self._tasks += self._writing
+        await self._until(lambda: all(count >= _FEW for count, _, _ in self._told.values()), "writes on every side")
+
+    async def move(self, way: str) -> None:
+        """Move the home, `AWAY` or `BACK`, and wait until every side has written under the new one.
+
+        Raises `ErrandFailed` and the eight errors.
+        """
+        ways = {AWAY: (self.home, self._target), BACK: (self._target, self.home)}
+        at, to = ways[way]
+        self._moves_since_s = asyncio.get_running_loop().time()
+        process = self._scribe.join(f"moves {way}")
+        reply = await self._scribe.ask(
+            process, way, "moves", to.region, self._move(at, to), lambda found: (to.region, found)
+        )
+        if isinstance(reply, ControlPlaneError):
+            raise reply
+        began = {region: count for region, (count, _, _) in self._told.items()}
+        await self._until(
+            lambda: all(
+                epoch == reply and count >= began[region] + _FEW for region, (count, epoch, _) in self._told.items()
+            ),
+            f"writes of every side at home in {to.region}",
+            self._patience_s,
+        )
+
+    async def after(self) -> None:
+        """Let nobody write any more, and compare every copy with what is at home."""
+        self._moves_since_s = None
+        for task in self._writing:
+            task.cancel()
+        await asyncio.gather(*self._writing, return_exceptions=True)
+        self._tasks = [task for task in self._tasks if task not in self._writing]
+        process, plane = self._scribe.join("final"), self._planes[self.home.region]
+
+        async def at_home() -> tuple[tuple[str, int, str], ...]:
+            found = [await plane.get_workflow(self._id(key), partition=self._moved) for key in KEYS]
+            return tuple((key, *_shown(reply)) for key, reply in zip(KEYS, found, strict=True))
+
+        last = await self._scribe.ask(process, HOME, "final", None, at_home(), lambda found: found)
+        for side in self._sides:
+            for node, address in side.nodes.addresses.items():
+                async with _in_time(f"an equal copy at {node} of {side.region}"):
+                    while await self._state_at(side, address) != last:  # noqa: ASYNC110 - it is asked again.
+                        await asyncio.sleep(_POLL_S)
+                agent = named(side.region, node)
+                work = self._state_at(side, address)
+                await self._scribe.ask(process, agent, "final", None, work, lambda found: found)
+
+    async def undo(self) -> None:
+        """Call off the move that is under way, or let it end, and move the home back if it is not where it was."""
+        if self._asking is None:
+            return
+        self._moves_since_s = None
+        (asked,) = await asyncio.gather(self._asking, return_exceptions=True)
+        in_doubt = self._in_doubt and isinstance(asked, BaseException)
+        process = self._scribe.join("undoes")
+        try:
+            async with asyncio.timeout(self._patience_s + _DOUBT_S):
+                await self._bring_home(process)
+                if in_doubt:
+                    # Nobody heard whether the last move was begun: it may be, still.
+                    await asyncio.sleep(_DOUBT_S)
+                    await self._bring_home(process)
+        except (TimeoutError, ErrandFailed, ControlPlaneError):
+            home = self.home.region
+            self.left.append(
+                f"the home of {self._moved} could not be brought back to {home}: look with cpctl partition show "
+                f"{self._moved} in both regions, then in {self._target.region}: "
+                f"cpctl partition move {self._moved} --to {home}, or in {home}: with --cancel"
+            )
+        with suppress(ControlPlaneError):
+            await self._note_places()
+
+    @property
+    def _patience_s(self) -> float:
+        return self._pause_s + _DEADLINE_S
+
+    def _id(self, key: str) -> str:
+        return f"{self._prefix}/{key}"
+
+    async def _place(self, side: Side) -> api.PartitionView:
+        found = await self._planes[side.region].list_partitions(self._moved, timeout_s=CALL_TIMEOUT_S)
+        return found.partitions[0]
+
+    async def _note_places(self) -> None:
+        for side in self._sides:
+            found = await self._place(side)
+            process, now = self._scribe.join(f"places {side.region}"), found.partition
+            highest = max(now.epoch, found.move.epoch)
+            told = (now.home, int(now.epoch), found.state, int(highest), int(found.quarantined))
+            self._scribe.note(process, side.region, "places", told)
+
+    # Moving
+
+    async def _move(self, at: Side, to: Side) -> int:
+        """Ask for a move until that was heard of, and wait for its end; return the new epoch."""
+        async with _in_time(f"a move from {at.region} to {to.region}", self._patience_s):
+            while not await self._ask(at, to):  # noqa: ASYNC110 - it is asked again.
+                await asyncio.sleep(_AGAIN_S)
+            while True:
+                with suppress(Unavailable, OutcomeUnknown):
+                    found = await self._place(to)
+                    if found.state == "home":
+                        return int(found.partition.epoch)
+                await asyncio.sleep(_POLL_S)
+
+    async def _ask(self, at: Side, to: Side) -> bool:
+        """Ask for a move once; False: nobody heard whether it was begun. It is not given up halfway."""
+        options: sdk.WriteOptions = {"reason": self._reason, "timeout_s": CALL_TIMEOUT_S}
+        in_doubt, self._in_doubt = self._in_doubt, True
+        self._asking = asyncio.ensure_future(self._planes[at.region].move_partition(self._moved, to.region, **options))
+        try:
+            await asyncio.shield(self._asking)
+        except (Unavailable, OutcomeUnknown):
+            return False
+        except Refused as refusal:
+            self._in_doubt = False
+            if in_doubt and refusal.reason == "NOT_AT_HOME":
+                # It was begun when it was asked for before, and is over.
+                return True
+            raise
+        self._in_doubt = False
+        return True
+
+    async def _bring_home(self, process: int) -> None:
+        while not await self._is_home_again(process):  # noqa: ASYNC110 - regions are asked.
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _is_home_again(self, process: int) -> bool:
+        """Do the next thing that brings the home back; True if every side says that it is."""
+        with suppress(Unavailable, OutcomeUnknown, Refused):
+            # What is refused was overtaken: it is looked at again.
+            here, there = await self._place(self.home), await self._place(self._target)
+            if here.state == "sealed":
+                await self._planes[self.home.region].move_partition(
+                    self._moved, cancel=True, reason=self._reason, timeout_s=CALL_TIMEOUT_S
+                )
+            elif there.state == "home":
+                await self._scribe.ask(
+                    process,
+                    BACK,
+                    "moves",
+                    self.home.region,
+                    self._move(self._target, self.home),
+                    lambda found: (self.home.region, found),
+                )
+            same = (here.partition.home, here.partition.epoch) == (there.partition.home, there.partition.epoch)
+            return here.state == "home" and there.state == "copy" and same
+        return False
+
+    # Clients
+
+    async def _write(self, process: int, side: Side) -> None:
+        """Read and swap, one workflow after the other; others do so too."""
+        plane, versions, number = self._planes[side.region], dict.fromkeys(KEYS, 1), 0
+        while True:
+            for key in KEYS:
+                with suppress(Unavailable, OutcomeUnknown):
+                    found = await plane.get_workflow(self._id(key), partition=self._moved, timeout_s=CALL_TIMEOUT_S)
+                    versions[key] = int(found.workflow.version)
+                number += 1
+                value = f"{process}.{number}"
+                work = plane.compare_and_swap(
+                    self._id(key), versions[key], value.encode(), partition=self._moved, timeout_s=CALL_TIMEOUT_S
+                )
+                asked = (side.region, versions[key], value)
+                reply = await self._scribe.ask(process, key, "writes", asked, work, _written)
+                if not isinstance(reply, ControlPlaneError):
+                    count, now_s = self._told[side.region][0] + 1, asyncio.get_running_loop().time()
+                    self._told[side.region] = (count, int(reply.header.epoch), now_s)
+                await asyncio.sleep(WRITE_S / len(KEYS))
+
+    async def _read(self, process: int, agent: str, side: Side, address: str) -> None:
+        """Read what this node has, one workflow after the other."""
+        while True:
+            for key in KEYS:
+                await self._scribe.ask(process, agent, "reads", key, self._local(side, address, key), _shown)
+                await asyncio.sleep(LOOK_S)
+
+    async def _local(self, side: Side, address: str, key: str) -> api.GetWorkflowReply:
+        header = api.RequestHeader(partition=self._moved, consistency=api.LOCAL)
+        request = api.GetWorkflowRequest(header=header, id=self._id(key))
+        return await side.nodes.ask(address, _AGENTS + "GetWorkflow", request, api.GetWorkflowReply, _PLAIN_TIMEOUT_S)
+
+    async def _shows_all(self, side: Side, address: str) -> bool:
+        try:
+            await self._state_at(side, address)
+        except NotFound:
+            return False
+        return True
+
+    async def _state_at(self, side: Side, address: str) -> tuple[tuple[str, int, str], ...]:
+        found = [await self._local(side, address, key) for key in KEYS]
+        return tuple((key, *_shown(reply)) for key, reply in zip(KEYS, found, strict=True))
+
+
+async def place_at(nodes: Nodes, partition: str) -> api.PartitionView:
+    """What the first node of a region that answers says of a partition. Raises the eight errors."""
+    failed: ControlPlaneError = Unavailable("no node answered", reason="UNREACHABLE")
+    request = api.ListPartitionsRequest(partition=partition)
+    for address in nodes.addresses.values():
+        try:
+            reply = await nodes.ask(
+                address, _OPERATORS + "ListPartitions", request, api.ListPartitionsReply, _PLAIN_TIMEOUT_S
+            )
+        except (Unavailable, OutcomeUnknown) as error:
+            failed = error
+        else:
+            return reply.partitions[0]
+    raise failed
+
+
 def errand_of(  # noqa: PLR0917 - all of it is the drill's.
     about: str, sides: Sequence[Side], scribe: Scribe, prefix: str, reason: str, lost: str, copied: str, *, paused: bool
 ) -> Errand | None:
@@ -429,6 +730,14 @@ def errand_of(  # noqa: PLR0917 - all of it is the drill's.
 
 def _revision(reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply) -> int:
     return int(reply.header.revision)
+
+
+def _written(reply: api.CreateWorkflowReply | api.CompareAndSwapWorkflowReply) -> tuple[int, str, int]:
+    return int(reply.version), reply.header.region, int(reply.header.epoch)
+
+
+def _shown(reply: api.GetWorkflowReply) -> tuple[int, str]:
+    return int(reply.workflow.version), reply.workflow.workflow.state.decode(errors="replace")
 
 
 def _aged(reply: api.GetWorkflowReply) -> tuple[int, int]:

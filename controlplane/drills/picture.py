@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from controlplane.checking.histories import Event, Phase
 from controlplane.checking.pictures import Mark, Span, timeline
-from controlplane.drills.runner import Course, Happening
+from controlplane.drills.runner import STRIKES, Course, Happening
 
 _MARKS_MAX = 400
 
@@ -19,7 +19,7 @@ def draw(course: Course) -> str:
     return timeline(
         f"{course.plan.scenario}, {course.plan.title}",
         end_s,
-        faults=[Span(_s(each.at_ns), _s(each.until_ns), each.says) for each in course.timeline if each.what == "fault"],
+        faults=[Span(_s(each.at_ns), _s(each.until_ns), each.says) for each in course.timeline if each.what in STRIKES],
         lanes={"leader": _leaders(course.timeline, end_s)},
         rates={"writes/s": _rate(events, end_s)},
         marks=[Mark(_s(each.at_ns), f"{each.kind} {each.value}") for each in _failed(events)][:_MARKS_MAX],

@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from controlplane.checking import histories
 from controlplane.drills import abroad, evidence, scenarios
-from controlplane.drills.abroad import Loss, Setting, Stops
+from controlplane.drills.abroad import Loss, Moved, Setting, Stops
 from controlplane.drills.evidence import Claim, Measured, Seen, Wanted, Window
 from controlplane.drills.nodes import Look
-from controlplane.drills.runner import Course
+from controlplane.drills.runner import STRIKES, Course
 from controlplane.v1 import drill_pb2
 
 FORMAT: Final = 1
@@ -69,6 +69,7 @@ def compose(course: Course, chosen: Chosen, history: bytes, history_name: str) -
         unknown_percent_max=plan.unknown_percent_max,
         cut_ms=plan.cut_ms,
         isolated=plan.isolated,
+        moved=bool(plan.to),
     )
     agents = [number for number, name in enumerate(course.processes) if name.startswith("register roaming")]
     measured = evidence.measure(course.recorder.events, window, agents)
@@ -186,7 +187,7 @@ def _checks(record: Document, folder: Path) -> Iterable[Check]:
 
 def _times(record: Document) -> Iterable[Check]:
     """The window must be what the timeline says: a later begin would hide an outage."""
-    faults = [each for each in record["timeline"] if each["what"] == "fault"]
+    faults = [each for each in record["timeline"] if each["what"] in STRIKES]
     begin = min((each["at_ns"] for each in faults), default=record["window"]["end_ns"])
     right = begin == record["window"]["begin_ns"]
     yield Check("window", right, "begins with the first fault" if right else "does not begin with the first fault")
@@ -200,7 +201,7 @@ def _times(record: Document) -> Iterable[Check]:
         yield Check("cut", right, f"lasts as long as its faults{'' if right else ', it is said, and does not'}")
 
 
-def _numbers(told: Document, measured: Measured | Stops | Loss) -> Iterable[Check]:
+def _numbers(told: Document, measured: Measured | Stops | Loss | Moved) -> Iterable[Check]:
     for name, actual in asdict(measured).items():
         same = name in told and told[name] == actual
         says = f"{actual}, as recorded" if same else f"{actual}, but {told.get(name, 'nothing')} is recorded"
@@ -282,7 +283,7 @@ def _findings(course: Course, claims: list[Claim], measured: Measured) -> Iterab
         if claim.passed is not True:
             yield ("failed" if claim.passed is False else "not checked"), claim.says
     for each in course.left:
-        yield "failed", f"a kill switch of the drill could not be released {each}"
+        yield "failed", each
     if measured.agents_silence_ms > course.plan.rto_target_ms:
         yield (
             "note",

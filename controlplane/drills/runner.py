@@ -21,13 +21,13 @@ from controlplane import limits
 from controlplane.checking.histories import Phase, Recorder
 from controlplane.drills import abroad, scenarios, steadiness
 from controlplane.drills.abroad import Setting
-from controlplane.drills.errands import Errand, ErrandFailed, Side, errand_of
+from controlplane.drills.errands import Errand, ErrandFailed, Moving, Side, errand_of, place_at
 from controlplane.drills.evidence import Seen, Window
 from controlplane.drills.faults import PROCESS_KINDS, Fault, Kind
 from controlplane.drills.load import Connect, Load, Scribe
 from controlplane.drills.nodes import Look, Nodes
 from controlplane.drills.scenarios import Options, Plan, Step, Strike, Until
-from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refused, Unavailable
+from controlplane.errors import ControlPlaneError, Denied, NotFound, OutcomeUnknown, Refused, Unavailable
 from controlplane.v1 import drill_pb2
 
 POLL_S: Final = 0.1
@@ -54,6 +54,10 @@ def not_steady(problems: list[str]) -> Refused:
     )
 
 
+STRIKES: Final = ("fault", "move")
+"""What is done to a region, in a timeline: what a drill is about begins with the first of these."""
+
+
 class Stopped(Exception):
     """A stop condition ended the drill early."""
 
@@ -64,7 +68,7 @@ class Happening:
 
     at_ns: int
     what: str
-    """"step", "fault", "healed", "leader", "silent", "answers", "switch", "isolated", "stopped" or "well"."""
+    """"step", "fault", "move", "healed", "leader", "silent", "answers", "switch", "isolated", "stopped" or "well"."""
     says: str
     node: str = ""
     until_ns: int = 0
@@ -97,7 +101,7 @@ class Course:
     @property
     def window(self) -> Window:
         """From the first fault to the end of the load."""
-        faults = [each.at_ns for each in self.timeline if each.what == "fault"]
+        faults = [each.at_ns for each in self.timeline if each.what in STRIKES]
         return Window(min(faults, default=self.end_ns), self.end_ns)
 
 
@@ -125,7 +129,30 @@ async def prepare(
     plan = scenarios.plan(name, found, options)
     for _, region, seen in others:
         problems += steadiness.problems_there(region, seen, harmed=region in plan.struck_there)
+    if plan.to:
+        problems += await _problems_of_move(nodes, looks, options.moved, plan.to, others)
     return plan, [*problems, *steadiness.problems_between(looks, plan.cut_off)], looks
+
+
+async def _problems_of_move(
+    nodes: Nodes,
+    looks: Mapping[str, Look],
+    moved: str,
+    to: str,
+    others: Sequence[tuple[There, str, Mapping[str, Look]]],
+) -> list[str]:
+    """What keeps a home from being moved, and back. Raises the eight errors, but `NotFound`."""
+    here = next((look.status.region.name for look in looks.values() if look.status is not None), "")
+    found = steadiness.problems_between(looks, [to])
+    places = {}
+    for region, of, seen in ((here, nodes, looks), *((region, each.nodes, seen) for each, region, seen in others)):
+        if region == to:
+            found += [f"in {region}: {each}" for each in steadiness.problems_between(seen, [here])]
+        try:
+            places[region] = await place_at(of, moved)
+        except NotFound:
+            found.append(f"{region} knows of no partition {moved}")
+    return [*found, *steadiness.problems_of_move(places, here)]
 
 
 async def _met(there: There) -> tuple[str, dict[str, Look]]:
@@ -171,7 +198,7 @@ class Runner:
         self._replication_ms: int | None = None
         self._heal_begun_ns: int | None = None
         self._heal_asked_ns: int | None = None
-        self._kill_engaged = False
+        self._kill_engaged = self._moved = False
         self._down: set[str] = set()
         self._ages_ms: dict[str, int] = {}
         self._isolated = False
@@ -233,7 +260,12 @@ class Runner:
         plan, options = self.course.plan, self.course.options
         status = next((look.status for look in self.course.before.values() if look.status is not None), None)
         own = Side(status.region.name if status is not None else "", self._nodes, connect)
-        others = (Side(region, each.nodes, each.connect) for region, each in self._there.items())
+        others = [Side(region, each.nodes, each.connect) for region, each in self._there.items()]
+        if plan.about == abroad.MOVE:
+            sides, usual = [own, *others], self._partition
+            return Moving(
+                sides, self._scribe, self.prefix, self._reason, options.moved, plan.to, plan.pause_ms_max, usual
+            )
         return errand_of(
             plan.about,
             [own, *others],
@@ -284,6 +316,9 @@ class Runner:
         self.course.end_ns = self.now_ns()
 
     async def _step(self, step: Step) -> None:
+        if step.move:
+            await self._move(step)
+            return
         if step.strikes and self._errand is not None:
             self.step = "preparing in every region that takes part"
             await self._errand.before()
@@ -309,6 +344,27 @@ class Runner:
                 self._note("well", "every region has heard of everything")
             await self._reserve()
         await asyncio.sleep(step.more_s)
+
+    async def _move(self, step: Step) -> None:
+        """Move a home, away or back, and wait until every node has what was committed then."""
+        errand = self._errand
+        assert isinstance(errand, Moving)
+        if not self._moved:
+            self.step = "preparing in every region that takes part"
+            await errand.before()
+            self.step = step.says
+        self._moved, begin_ns = True, self.now_ns()
+        try:
+            await errand.move(step.move)
+        finally:
+            self.course.timeline.append(Happening(begin_ns, "move", step.says, until_ns=self.now_ns()))
+        await asyncio.sleep(step.load_s)
+        await self._well()
+        if step.move == abroad.BACK:
+            self.step = "waiting for what every region has to have heard of"
+            await errand.after()
+            self._note("well", "every region has the home that was there before, and equal copies")
+        await self._reserve()
 
     def _unharmed(self) -> str:
         return next(name for name in self._nodes.addresses if name not in self.course.plan.struck)
@@ -383,7 +439,7 @@ class Runner:
                 try:
                     await nodes.inject(node, self._fault(Kind.RESERVE, keep_ms).message())
                 except ControlPlaneError as error:
-                    if self._injected:
+                    if self._injected or self._moved:
                         raise Stopped(f"{node} is not to be had any more: {error}") from error
                     raise not_steady([f"{node}: {error}"]) from error
 
@@ -435,7 +491,8 @@ class Runner:
         for strike, _, begin_ns in self._injected:
             end_ns = begin_ns + strike.duration_ms * _MS
             ends.append(end_ns if asked_ns is None or strike.kind in PROCESS_KINDS else min(end_ns, asked_ns))
-        return max(ends)
+        # A move that is over has nothing that would have to heal.
+        return max(ends, default=self.now_ns())
 
     def _held_ns(self) -> int:
         """Until when every fault certainly lasts: nodes count from when they took it, which is later than asked."""
@@ -556,7 +613,8 @@ class Runner:
         failure = self.load.failure or (None if self._errand is None else self._errand.failure)
         if failure is not None:
             return f"a client of the drill failed: {failure!r}"
-        if wrong := steadiness.contradictions(self.looks.values()):
+        told = "" if self._errand is None else self._errand.wrong
+        if wrong := [*steadiness.contradictions(self.looks.values()), *filter(None, [told])]:
             return wrong[0]
         if aborted := self._aborted_at():
             return f"aborted at {aborted}"
@@ -608,7 +666,7 @@ class Runner:
         if self._errand is not None:
             await self._errand.undo()
             course.left = self._errand.left
-        if self._injected:
+        if self._injected or self._moved:
             if early:
                 await self._settle()
             course.end_ns = course.end_ns or self.now_ns()
@@ -626,6 +684,7 @@ class Runner:
 
     def _setting(self, errand: Errand) -> Setting:
         plan = self.course.plan
+        struck = [each for each in self.course.timeline if each.what in STRIKES]
         return Setting(
             about=plan.about,
             home=errand.home.region,
@@ -634,9 +693,13 @@ class Runner:
             apart=plan.apart,
             lost=plan.cut_off[0] if plan.about == abroad.LOSS else "",
             copied=self.course.options.copied if plan.about == abroad.LOSS else "",
-            cut_ns=max((begin_ns for _, _, begin_ns in self._injected), default=0),
+            cut_ns=max((each.at_ns for each in struck), default=0),
             held_ns=self._held_ns(),
-            healed_ns=max((begin_ns + strike.duration_ms * _MS for strike, _, begin_ns in self._injected), default=0),
+            healed_ns=max((each.until_ns for each in struck), default=0),
+            to=plan.to,
+            moved=self.course.options.moved if plan.about == abroad.MOVE else "",
+            pause_ms_max=plan.pause_ms_max,
+            linked=tuple(link.region for link in steadiness.links(self.course.before)) if plan.to else (),
         )
 
     async def _heal(self, *, abort: bool) -> None:

@@ -16,7 +16,7 @@ from controlplane.drills import abroad
 from controlplane.drills.faults import Kind
 from controlplane.errors import Invalid
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the set of drills; a record says which one it was made with."""
 
 CALM_S: Final = 3.0
@@ -29,6 +29,8 @@ PAST_COMPACTION_BYTES: Final = 40 << 20
 """The same, past what the others keep of their logs: it can only rejoin by a snapshot."""
 
 
+MOVED_S: Final = 2.0
+"""How long clients work on after each move of a home."""
 FENCING_DOWN_S: Final = 8.0
 """A paused holder's lease has to end and pass on before it goes on."""
 
@@ -76,6 +78,8 @@ class Options:
     """A partition at home in the region to be lost, of which there is a copy here."""
     pause_there: bool = False
     """Whether the nodes of the region to be lost are paused, by an operator there."""
+    moved: str = ""
+    """A partition at home here, whose home is to be moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ class Step:
     """How long clients work on after that."""
     bulk_bytes: int = 0
     """Bytes that are written through the nodes that are not struck, while the faults last."""
+    move: str = ""
+    """`abroad.AWAY` or `abroad.BACK`: a home is moved, instead of faults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +144,15 @@ class Plan:
     isolated: bool = False
     """They are all there are: the region must say that it is alone."""
     about: str = ""
-    """What else has to be shown of several regions: `abroad.STOPS` or `abroad.LOSS`."""
+    """What else has to be shown of several regions: `abroad.STOPS`, `abroad.LOSS` or `abroad.MOVE`."""
     apart: tuple[str, ...] = ()
     """Nodes that are cut off from their own region as well."""
     there: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Other regions in which an operator takes part, with their nodes."""
+    to: str = ""
+    """The region that a home is moved to, and back from."""
+    pause_ms_max: int = 0
+    """Stop condition: somebody's writes pause for so long while a home is moved."""
 
     @property
     def struck(self) -> frozenset[str]:
@@ -452,6 +462,49 @@ def _region_loss(facts: Facts, options: Options, down_s: float) -> Plan:
     )
 
 
+def _move_home(facts: Facts, options: Options, down_s: float) -> Plan:
+    there, moved = [region for region, _ in facts.there], options.moved
+    if not moved:
+        raise Invalid("which partition is to be moved?", reason="PARTITION_MISSING", hint="--move PARTITION")
+    if options.kill_switch:
+        raise Invalid(
+            "no kill switch is thrown in this drill", reason="OUT_OF_RANGE", hint="without --with-kill-switch"
+        )
+    targets = _cut_off_from(facts, options) if options.regions else tuple(there)
+    if len(targets) > 1:
+        raise Invalid(f"to which of {', '.join(targets)}?", reason="PEER_UNKNOWN", hint="--peer REGION")
+    if not set(targets) & set(there):
+        # Where a home is, it has to be asked back: nobody else could do that.
+        raise Invalid("no operator takes part where it is moved to", reason="PEER_UNKNOWN", hint="--there CONTEXT")
+    _check_part(there, facts.regions)
+    (to,) = targets
+    unseen = sorted(set(facts.regions) - set(there))
+    return Plan(
+        "move-home",
+        f"The home of {moved} is moved to {to} while clients write to it, and back again",
+        (
+            f"WRITES AND LINEARIZABLE READS OF {moved} PAUSE twice, for everybody, for as long as its records are "
+            f"taken over; after {down_s:g} s the move is called off, or undone",
+            f"meanwhile {to} is its home: who wrote what, and why, lies there; what is held under its leases has to be "
+            "campaigned for again",
+            "who wrote a record before, and its history, can no longer be asked for afterwards",
+            f"its epoch is two higher afterwards, and these are two of the {limits.HOMES_MAX} moves that it can have",
+            f"if the program that runs this drill dies, {moved} stays where it is, and works there",
+            f"the drill's own workflows are written to {moved}, as evidence",
+            *(f"nothing is written or read in {region}: that side is NOT CHECKED" for region in unseen),
+        ),
+        (
+            Step(f"the home of {moved} is moved to {to}", MOVED_S, move=abroad.AWAY, until=Until.WELL),
+            Step(f"the home of {moved} is moved back from {to}", MOVED_S, move=abroad.BACK, until=Until.WELL),
+        ),
+        rto_target_ms=1_000,
+        silence_ms_max=OVERLAP_MS,
+        about=abroad.MOVE,
+        to=to,
+        pause_ms_max=_ms(down_s),
+    )
+
+
 def _cut_off_from(facts: Facts, options: Options) -> tuple[str, ...]:
     """The regions that were chosen. Raises `Invalid`."""
     if not facts.regions:
@@ -521,6 +574,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
             nodes_min=1,
         ),
         Scenario("region-loss", "lose another region, and get it back", 15.0, _region_loss, nodes_min=1),
+        Scenario("move-home", "move a partition's home to another region and back", 10.0, _move_home, nodes_min=1),
     )
 }
 """All drills, by name."""

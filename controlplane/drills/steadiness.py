@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
+from controlplane import limits
 from controlplane.drills.nodes import Look
 from controlplane.drills.scenarios import Facts
 from controlplane.v1 import api_pb2 as api
@@ -41,6 +42,31 @@ def problems_between(looks: Mapping[str, Look], regions: Collection[str]) -> lis
             found.append(f"the link with {link.region} is {link.state}: {link.reason}")
         elif link.region in regions and old:
             found.append(f"the copy of what {link.region} shares is not up to date")
+    return found
+
+
+def problems_of_move(places: Mapping[str, api.PartitionView], here: str) -> list[str]:
+    """Every reason not to move a partition away from `here` and back, in words; `places` is what each region says."""
+    home = places.get(here)
+    if home is None:
+        return []
+    partition, found = home.partition, []
+    if home.state in ("sealed", "adopting"):
+        found.append(f"a move of {partition.id} is under way: cpctl partition show")
+    elif home.state != "home":
+        found.append(f"{partition.id} is at home in {partition.home}, not in {here}: drill it from there")
+    if "stop" in partition.default_for:
+        found.append(f"{partition.id} is for stops, which stay where they are thrown")
+    if len(partition.former) + 2 > limits.HOMES_MAX:
+        found.append(f"{partition.id} was moved {len(partition.former)} times, of {limits.HOMES_MAX} at most")
+    for region, place in places.items():
+        if place.quarantined:
+            found.append(f"in {region} records of {partition.id} are in quarantine: cpctl partition quarantine")
+        if region != here:
+            same = (place.partition.home, place.partition.epoch) == (here, partition.epoch)
+            fresh = not place.copy.listing and place.copy.age_ms <= VIEW_AGE_MS_MAX
+            if place.state != "copy" or not same or not fresh:
+                found.append(f"{region} has no copy of {partition.id} that is up to date")
     return found
 
 

@@ -18,7 +18,7 @@ from controlplane.drills.nodes import Nodes
 from controlplane.drills.record import Chosen
 from controlplane.drills.runner import Runner, There
 from controlplane.drills.scenarios import Options
-from controlplane.errors import Invalid, Refused
+from controlplane.errors import Denied, Invalid, Refused
 from controlplane.identity import Identity
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2
@@ -48,9 +48,9 @@ class Desk:
     fleet: object
     stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
-    async def side(self, region: str) -> There:
+    async def side(self, region: str, role: str = "operator") -> There:
         """The nodes of a region, and how to connect there."""
-        identity = Identity(FLEET, "prod", region, "operator", "maria")
+        identity = Identity(FLEET, "prod", region, role, "maria")
         signed = self.fleet.authority.sign(identity)
         folder: Path = self.fleet.folder / os.urandom(4).hex()
         signed.save(folder / "crt", folder / "key")
@@ -238,3 +238,121 @@ async def test_a_region_that_is_lost_and_comes_back(tmp_path):
     assert claims["calls_said_unreachable"]["actual"] >= 1
     assert claims["isolated_mode_shown"]["actual"] == "yes"
     assert {check.name for check in checks if not check.passed} <= SPEEDS | {"verdict"}
+
+
+SHARED = f"{EAST}.prod.shared"
+MOVING = Options(down_s=10.0, calm_s=0.3, moved=SHARED)
+PAUSES = {"writes_paused_away_ms", "writes_paused_back_ms"}
+
+
+async def place_of(maria, region):
+    side = await maria.side(region)
+    async with side.connect((), False) as plane:
+        found = (await plane.list_partitions(SHARED)).partitions[0]
+    return found.partition.home, found.partition.epoch, found.state
+
+
+async def test_a_home_that_is_moved_and_moved_back_while_both_sides_write(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        course = await maria.run("move-home", MOVING, there=(WEST,))
+        assert not course.ended_early
+        assert await place_of(maria, EAST) == (EAST, 3, "home")
+        assert await place_of(maria, WEST) == (EAST, 3, "copy")
+    document, checks, claims = recorded(course, tmp_path)
+    assert failed(claims) <= SPEEDS | PAUSES, claims
+    assert claims["epochs_risen"]["actual"] == 2
+    assert claims["writes_under_each_home"]["actual"] >= 3
+    assert set(claims) >= PAUSES
+    assert all(claim["passed"] is not None for claim in claims.values())
+    assert {check.name for check in checks if not check.passed} <= SPEEDS | PAUSES | {"verdict"}
+    assert not course.left
+    assert SHARED in record.markdown(document)
+    assert "is moved to" in picture.draw(course)
+    # Who writes another begin of the move into the record is found out.
+    document["setting"]["cut_ns"] += 1
+    assert "cut" in {check.name for check in record.recheck(document, tmp_path) if not check.passed}
+
+
+@pytest.mark.parametrize("phase", ["sealed", "moved"])
+async def test_a_move_that_is_aborted_leaves_one_home_where_it_was(tmp_path, phase):
+    async def aborted(running_):
+        places = maria.fleet[EAST].node.places
+        if phase == "sealed":
+            await until(lambda: SHARED in places.moves)
+        else:
+            await until(lambda: places.routed(SHARED).home == WEST)
+        nodes = (await maria.side(EAST)).nodes
+        await nodes.meet()
+        assert not await nodes.heal_all(running_.course.drill, "enough", abort=True)
+
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        if phase == "sealed":
+            # Nobody there takes over.
+            await maria.fleet[WEST].member.federation.mover.stop()
+        course = await maria.run("move-home", MOVING, there=(WEST,), meanwhile=aborted)
+        assert course.ended_early == "aborted at east1"
+        home, epoch, state = await place_of(maria, EAST)
+        assert (home, state) == (EAST, "home")
+        assert epoch == {"sealed": 1, "moved": 3}[phase]
+        assert await place_of(maria, WEST) == (EAST, epoch, "copy")
+        side = await maria.side(WEST)
+        async with side.connect((), False) as plane:
+            await plane.create_workflow("afterwards", b"", partition=SHARED, reason="test")
+    document, _, claims = recorded(course, tmp_path)
+    assert document["verdict"] == "failed"
+    assert not course.left
+    for name in ("two_homes", "answered_elsewhere", "versions_reused", "local_reads_went_back", "quarantined"):
+        assert claims[name]["passed"], name
+    assert claims["regions_that_see_it_at_home"]["passed"]
+
+
+async def test_writes_that_pause_too_long_end_the_drill_and_the_move(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        await maria.fleet[WEST].member.federation.mover.stop()
+        options = Options(down_s=1.5, calm_s=0.3, moved=SHARED)
+        course = await maria.run("move-home", options, there=(WEST,))
+        assert "was acknowledged for 1.5 s" in course.ended_early
+        assert await place_of(maria, EAST) == (EAST, 1, "home")
+
+
+async def test_a_home_that_cannot_be_moved_or_moved_back_is_not_drilled(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        for options, there, reason in (
+            (Options(), (WEST,), "PARTITION_MISSING"),
+            (MOVING, (), "PEER_UNKNOWN"),
+        ):
+            with pytest.raises(Invalid) as raised:
+                await maria.prepared("move-home", options, there)
+            assert raised.value.reason == reason
+        for moved, why in (
+            (f"{WEST}.prod.shared", "is at home in eu-west, not in us-east"),
+            (f"{EAST}.prod.none", "us-east knows of no partition"),
+            (f"{EAST}.prod.home-only", "eu-west knows of no partition"),
+            (f"{EAST}.prod.global", "is for stops"),
+        ):
+            *_, problems = await maria.prepared("move-home", Options(moved=moved), (WEST,))
+            assert any(why in problem for problem in problems), (moved, problems)
+        side = await maria.side(EAST)
+        await maria.fleet[WEST].member.federation.mover.stop()
+        async with side.connect((), False) as plane:
+            await plane.move_partition(SHARED, WEST, reason="test")
+            *_, problems = await maria.prepared("move-home", MOVING, (WEST,))
+            assert any("a move of us-east.prod.shared is under way" in problem for problem in problems)
+            await plane.move_partition(SHARED, cancel=True, reason="test")
+        # The drill's own load must not stand still with what is moved.
+        own, others, course, problems = await maria.prepared("move-home", MOVING, (WEST,))
+        assert not problems
+        assert any("PAUSE" in line for line in course.plan.blast)
+        with pytest.raises(Refused, match="--partition"):
+            await Runner(own.nodes, own.connect, course, "test", SHARED, there=others).run()
+        await maria.fleet.cut(WEST, EAST)
+        await until(lambda: maria.fleet[EAST].link(WEST).state == "down")
+        *_, problems = await maria.prepared("move-home", MOVING, (WEST,))
+        assert any("the link with eu-west is down" in problem for problem in problems)
+
+
+async def test_who_is_no_operator_there_cannot_plan_a_move(tmp_path):
+    async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        own, there = await maria.side(EAST), await maria.side(WEST, role="agent")
+        with pytest.raises(Denied):
+            await runner.prepare(own.nodes, "move-home", MOVING, [there])
