@@ -30,6 +30,7 @@ def test_all_drills_are_listed(cpctl):
         "region-cut",
         "kill-under-partition",
         "region-loss",
+        "move-home",
     }
 
 

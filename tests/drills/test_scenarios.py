@@ -13,7 +13,9 @@ from controlplane.errors import Invalid
 REGIONS = ("eu-central", "us-east")
 THREE = Facts("n2", ("n1", "n2", "n3"), REGIONS)
 WITH_EAST = replace(THREE, there=(("us-east", ("m1", "m2")),))
+WITH_BOTH = replace(THREE, there=(("us-east", ("m1",)), ("eu-central", ("c1",))))
 FIVE = Facts("n4", ("n1", "n2", "n3", "n4", "n5"), REGIONS)
+MOVING = Options(moved="eu-west.prod.shared")
 
 
 def strikes(plan):
@@ -21,8 +23,8 @@ def strikes(plan):
 
 
 @pytest.mark.parametrize("facts", [THREE, FIVE], ids=["three", "five"])
-@pytest.mark.parametrize("name", sorted(SCENARIOS))
-def test_every_drill_is_framed_by_calm_bounded_and_says_what_it_does(name, facts):
+@pytest.mark.parametrize("name", sorted({*SCENARIOS} - {"move-home"}))
+def test_every_drill_that_breaks_something_is_framed_by_calm_bounded_and_says_what_it_does(name, facts):
     # Which of several is to be lost has to be said.
     plan = scenarios.plan(name, facts, Options(regions=("us-east",) if name == "region-loss" else ()))
     first, *_, last = plan.steps
@@ -106,6 +108,12 @@ def test_what_the_operator_chooses_is_done():
         ("kill-under-partition", WITH_EAST, Options(regions=("eu-central",)), "PEER_UNKNOWN"),
         ("kill-under-partition", replace(THREE, there=WITH_EAST.there * 2), Options(), "PEER_UNKNOWN"),
         ("region-loss", THREE, Options(), "PEER_UNKNOWN"),
+        ("move-home", WITH_EAST, Options(), "PARTITION_MISSING"),
+        ("move-home", THREE, MOVING, "PEER_UNKNOWN"),
+        ("move-home", WITH_EAST, replace(MOVING, regions=("eu-central",)), "PEER_UNKNOWN"),
+        ("move-home", WITH_BOTH, MOVING, "PEER_UNKNOWN"),
+        ("move-home", replace(WITH_EAST, regions=("eu-central",)), MOVING, "PEER_UNKNOWN"),
+        ("move-home", WITH_EAST, replace(MOVING, kill_switch=True), "OUT_OF_RANGE"),
         ("region-loss", WITH_EAST, Options(regions=("eu-central",)), "PEER_UNKNOWN"),
         ("region-loss", THREE, Options(regions=("us-east",), pause_there=True), "PEER_UNKNOWN"),
         ("region-loss", THREE, Options(regions=("us-east",), copied="eu-west.prod.x"), "PARTITION_FOREIGN"),
@@ -155,3 +163,17 @@ def test_nodes_of_a_lost_region_are_paused_only_if_that_is_asked_for():
     assert not plan.struck
     assert paused[0].says == "pause m1 of us-east for 15 s"
     assert any("NO CALL" in line for line in plan.blast)
+
+
+def test_a_home_is_moved_to_where_an_operator_takes_part_and_back():
+    plan = scenarios.plan("move-home", WITH_EAST, replace(MOVING, down_s=4))
+    assert [step.move for step in plan.steps] == ["", "away", "back", ""]
+    assert not strikes(plan)
+    assert not plan.struck
+    assert all(step.until is Until.WELL for step in plan.steps if step.move)
+    assert plan.steps[0].load_s == plan.steps[-1].load_s == scenarios.CALM_S
+    assert (plan.to, plan.pause_ms_max, plan.cut_off) == ("us-east", 4_000, ())
+    assert any("PAUSE" in line for line in plan.blast)
+    assert any("eu-central" in line and "NOT CHECKED" in line for line in plan.blast)
+    chosen = scenarios.plan("move-home", WITH_BOTH, replace(MOVING, regions=("eu-central",)))
+    assert chosen.to == "eu-central"
