@@ -558,8 +558,8 @@ class Moving(Errand):
         if self._asking is None:
             return
         self._moves_since_s = None
-        (asked,) = await asyncio.gather(self._asking, return_exceptions=True)
-        in_doubt = self._in_doubt and isinstance(asked, BaseException)
+        await asyncio.gather(self._asking, return_exceptions=True)
+        in_doubt = self._in_doubt and self._asking.exception() is not None
         process = self._scribe.join("undoes")
         try:
             async with asyncio.timeout(self._patience_s + _DOUBT_S):

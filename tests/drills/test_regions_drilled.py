@@ -177,16 +177,19 @@ async def test_what_is_not_well_is_not_drilled(tmp_path):
             assert any("the link with eu-west is down" in problem for problem in problems)
 
 
+async def planted(maria):
+    """Have in eu-west what must not leave it, with nothing engaged."""
+    await plant(maria.fleet, 1)
+    async with maria.fleet.caller(WEST, name=CANARY) as writer:
+        scope = records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name=f"{CANARY}0")
+        await writer.call("ReleaseSwitch", api.ReleaseSwitchRequest(header=write_header(reason=CANARY), scope=scope))
+
+
 async def test_no_record_of_a_drill_holds_what_is_pinned(tmp_path, caplog):
     """Whoever is handed a record, of this region or of another, reads nothing in it of what must not leave."""
     names = ["region-loss", "kill-under-partition"]
     async with desk(tmp_path, eu_west=1, us_east=1) as maria:
-        await plant(maria.fleet, 1)
-        async with maria.fleet.caller(WEST, name=CANARY) as writer:
-            scope = records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name=f"{CANARY}0")
-            await writer.call(
-                "ReleaseSwitch", api.ReleaseSwitchRequest(header=write_header(reason=CANARY), scope=scope)
-            )
+        await planted(maria)
 
         async def planting(running_):
             for number in range(20):
@@ -254,8 +257,10 @@ async def place_of(maria, region):
 
 async def test_a_home_that_is_moved_and_moved_back_while_both_sides_write(tmp_path):
     async with desk(tmp_path, eu_west=1, us_east=1) as maria:
+        await planted(maria)
         course = await maria.run("move-home", MOVING, there=(WEST,))
         assert not course.ended_early
+        assert holds_canary(maria.fleet[EAST].everything()) == []
         assert await place_of(maria, EAST) == (EAST, 3, "home")
         assert await place_of(maria, WEST) == (EAST, 3, "copy")
     document, checks, claims = recorded(course, tmp_path)
@@ -266,7 +271,9 @@ async def test_a_home_that_is_moved_and_moved_back_while_both_sides_write(tmp_pa
     assert all(claim["passed"] is not None for claim in claims.values())
     assert {check.name for check in checks if not check.passed} <= SPEEDS | PAUSES | {"verdict"}
     assert not course.left
-    assert SHARED in record.markdown(document)
+    page, history = record.markdown(document, checks), (tmp_path / "h.jsonl").read_bytes()
+    assert SHARED in page
+    assert holds_canary([page.encode(), json.dumps(document).encode(), history, picture.draw(course).encode()]) == []
     assert "is moved to" in picture.draw(course)
     # Who writes another begin of the move into the record is found out.
     document["setting"]["cut_ns"] += 1
