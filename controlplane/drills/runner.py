@@ -146,7 +146,8 @@ async def _problems_of_move(
     found = steadiness.problems_between(looks, [to])
     places = {}
     for region, of, seen in ((here, nodes, looks), *((region, each.nodes, seen) for each, region, seen in others)):
-        if region == to:
+        if region != here:
+            # Only who leads there knows how old its copies are.
             found += [f"in {region}: {each}" for each in steadiness.problems_between(seen, [here])]
         try:
             places[region] = await place_at(of, moved)

@@ -64,9 +64,8 @@ def problems_of_move(places: Mapping[str, api.PartitionView], here: str) -> list
             found.append(f"in {region} records of {partition.id} are in quarantine: cpctl partition quarantine")
         if region != here:
             same = (place.partition.home, place.partition.epoch) == (here, partition.epoch)
-            fresh = not place.copy.listing and place.copy.age_ms <= VIEW_AGE_MS_MAX
-            if place.state != "copy" or not same or not fresh:
-                found.append(f"{region} has no copy of {partition.id} that is up to date")
+            if place.state != "copy" or not same:
+                found.append(f"{region} does not see {partition.id} at home in {here}, with a copy that is whole")
     return found
 
 

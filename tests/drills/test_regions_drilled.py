@@ -89,7 +89,9 @@ class Desk:
 @contextlib.asynccontextmanager
 async def desk(tmp_path, **sizes):
     async with running(tmp_path, drilled=True, **sizes) as fleet:
-        await fleet.settled()
+        for region in fleet.regions:
+            await fleet.settled(region)
+            await until(lambda region=region: all(age_ms < 3_000 for _, age_ms in fleet[region].node.views()))
         made = Desk(fleet)
         async with made.stack:
             yield made

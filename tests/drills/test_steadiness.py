@@ -2,10 +2,11 @@
 
 import pytest
 
+from controlplane import limits
 from controlplane.drills import steadiness
 from controlplane.drills.nodes import Look
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import GLOBAL
+from controlplane.v1.records_pb2 import GLOBAL, Former, Partition
 from tests.drills.conftest import look
 
 
@@ -57,3 +58,30 @@ def test_a_region_of_one_node_may_be_cut_off_but_not_be_broken():
     one = {"n1": look("n1")}
     assert steadiness.problems(one, nodes_min=1) == []
     assert steadiness.problems(one) == ["the region has one node: it survives no fault"]
+
+
+def place(state, home="eu-west", epoch=3, **more):
+    former = [Former(home="us-east", epoch=1)] * more.pop("moved", 0)
+    partition = Partition(id="p", home=home, epoch=epoch, default_for=more.pop("default_for", ["flag"]), former=former)
+    return api.PartitionView(partition=partition, state=state, **more)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "why"),
+    [
+        (place("home"), place("copy"), ""),
+        (place("sealed"), place("copy"), "under way"),
+        (place("adopting"), place("copy"), "under way"),
+        (place("copy", "us-east"), place("home", "us-east"), "is at home in us-east, not in eu-west"),
+        (place("home", default_for=["stop"]), place("copy"), "is for stops"),
+        (place("home", moved=limits.HOMES_MAX - 2), place("copy"), ""),
+        (place("home", moved=limits.HOMES_MAX - 1), place("copy"), "was moved 63 times"),
+        (place("home", quarantined=1), place("copy"), "in eu-west records of p are in quarantine"),
+        (place("home"), place("copy", quarantined=1), "in us-east records of p are in quarantine"),
+        (place("home"), place("left"), "us-east does not see p at home"),
+        (place("home"), place("copy", epoch=2), "us-east does not see p at home"),
+    ],
+)
+def test_what_keeps_a_home_from_being_moved_and_back(here, there, why):
+    found = steadiness.problems_of_move({"eu-west": here, "us-east": there}, "eu-west")
+    assert any(why in each for each in found) if why else found == []
