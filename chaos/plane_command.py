@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from chaos.plane import Region
 from chaos.plane_node import Parts
@@ -23,10 +16,8 @@ from chaos.plane_plants import PLANTS
 from chaos.schedule import PROFILES, make_schedule
 from chaos.sim_runs import Report
 from chaos.simulation import Result
+from chaos.whole_runs import exit_code, print_trace, progress, run_each, tell, timed
 
-# From this many schedules on, a kind of fault that never happened is a failure of the run.
-_ALL_FAULTS_FROM = 200
-_VIOLATIONS_SHOWN = 20
 MIXED = "mixed"
 # One after the other; every second run has links on which most happens in the time there is.
 _MIXTURE = ("lan", "wild", "lan", "wan-wild", "lan", "wan")
@@ -54,46 +45,16 @@ def region_of(settings: Settings, seed: int, *, whole_trace: bool = False) -> Re
 
 def run_one(settings: Settings, seed: int) -> tuple[Result, float]:
     """Run one schedule; return what it showed, and the seconds of CPU it took."""
-    began = time.process_time()
-    result = region_of(settings, seed).run()
-    if not result.violation:
-        result.trace.clear()  # Only read when something is wrong, and long.
-    return result, time.process_time() - began
+    return timed(lambda: region_of(settings, seed).run())
 
 
 def simulate_region(
     seeds: Iterable[int],
     settings: Settings = Settings(),  # noqa: B008 - immutable.
-    *,
-    stop_at: int | None = None,
-    wall_s_max: float = float("inf"),
-    jobs: int = 1,
-    seen: Callable[[Report], None] = lambda _: None,
+    **options: Any,
 ) -> Report:
-    """Run one schedule per seed, in `jobs` processes; stop after `stop_at` violations or `wall_s_max` seconds.
-
-    `seen` is called after every run. The results come in the order of the seeds, whatever `jobs` is.
-    """
-    report, began = Report(), time.monotonic()
-    with _runs(settings, seeds, jobs) as runs:
-        for result, cpu_s in runs:
-            report.add(result, cpu_s)
-            report.wall_s = time.monotonic() - began
-            seen(report)
-            if report.wall_s > wall_s_max or (stop_at is not None and len(report.violations) >= stop_at):
-                break
-    return report
-
-
-@contextmanager
-def _runs(settings: Settings, seeds: Iterable[int], jobs: int) -> Iterator[Iterator[tuple[Result, float]]]:
-    one = partial(run_one, settings)
-    if jobs == 1:
-        yield map(one, seeds)
-        return
-    # A fresh interpreter each: nothing is shared but the seeds.
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield pool.imap(one, seeds)
+    """Run one schedule per seed; `options` are those of `run_each`."""
+    return run_each(partial(run_one, settings), seeds, **options)
 
 
 @click.command("simulate-region")
@@ -128,70 +89,15 @@ def simulate_region_command(  # noqa: PLR0913 - one per option.
 ) -> None:
     """Simulate a whole region with its agents and operators under faults; exit 1 on any violation."""
     settings = Settings(int(nodes), seconds, profile, plant or "")
-    with _progress(schedules) as seen:
+    with progress(schedules, "regions") as seen:
         report = simulate_region(
             range(seed, seed + schedules), settings, stop_at=stop_at, wall_s_max=wall, jobs=jobs, seen=seen
         )
-    if as_json:
-        print(json.dumps(_as_json(report), indent=1))
-    else:
-        _print(report, settings)
+    tell(report, partial(repeat, settings), as_json=as_json)
     if trace or history:
         _again(settings, report.violations[0].seed if report.violations else seed, trace=trace, history=history)
     # Every profile but "calm" draws the same kinds of fault.
-    missing = report.missing_faults("calm" if profile == "calm" else "lan") if report.runs >= _ALL_FAULTS_FROM else []
-    for kind in missing:
-        print(f"fault {kind} never happened: this run proves nothing about it", file=sys.stderr)
-    sys.exit(1 if report.violations or missing else 0)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[Report], None]]:
-    """Show how far it is, on a terminal only."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("regions", total=total)
-
-        def seen(report: Report) -> None:
-            red = f", {len(report.violations)} violations" if report.violations else ""
-            progress.update(task, completed=report.runs, description=f"regions{red}")
-
-        yield seen
-
-
-def _as_json(report: Report) -> dict[str, Any]:
-    return {
-        "schedules": report.runs,
-        "simulated_hours": round(report.seconds / 3600, 2),
-        "simulated_s_per_cpu_s": round(report.seconds / max(report.cpu_s, 1e-9), 1),
-        "cpu_s": round(report.cpu_s, 1),
-        "wall_s": round(report.wall_s, 1),
-        "operations": report.counts["operations checked"],
-        "faults": dict(sorted(report.faults.items())),
-        "counts": dict(sorted(report.counts.items())),
-        "violations": [{"seed": result.seed, "violation": result.violation} for result in report.violations],
-    }
-
-
-def _print(report: Report, settings: Settings) -> None:
-    summary = _as_json(report)
-    for title, counts in (("faults", summary["faults"]), ("counts", summary["counts"])):
-        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    table = Table("schedules", "simulated", "operations", "faults", "violations", "CPU s", "simulated s per CPU s")
-    table.add_row(
-        str(report.runs),
-        f"{summary['simulated_hours']} h",
-        str(summary["operations"]),
-        str(sum(report.faults.values())),
-        str(len(report.violations)),
-        f"{report.cpu_s:.1f}",
-        f"{summary['simulated_s_per_cpu_s']:.0f}",
-    )
-    Console(width=100).print(table)
-    for result in report.violations[:_VIOLATIONS_SHOWN]:
-        print(f"seed {result.seed}: {result.violation}")
-        print(f"    {repeat(settings, result.seed)} --trace")
+    sys.exit(exit_code(report, [*report.faults_of("calm" if profile == "calm" else "lan")]))
 
 
 def repeat(settings: Settings, seed: int) -> str:
@@ -208,5 +114,4 @@ def _again(settings: Settings, seed: int, *, trace: bool, history: Path | None) 
     if history is not None:
         region.history.write(history)
     if trace:
-        print("\n".join(result.trace))
-        print(f"fingerprint {result.fingerprint:08x}")
+        print_trace(result)

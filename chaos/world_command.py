@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from chaos.sim_runs import Report
 from chaos.simulation import Result
+from chaos.whole_runs import exit_code, print_trace, progress, run_each, tell, timed
 from chaos.world import World
 from chaos.world_faults import kinds_of, make_fleet_schedule
 from chaos.world_node import FleetParts
 from chaos.world_plants import PLANTS
 
-# From this many schedules on, a kind of fault that never happened is a failure of the run.
-_ALL_FAULTS_FROM = 200
-_VIOLATIONS_SHOWN = 20
 MIXED = "mixed"
 # Regions of one node are a third of the work, and show as much of what is between regions.
 _MIXTURE = (1, 1, 3)
@@ -50,45 +42,16 @@ def world_of(settings: Settings, seed: int, *, whole_trace: bool = False) -> Wor
 
 def run_one(settings: Settings, seed: int) -> tuple[Result, float]:
     """Run one schedule; return what it showed, and the seconds of CPU it took."""
-    began = time.process_time()
-    result = world_of(settings, seed).run()
-    if not result.violation:
-        result.trace.clear()  # Only read when something is wrong, and long.
-    return result, time.process_time() - began
+    return timed(lambda: world_of(settings, seed).run())
 
 
 def simulate_fleet(
     seeds: Iterable[int],
     settings: Settings = Settings(),  # noqa: B008 - immutable.
-    *,
-    stop_at: int | None = None,
-    jobs: int = 1,
-    seen: Callable[[Report], None] = lambda _: None,
+    **options: Any,
 ) -> Report:
-    """Run one schedule per seed, in `jobs` processes; stop after `stop_at` violations.
-
-    `seen` is called after every run. The results come in the order of the seeds, whatever `jobs` is.
-    """
-    report, began = Report(), time.monotonic()
-    with _runs(settings, seeds, jobs) as runs:
-        for result, cpu_s in runs:
-            report.add(result, cpu_s)
-            report.wall_s = time.monotonic() - began
-            seen(report)
-            if stop_at is not None and len(report.violations) >= stop_at:
-                break
-    return report
-
-
-@contextmanager
-def _runs(settings: Settings, seeds: Iterable[int], jobs: int) -> Iterator[Iterator[tuple[Result, float]]]:
-    one = partial(run_one, settings)
-    if jobs == 1:
-        yield map(one, seeds)
-        return
-    # A fresh interpreter each: nothing is shared but the seeds.
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield pool.imap(one, seeds)
+    """Run one schedule per seed; `options` are those of `run_each`."""
+    return run_each(partial(run_one, settings), seeds, **options)
 
 
 @click.command("simulate-fleet")
@@ -115,60 +78,13 @@ def simulate_fleet_command(  # noqa: PLR0913 - one per option.
 ) -> None:
     """Simulate whole fleets, two or three regions with all who work there, under faults; exit 1 on any violation."""
     settings = Settings(0 if nodes == MIXED else int(nodes), seconds, plant or "")
-    report = simulate_fleet(range(seed, seed + schedules), settings, stop_at=stop_at, jobs=jobs, seen=_show)
-    if as_json:
-        print(json.dumps(_as_json(report), indent=1))
-    else:
-        _print(report, settings)
+    with progress(schedules, "fleets") as seen:
+        report = simulate_fleet(range(seed, seed + schedules), settings, stop_at=stop_at, jobs=jobs, seen=seen)
+    tell(report, partial(repeat, settings), as_json=as_json)
     if trace:
-        again = world_of(settings, report.violations[0].seed if report.violations else seed, whole_trace=True).run()
-        print("\n".join(again.trace))
-        print(f"fingerprint {again.fingerprint:08x}")
-    missing = [kind for kind in kinds_of(settings.nodes or 3) if not report.faults[kind]]
-    missing = missing if report.runs >= _ALL_FAULTS_FROM else []
-    for kind in missing:
-        print(f"fault {kind} never happened: this run proves nothing about it", file=sys.stderr)
-    sys.exit(1 if report.violations or missing else 0)
-
-
-def _show(report: Report) -> None:
-    """Say at once what is wrong: the rest may take long."""
-    if report.last.violation:
-        print(f"seed {report.last.seed}: {report.last.violation}", file=sys.stderr, flush=True)
-
-
-def _as_json(report: Report) -> dict[str, Any]:
-    return {
-        "schedules": report.runs,
-        "simulated_hours": round(report.seconds / 3600, 2),
-        "simulated_s_per_cpu_s": round(report.seconds / max(report.cpu_s, 1e-9), 1),
-        "cpu_s": round(report.cpu_s, 1),
-        "wall_s": round(report.wall_s, 1),
-        "operations": report.counts["operations checked"],
-        "faults": dict(sorted(report.faults.items())),
-        "counts": dict(sorted(report.counts.items())),
-        "violations": [{"seed": result.seed, "violation": result.violation} for result in report.violations],
-    }
-
-
-def _print(report: Report, settings: Settings) -> None:
-    summary = _as_json(report)
-    for title, counts in (("faults", summary["faults"]), ("counts", summary["counts"])):
-        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    table = Table("schedules", "simulated", "operations", "faults", "violations", "CPU s", "simulated s per CPU s")
-    table.add_row(
-        str(report.runs),
-        f"{summary['simulated_hours']} h",
-        str(summary["operations"]),
-        str(sum(report.faults.values())),
-        str(len(report.violations)),
-        f"{report.cpu_s:.1f}",
-        f"{summary['simulated_s_per_cpu_s']:.0f}",
-    )
-    Console(width=100).print(table)
-    for result in report.violations[:_VIOLATIONS_SHOWN]:
-        print(f"seed {result.seed}: {result.violation}")
-        print(f"    {repeat(settings, result.seed)} --trace")
+        again = report.violations[0].seed if report.violations else seed
+        print_trace(world_of(settings, again, whole_trace=True).run())
+    sys.exit(exit_code(report, kinds_of(settings.nodes or 3)))
 
 
 def repeat(settings: Settings, seed: int) -> str:
