@@ -67,6 +67,7 @@ _log = logging.getLogger(__name__)
 _HOUSEKEEPING_S = 0.25
 _FRESHNESS_S = 1.0
 _RETRY_S = 0.02
+_TRIM_S = 60.0
 _TIMER_MIN_S = 0.0005
 _WRITER_STOP_S = 10.0
 # A batch that the loop writes itself: how large it may be, how long it may take, and for how long none is if it did.
@@ -295,11 +296,24 @@ class RaftLog:
         """Leave nothing in this node's folder that is gone from its state by now, and record `revision` for it.
 
         The log is trimmed up to here, so whoever is further behind gets a snapshot; one that is under way is waited
-        for. Then all files of journal and store are written anew, by a thread. Raises `Unavailable` if files are still
-        in use, if there is no room to have them twice, or when the log stops: what was done is no harm, ask again.
+        for, a minute at most. Then all files of journal and store are written anew, by a thread. Raises `Unavailable`
+        if log or files are still in use, if there is no room to have them twice, or when the log stops: what was done
+        is no harm, ask again.
         """
         index = self._machine.applied[0]
         await self._on_disk(self._machine.store.sync)
+        try:
+            async with asyncio.timeout(_TRIM_S):
+                await self._trim(index)
+        except TimeoutError:
+            raise Unavailable("the log is still needed for a snapshot that is under way", reason="LOG_HELD") from None
+        # In turn: what an earlier snapshot replaced is swept by then.
+        await self._loop.run_in_executor(self._snapshots_in, self._incoming.discard)
+        await self._loop.run_in_executor(self._scrubs, self._scrub_files)
+        await self._on_disk(self._folder.note_scrubbed, revision)
+
+    async def _trim(self, index: int) -> None:
+        """Return when nothing up to `index` is in the journal any more, on disk as well."""
         while self._tail.boundary_index < index:
             self._require_active()
             self._tell(lambda guard, _: guard.trim(index, 0, 0))
@@ -308,10 +322,6 @@ class RaftLog:
         while self._tail.synced_seq < trimmed:
             self._require_active()
             await asyncio.sleep(_RETRY_S)
-        # In turn: what an earlier snapshot replaced is swept by then.
-        await self._loop.run_in_executor(self._snapshots_in, self._incoming.discard)
-        await self._loop.run_in_executor(self._scrubs, self._scrub_files)
-        await self._on_disk(self._folder.note_scrubbed, revision)
 
     def _scrub_files(self) -> None:
         folder = self._folder
