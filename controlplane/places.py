@@ -100,7 +100,7 @@ class Places:
     def elsewhere(self) -> list[Partition]:
         """Partitions that have moved, to other regions."""
         found = (self.routed(name) for name in {*self.moves, *self._abroad.partitions})
-        return moves.told(each for each in found if each is not None and each.home != self._region)
+        return [each for each in found if each is not None and each.home != self._region and each.former]
 
     def every(self) -> list[Partition]:
         """All partitions that are known here, by id."""

@@ -18,7 +18,7 @@ other has committed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 
 from controlplane import limits
@@ -384,8 +384,3 @@ def _turned(move: Move, phase: Move.Phase) -> Move:
     after.CopyFrom(move)
     after.phase = phase
     return after
-
-
-def told(partitions_of: Iterable[Partition]) -> list[Partition]:
-    """Partitions that have been elsewhere, for others to hear of."""
-    return [each for each in partitions_of if each.former]

@@ -95,8 +95,8 @@ class Exporter:
     def __init__(self, node: Node, links: Links) -> None:
         self._node, self._links = node, links
         self._system = partitions.system(node.region)
-        self._grants = scope_of(self._system) + keys.text(federation.GRANT.name)
         own = scope_of(self._system)
+        self._grants = own + keys.text(federation.GRANT.name)
         self._placing = (own + keys.text(moves.MOVE.name), own + keys.text(federation.FOREIGN.name))
         self._streams: dict[tuple[str, Reach], _Export] = {}
         self._granted_in: int | None = None

@@ -18,16 +18,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from controlplane import features, limits
 from controlplane.errors import ControlPlaneError, Denied, Invalid, NotFound, Refused, Unavailable
 from controlplane.features import checks, federation, moves, partitions
 from controlplane.federation.links import Link, Links, leads, packed
 from controlplane.geography import SHARED, exported, lawful
-from controlplane.kernel import keys, machine
+from controlplane.kernel import keys
 from controlplane.kernel.machine import Applied
-from controlplane.kernel.transaction import Tx, scope_of
+from controlplane.kernel.transaction import Reader, Tx, scope_of
 from controlplane.node import AGE_UNKNOWN_MS, Node
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import federation_pb2 as wire
@@ -44,6 +44,13 @@ _KINDS_WITH_HISTORY: Final = frozenset(kind.name for kind in features.KINDS.valu
 _ALL: Final = (1 << 63) - 1
 
 Feature = Callable[[Tx], RequestHeader | None]
+
+
+class _Said(NamedTuple):
+    """How a step ended: what the move waits for now, if anything, and whether that is a failure."""
+
+    waits_for: str = ""
+    failed: bool = False
 
 
 class Mover:
@@ -63,7 +70,7 @@ class Mover:
         """Begin; idle unless this node leads."""
         self._node.on_applied(self._took)
         self._node.log.on_change(self._change.set)
-        self._task = asyncio.create_task(self._run(), name="moves of homes")
+        self._task = self._node.needs(asyncio.create_task(self._run(), name="moves of homes"))
 
     async def stop(self) -> None:
         """End at once: what is left is done by whoever leads next."""
@@ -265,13 +272,13 @@ class Mover:
             for move in self._node.places.moves.values()
             if move.phase == (Move.ADOPTING if move.to == region else Move.SEALED)
         ]
-        said = await asyncio.gather(*(self._step(move) for move in due), self._sweep())
-        self.waits_for = {move.partition.id: why for move, why in zip(due, said, strict=False) if why}
-        if any(why.startswith("!") for why in said):
+        *said, swept = await asyncio.gather(*(self._step(move) for move in due), self._sweep())
+        self.waits_for = {move.partition.id: each.waits_for for move, each in zip(due, said, strict=True)}
+        if swept.failed or any(each.failed for each in said):
             return _PAUSE_FAILED_S
         return _PAUSE_S if due else None
 
-    async def _sweep(self) -> str:
+    async def _sweep(self) -> _Said:
         """Remove what is here of former homes, and of those that never came to be; but for what is quarantined."""
         node = self._node
         try:
@@ -280,8 +287,8 @@ class Mover:
                     await self._all(partition, "SweepPartition", lambda tx, upto=upto: moves.sweep(tx, upto))  # type: ignore[misc]
         except ControlPlaneError as error:
             _LOG.warning("what is left of former homes will be removed later: %s", error)
-            return f"! {error.reason}: {error}"
-        return ""
+            return _Said(f"{error.reason}: {error}", failed=True)
+        return _Said()
 
     def _former(self, name: str) -> Iterator[tuple[Partition, int]]:
         """The partition as it was here before, and the revision of this region's up to which that is of no use."""
@@ -294,18 +301,18 @@ class Mover:
             was = Partition(id=name, home=former.home, reach=now.reach, epoch=former.epoch)
             yield was, former.upto if former.home == self._node.region else _ALL
 
-    async def _step(self, move: Move) -> str:
-        """Do the next step of a move; returns what it waits for. One that failed begins with an exclamation mark."""
+    async def _step(self, move: Move) -> _Said:
+        """Do the next step of a move."""
         try:
             if move.phase == Move.SEALED:
-                return await self._press(move)
+                return _Said(await self._press(move))
             after = moves.adopted(move)
             await self._all(after, "TakeOver", lambda tx: self._take_over(tx, move))
             await self._transact("AdoptPartition", lambda tx: moves.finish(tx, move))
         except ControlPlaneError as error:
             _LOG.warning("a step of a move will be tried again: %s", error)
-            return f"! {error.reason}: {error}"
-        return ""
+            return _Said(f"{error.reason}: {error}", failed=True)
+        return _Said()
 
     def _take_over(self, tx: Tx, move: Move) -> RequestHeader | None:
         held = self._node.status()
@@ -346,16 +353,5 @@ class Mover:
 
 def moved_at(node: Node, partition: str) -> api.Meta:
     """Who ordered the newest step of a partition's move here, when and why."""
-    key = keys.within(scope_of(partitions.system(node.region)), moves.MOVE.name, partition)
-    event = machine.event_at(node.store, key)
-    if event is None:
-        return api.Meta()
-    return api.Meta(
-        revision=event.revision,
-        created=event.created,
-        version=event.version,
-        actor=event.actor,
-        action=event.action,
-        reason=event.reason,
-        at_ms=event.at_ms,
-    )
+    row = Reader(node.store, partitions.system(node.region), node.revision).get(moves.MOVE, partition)
+    return checks.meta(row) if row is not None else api.Meta()

@@ -593,3 +593,20 @@ async def test_thrown_to_and_fro_it_is_told_how_it_stands_in_the_end() -> None:
         assert engaged
         assert thrown is not None
         assert revision > thrown.revision
+
+
+async def test_a_task_that_the_node_needs_ends_it_with_its_error() -> None:
+    async with Region() as region:
+
+        async def breaks() -> None:
+            raise KeyError("a defect")
+
+        async def waits() -> None:
+            await asyncio.Event().wait()
+
+        region.node.needs(asyncio.create_task(waits())).cancel()
+        await settle()
+        assert not region.node.failed.done()
+        region.node.needs(asyncio.create_task(breaks()))
+        with pytest.raises(KeyError, match="a defect"):
+            await within(region.node.failed)
