@@ -276,11 +276,11 @@ class Node:
         self._marks.clear()
         self._watches.reset(self._state.revision)
         self.abroad.look(self.store, self.clock())
-        for listener in self._reloaded_listeners:
-            listener()
         shown = self.places.look(self.store)
         for before in shown:
             self._watches.outdate(scope_of(before))
+        for listener in self._reloaded_listeners:
+            listener()
 
     # -- what callers want
 
@@ -378,13 +378,13 @@ class Node:
         _check_consistency(request.header)
         everywhere = not request.header.partition and [*request.kinds] == [switches.STOP.name]
         if everywhere and call.region in ("", self.region):
-            await self._consistent(request.header, call.deadline)
+            await self.consistent(request.header, call.deadline)
             # Only now: what was learned while this waited is to be seen too.
             among = self._stop_partitions(call.environment)
             wanted = filter_of(among, request.kinds, request.prefix, self.abroad.learned)
             return self._watches.follow(self.store, wanted, 0, request, self.fresh_ms, since=self.abroad.since)
         self._partition_of_kinds(request.header, request.kinds, call)
-        await self._consistent(request.header, call.deadline)
+        await self.consistent(request.header, call.deadline)
         # Where it is shown by now.
         partition = self._shown(self._partition_of_kinds(request.header, request.kinds, call))
         wanted, since = filter_of([partition], request.kinds, request.prefix), self.places.since(partition.id)
@@ -897,14 +897,14 @@ class Node:
         self, call: Call, header: api.RequestHeader, done: asyncio.Future[bytes], run: Callable[[int], bytes]
     ) -> None:
         try:
-            await self._consistent(header, call.deadline)
+            await self.consistent(header, call.deadline)
         except ControlPlaneError as error:
             fail(done, error)
             return
         _answer_read(done, run, self.fresh_ms())
 
-    async def _consistent(self, header: api.RequestHeader, deadline: float) -> None:
-        """Wait until this node's state is as new as `header` asks for."""
+    async def consistent(self, header: api.RequestHeader, deadline: float) -> None:
+        """Wait until this node's state is as new as `header` asks for, or raise `Unavailable` at the deadline."""
         if header.consistency == api.LINEARIZABLE:
             await self.log.barrier(timeout_s=max(0.0, deadline - self.clock()))
         elif header.consistency == api.AT_LEAST:

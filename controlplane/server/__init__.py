@@ -132,7 +132,7 @@ class Server:
         channel = _channel_credentials(credentials)
         outlines = Outlines(node, self.region, federation)
         glass = Glass(node, self.region, federation, self.counts)
-        partitions = Partitions(node, federation)
+        partitions = Partitions(node, self.region, federation)
         answer = plan(node, self.region, outlines, glass, partitions, federation)
         self.router = router(name, answer, node.log, peers, channel, node.clock)
         drills = drills or Drills(Facts(name))

@@ -197,8 +197,7 @@ class Glass:
     async def listed(self, call: Call) -> bytes:
         """Answer ListBreakGlass: one page of what was written down in the caller's environment, oldest first."""
         request = call.read(api.ListBreakGlassRequest)
-        if request.header.consistency == api.LINEARIZABLE:
-            await self._node.log.barrier(timeout_s=max(0.0, call.deadline - self._node.clock()))
+        await self._node.consistent(request.header, call.deadline)
         reader = Reader(self._node.store, system(self._node.region), self._node.revision)
         rows, more = checks.page(glass.reads(reader, call.environment, request.after_revision), request.limit)
         found = [

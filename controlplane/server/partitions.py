@@ -10,6 +10,7 @@ from controlplane.features import checks, moves
 from controlplane.federation import Federation
 from controlplane.federation.mover import moved_at
 from controlplane.node import AGE_UNKNOWN_MS, Call, Node
+from controlplane.server.region import RegionView
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Move, Partition
 from controlplane.watch import change_of
@@ -20,8 +21,8 @@ _COUNTED_MAX = 1000
 class Partitions:
     """Answers from this node's replica; a move is the leader's."""
 
-    def __init__(self, node: Node, federation: Federation | None) -> None:
-        self._node, self._federation = node, federation
+    def __init__(self, node: Node, region: RegionView, federation: Federation | None) -> None:
+        self._node, self._region, self._federation = node, region, federation
 
     async def answer(self, call: Call) -> bytes:
         """Answer a call that has one reply. Raises the eight errors."""
@@ -29,33 +30,31 @@ class Partitions:
             return (await self._move(call.read(api.MovePartitionRequest), call)).SerializeToString()
         if call.method == "ListQuarantine":
             listed = call.read(api.ListQuarantineRequest)
-            await self._newest(listed.header, call)
+            await self._node.consistent(listed.header, call.deadline)
             return self._quarantine(listed, call).SerializeToString()
         request = call.read(api.ListPartitionsRequest)
-        await self._newest(request.header, call)
+        await self._node.consistent(request.header, call.deadline)
         every = [each for each in self._node.places.every() if each.environment == call.environment]
         if request.partition:
             every = [self._named(request.partition, call)]
         return api.ListPartitionsReply(
-            header=self._header(), partitions=[self._view(each) for each in every]
+            header=self._region.header(), partitions=[self._view(each) for each in every]
         ).SerializeToString()
-
-    async def _newest(self, header: api.RequestHeader, call: Call) -> None:
-        if header.consistency == api.LINEARIZABLE:
-            await self._node.log.barrier(timeout_s=max(0.0, call.deadline - self._node.clock()))
 
     async def _move(self, request: api.MovePartitionRequest, call: Call) -> api.MovePartitionReply:
         if self._federation is None:
             raise Refused("this region knows no other", reason="NO_OTHER_REGION")
         checks.free_text(request.header.reason, "header.reason")
         await self._federation.mover.move(call.actor, call.environment, request)
-        return api.MovePartitionReply(header=self._header(), partition=self._view(self._named(request.partition, call)))
+        return api.MovePartitionReply(
+            header=self._region.header(), partition=self._view(self._named(request.partition, call))
+        )
 
     def _quarantine(self, request: api.ListQuarantineRequest, call: Call) -> api.ListQuarantineReply:
         checks.between(request.limit, 0, limits.PAGE_MAX, "limit")
         partition = self._named(request.partition, call)
         found = moves.quarantined(self._node.store, self._node.region, partition, request.after)
-        reply, room = api.ListQuarantineReply(header=self._header()), limits.PAGE_BYTES_MAX
+        reply, room = api.ListQuarantineReply(header=self._region.header()), limits.PAGE_BYTES_MAX
         for event in found:
             if len(reply.changes) == (request.limit or limits.PAGE_DEFAULT) or (reply.changes and room <= 0):
                 reply.more = True
@@ -81,7 +80,7 @@ class Partitions:
             view.move.CopyFrom(move)
             view.moved.CopyFrom(moved_at(node, name))
         if self._federation is not None:
-            view.waits_for = self._federation.mover.waits_for.get(name, "").removeprefix("! ")
+            view.waits_for = self._federation.mover.waits_for.get(name, "")
             cursor, age_ms = self._federation.mover.copy_of(partition)
             if cursor is not None:
                 view.copy.CopyFrom(
@@ -104,7 +103,3 @@ class Partitions:
         if move is not None and move.phase == Move.ADOPTING:
             return "adopting"
         return "copy" if places.shown(name) is not None else "left"
-
-    def _header(self) -> api.ReplyHeader:
-        node = self._node
-        return api.ReplyHeader(revision=node.revision, region=node.region, age_ms=node.fresh_ms(), node=node.name)

@@ -15,7 +15,6 @@ from controlplane.features import audit
 from controlplane.ledger import scan
 from controlplane.node import Call, Node
 from controlplane.server.region import RegionView
-from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import audit_pb2 as messages
 
 _PAGE_LEAVES = 64
@@ -38,8 +37,7 @@ class Reviewers:
         if call.method == "ReadNodes":
             return self._nodes(call.read(messages.ReadNodesRequest)).SerializeToString()
         request = call.read(messages.GetCheckpointRequest)
-        if request.header.consistency == api.LINEARIZABLE:
-            await self._node.log.barrier(timeout_s=max(0.0, call.deadline - self._node.clock()))
+        await self._node.consistent(request.header, call.deadline)
         return self._checkpoint(request).SerializeToString()
 
     async def read(self, call: Call) -> AsyncGenerator[bytes, None]:
@@ -77,7 +75,7 @@ class Reviewers:
         size, node = self._size(request.size), self._node
         cosigned = self._auditor.cosigned()
         return messages.GetCheckpointReply(
-            header=self._header(),
+            header=self._region.header(),
             region=self._region.region(),
             size=size,
             note=self._auditor.note(size),
@@ -99,7 +97,7 @@ class Reviewers:
             hashes = [read(each.level, each.at) for each in request.nodes]
         except (KeyError, ValueError, OverflowError):
             raise NotFound("no such part of the tree", reason="LEDGER_NODE_NOT_FOUND") from None
-        return messages.ReadNodesReply(header=self._header(), hashes=hashes)
+        return messages.ReadNodesReply(header=self._region.header(), hashes=hashes)
 
     async def _scan(self, request: messages.ScanDiskRequest) -> messages.ScanDiskReply:
         """Search the store and all files. One at a time: it reads the whole disk."""
@@ -121,16 +119,12 @@ class Reviewers:
         signer = self._auditor.signed(node.name)
         told = scan.Scan(node.fleet, node.region, node.name, node.state.at_ms, size, found.searched, found.foreign)
         return messages.ScanDiskReply(
-            header=self._header(),
+            header=self._region.header(),
             node=node.name,
             note=b"" if signer is None else scan.sign(told, signer),
             foreign=found.foreign,
             findings=found.described,
         )
-
-    def _header(self) -> api.ReplyHeader:
-        node = self._node
-        return api.ReplyHeader(revision=node.revision, region=node.region, node=node.name)
 
 
 def _pause() -> None:
