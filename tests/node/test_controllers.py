@@ -596,17 +596,16 @@ async def test_thrown_to_and_fro_it_is_told_how_it_stands_in_the_end() -> None:
 
 
 async def test_a_task_that_the_node_needs_ends_it_with_its_error() -> None:
-    async with Region() as region:
+    async def breaks() -> None:
+        raise KeyError("a defect")
 
-        async def breaks() -> None:
-            raise KeyError("a defect")
+    async def waits() -> None:
+        await asyncio.Event().wait()
 
-        async def waits() -> None:
-            await asyncio.Event().wait()
-
-        region.node.needs(asyncio.create_task(waits())).cancel()
-        await settle()
-        assert not region.node.failed.done()
-        region.node.needs(asyncio.create_task(breaks()))
-        with pytest.raises(KeyError, match="a defect"):
+    with pytest.raises(KeyError, match="a defect"):
+        async with Region() as region:
+            region.node.needs(asyncio.create_task(waits())).cancel()
+            await settle()
+            assert not region.node.failed.done()
+            region.node.needs(asyncio.create_task(breaks()))
             await within(region.node.failed)
