@@ -602,10 +602,13 @@ async def test_a_task_that_the_node_needs_ends_it_with_its_error() -> None:
     async def waits() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(KeyError, match="a defect"):
+    async def region_with_a_broken_task() -> None:
         async with Region() as region:
             region.node.needs(asyncio.create_task(waits())).cancel()
             await settle()
             assert not region.node.failed.done()
             region.node.needs(asyncio.create_task(breaks()))
             await within(region.node.failed)
+
+    with pytest.raises(KeyError, match="a defect"):
+        await region_with_a_broken_task()
