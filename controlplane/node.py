@@ -157,7 +157,7 @@ class Node:
         self.fleet, self.region, self.name = fleet, region, name
         self.store, self.log = store, log
         self.actor = f"controlplane://{fleet}/-/{region}/peer/{name}"
-        self.clock, self._wall_ms, self._entropy = clock, wall_ms, entropy
+        self.clock, self._wall_ms, self.entropy = clock, wall_ms, entropy
         self._defaults = {(p.environment, kind): p.id for p in partitions for kind in p.default_for}
         self._quota_bytes, self._free_bytes = quota_bytes, free_bytes
         self._state = machine.state_of(store)
@@ -663,7 +663,7 @@ class Node:
         """Turn what waits into one entry; what needs no entry is answered on the way."""
         working = Working(self.store, self._recent)
         working.at_ms = max(working.at_ms, self._wall_ms())
-        entry = Entry(base=working.base, at_ms=working.at_ms, salt=self._entropy(16))
+        entry = Entry(base=working.base, at_ms=working.at_ms, salt=self.entropy(16))
         working.salt = entry.salt
         entry.base_hash = working.base_hash
         batch: list[Waiting] = []

@@ -141,7 +141,8 @@ async def serve(
     drills = Drills(facts, None if under_drill is None else under_drill.injector)
     # A node is the durable machine that this log asks for; the port promises its callers less.
     node = _node(config, name, RocksStore(folder.store), cast(Log, raft), counts, _Room(raft))
-    federation = Federation(config, node, credentials) if config.peers else None
+    # Without peers as well: who reads the metrics from elsewhere is written down.
+    federation = Federation(config, node, credentials)
     server = Server(
         config,
         name,
@@ -154,15 +155,11 @@ async def serve(
         ledger_keys=read_ledger_keys(config),
         files=raft,
     )
-    collectors = [LinkCollector(raft.counters), drills.collector]
-    between_regions = []
-    if federation is not None:
-        collectors.append(FederationCollector(federation.links))
-        if under_drill is not None:
-            under_drill.injector.sever = federation.links.sever
-        between_regions.append(Part("federation", _later(federation.start), federation.stop))
+    collectors = [LinkCollector(raft.counters), drills.collector, FederationCollector(federation.links)]
+    if under_drill is not None:
+        under_drill.injector.sever = federation.links.sever
     failures = [node.failed, raft.failed]
-    process = _process(config.node(name), node, server, failures, collectors, between_regions)
+    process = _process(config.node(name), node, server, failures, collectors, federation)
     try:
         await process.run(stopping, lambda: _log.info("serving", address=server.address))
     finally:
@@ -209,7 +206,7 @@ async def dev(port: int, data: Path, stopping: asyncio.Event, say: Callable[[str
     server = Server(
         config, DEV_NODE, node, None, counts=counts, data=data, everybody=DEV_IDENTITY, files=_Alone(folder, store)
     )
-    process = _process(config.node(DEV_NODE), node, server, [node.failed], [], [])
+    process = _process(config.node(DEV_NODE), node, server, [node.failed], [], None)
     await process.run(stopping, lambda: say(f"controlplane dev on 127.0.0.1:{server.port}, data in {data}"))
 
 
@@ -376,10 +373,13 @@ def _process(
     server: Server,
     failures: Sequence[asyncio.Future[None]],
     links: Sequence[Collector],
-    between_regions: Sequence[Part],
+    federation: Federation | None,
 ) -> Process:
     controllers = Controllers(node)
-    metrics = MetricsServer([NodeCollector(node, server.counts, lambda: server.router.waiting), *links])
+    told = None if federation is None else federation.doors.scraped
+    collectors = [NodeCollector(node, server.counts, lambda: server.router.waiting), *links]
+    metrics = MetricsServer(collectors, told)
+    between_regions = [] if federation is None else [Part("federation", _later(federation.start), federation.stop)]
     return Process(
         [
             Part("node", node.start, _stopper(node)),

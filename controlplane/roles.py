@@ -85,7 +85,10 @@ REVIEWERS: Final[Mapping[str, Cells]] = {
 }
 """The service for reviewers. What it shows names nobody, and covers all environments of the region."""
 
-TABLE: Final[Mapping[str, Cells]] = {**AGENTS, **OPERATORS, **DRILLS, **REVIEWERS}
+NODES: Final[Mapping[str, Cells]] = {"NotePassage": {"peer": frozenset({EVERY_ENVIRONMENT})}}
+"""What a node asks of its leader on its own account, inside a session and nowhere else."""
+
+TABLE: Final[Mapping[str, Cells]] = {**AGENTS, **OPERATORS, **DRILLS, **REVIEWERS, **NODES}
 
 REGION_WIDE: Final = frozenset({"TransferRegion", "InjectFault", "HealFaults"})
 """Calls that a region's administrators, named in its file, may make from any environment."""

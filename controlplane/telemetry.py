@@ -254,7 +254,9 @@ def _switches(node: Node) -> Iterator[records_pb2.Switch]:
 class MetricsServer:
     """Serves /metrics over plain HTTP, one answer per connection, on the loop that everything else runs on."""
 
-    def __init__(self, collectors: Iterable[Collector]) -> None:
+    def __init__(self, collectors: Iterable[Collector], told: Callable[[str, bytes], None] | None = None) -> None:
+        """`told` hears, before they are sent, which metrics go to which address."""
+        self._told = told
         self._registry = CollectorRegistry()
         for collector in (*collectors, prometheus_client.ProcessCollector(registry=None)):
             self._registry.register(collector)
@@ -276,15 +278,18 @@ class MetricsServer:
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 async with asyncio.timeout(_HTTP_TIMEOUT_S):
                     head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self._answer(head))
+                    writer.write(self._answer(head, str((writer.get_extra_info("peername") or ("",))[0])))
                     await writer.drain()
         finally:
             writer.close()
 
-    def _answer(self, head: bytes) -> bytes:
+    def _answer(self, head: bytes, host: str) -> bytes:
         if not head.startswith((b"GET /metrics ", b"GET /metrics?")):
             return _http("404 Not Found", "text/plain", b"the metrics are at /metrics\n")
-        return _http("200 OK", prometheus_client.CONTENT_TYPE_LATEST, prometheus_client.generate_latest(self._registry))
+        page = prometheus_client.generate_latest(self._registry)
+        if self._told is not None:
+            self._told(host, page)
+        return _http("200 OK", prometheus_client.CONTENT_TYPE_LATEST, page)
 
 
 def _http(status: str, kind: str, body: bytes) -> bytes:

@@ -45,6 +45,7 @@ _DOORS = {
     "unconfirmed": "unconfirmed",
     "answer": "agent",
     "outline": "operator",
+    "metrics": "metrics",
     "denial": "agent",
 }
 _DIGEST_BYTES = 32

@@ -239,7 +239,7 @@ def granted(view: View, region: str, peer: str, reach: Reach) -> bool:
 def record_passage(tx: Tx, passage: Passage) -> RequestHeader | None:
     """Write down what passed; once. In the system partition."""
     place = passages_of(passage.direction, passage.counterparty, passage.reach, passage.epoch)
-    name = f"{place}{passage.upto:020d}/{passage.sort}/{passage.digest[:8].hex()}"
+    name = f"{place}{passage.upto:020d}/{passage.sort}/{(passage.nonce or passage.digest[:8]).hex()}"
     if tx.get(PASSAGE, name) is not None:
         return None
     tx.put(PASSAGE, name, passage)

@@ -93,8 +93,9 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 "Calls outside of this system: what an agent, a tool or a model provider sent by itself.",
                 "That the nodes run the program they should. A node that was made to lie signs lies; what helps is that"
                 " other regions, and the reviewer's copies of earlier checkpoints, hold it to what it said before.",
-                "Who looked at a node's metrics. They hold counts, and names of nodes and regions, but nothing of what"
-                " records are called or say; only the machine itself can read them unless the region file says more.",
+                "Who looked at a node's metrics: that somebody at another machine did is in the ledger, as an egress to"
+                " (unidentified), for nobody has to say who they are. Metrics hold counts, and names of nodes and"
+                " regions, but nothing of what records are called or say.",
                 "What erased records said. That they existed, and of which class they were, stays visible.",
                 "Who is meant by a scope that crosses borders. Such ids are opaque, but whoever knows all the names"
                 " there are can guess which one an id stands for by trying them.",

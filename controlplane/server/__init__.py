@@ -36,12 +36,13 @@ from controlplane.config import RegionConfig, split_address
 from controlplane.eraser import Eraser, Files
 from controlplane.errors import Denied, Fatal, Invalid, Unavailable
 from controlplane.federation import Federation
+from controlplane.federation.doors import TIMEOUT_S as NOTE_TIMEOUT_S
 from controlplane.federation.links import leads
 from controlplane.forward import Request, Router
-from controlplane.identity import Identity
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
-from controlplane.server.desk import ADOPT, COSIGN, FOLLOW, FORWARD, SESSION, STREAMS, Desk, plan
+from controlplane.server.desk import ADOPT, COSIGN, FOLLOW, FORWARD, NOTE, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
 from controlplane.server.glass import Glass
 from controlplane.server.outline import Outlines
@@ -135,6 +136,8 @@ class Server:
         partitions = Partitions(node, self.region, federation)
         answer = plan(node, self.region, outlines, glass, partitions, federation)
         self.router = router(name, answer, node.log, peers, channel, node.clock)
+        if federation is not None:
+            federation.doors.hand_over = self._note
         drills = drills or Drills(Facts(name))
         self._desk = Desk(
             config,
@@ -355,7 +358,6 @@ class Server:
                 raise Denied("the terms are not those of the caller's region", reason="TERMS_OF_ANOTHER")
             self._desk.admit(caller, request.method)
         except Denied:
-            self._require_leader()
             self._desk.note_denial(node.region)
             raise
         if link.meet(request.terms).paused:
@@ -370,6 +372,16 @@ class Server:
         if self._federation is not None:
             self._federation.links.admit(node.region)
         return node
+
+    async def _note(self, passage: bytes) -> None:
+        """Have the leader write down what passed at this node. Raises one of the eight errors."""
+        me = Identity(self._config.fleet, EVERY_ENVIRONMENT, self._config.name, "peer", self._node.name)
+        deadline = self._node.clock() + NOTE_TIMEOUT_S
+        request = _Call(Call(NOTE, passage, me.uri, me.environment, deadline))
+        self.router.submit(request)
+        done = await request.done
+        if isinstance(done, BaseException):
+            raise done
 
     def _require_leader(self) -> None:
         """What passes between regions is written down, which only the leader can do: let the caller find it."""

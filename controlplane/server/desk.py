@@ -27,7 +27,8 @@ from controlplane.v1.records_pb2 import Reach
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-LEADERS: Final = frozenset({*features.WRITES, "TransferRegion", "MovePartition"})
+NOTE: Final = "NotePassage"
+LEADERS: Final = frozenset({*features.WRITES, "TransferRegion", "MovePartition", NOTE})
 """Calls that only the leader answers: forwarded from anywhere else."""
 STREAMS: Final = frozenset({"Watch", "WatchRegion", "ReadLedger"})
 SESSION: Final = "Session"
@@ -148,6 +149,8 @@ class Desk:
         if caller.role != "peer":
             if on_behalf_of:
                 raise Denied("only nodes act on behalf of others", reason="ON_BEHALF_DENIED")
+            return caller
+        if on_behalf_of == caller.uri and caller.region == self._region_name:
             return caller
         if not on_behalf_of:
             raise Denied("a node asks on behalf of a caller only", reason="ON_BEHALF_MISSING")
@@ -288,6 +291,8 @@ def plan(
             return asyncio.ensure_future(region.transfer(call))
         if call.method == "MovePartition":
             return asyncio.ensure_future(partitions.answer(call))
+        if call.method == NOTE and federation is not None:
+            return asyncio.ensure_future(federation.doors.take(call))
         if not call.region or federation is None:
             answered = submitted(node, federation, call)
             return asyncio.ensure_future(glass.take(call, answered)) if glass.asked(call) else answered

@@ -227,7 +227,7 @@ class Grant(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., jurisdiction: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., open: _Optional[bool] = ...) -> None: ...
 
 class Passage(_message.Message):
-    __slots__ = ("direction", "counterparty", "reach", "epoch", "after", "upto", "records", "digest", "sort")
+    __slots__ = ("direction", "counterparty", "reach", "epoch", "after", "upto", "records", "digest", "sort", "nonce")
     class Direction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         DIRECTION_UNSPECIFIED: _ClassVar[Passage.Direction]
@@ -245,6 +245,7 @@ class Passage(_message.Message):
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SORT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
     direction: Passage.Direction
     counterparty: str
     reach: Reach
@@ -254,7 +255,8 @@ class Passage(_message.Message):
     records: int
     digest: bytes
     sort: str
-    def __init__(self, direction: _Optional[_Union[Passage.Direction, str]] = ..., counterparty: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., after: _Optional[int] = ..., upto: _Optional[int] = ..., records: _Optional[int] = ..., digest: _Optional[bytes] = ..., sort: _Optional[str] = ...) -> None: ...
+    nonce: bytes
+    def __init__(self, direction: _Optional[_Union[Passage.Direction, str]] = ..., counterparty: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., after: _Optional[int] = ..., upto: _Optional[int] = ..., records: _Optional[int] = ..., digest: _Optional[bytes] = ..., sort: _Optional[str] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class Witnessed(_message.Message):
     __slots__ = ("region", "note")

@@ -83,7 +83,7 @@ async def test_a_defect_keeps_its_text(tmp_path, monkeypatch):
         assert region.members["n1"].server.counts.defects == 1
 
 
-METHODS = st.sampled_from(sorted(set(roles.TABLE) - STREAMS - {"Session"}))
+METHODS = st.sampled_from(sorted(set(roles.TABLE) - STREAMS - {"Session", *roles.NODES}))
 
 
 async def test_any_bytes_get_an_answer(tmp_path):

@@ -88,6 +88,16 @@ async def test_bad_callers_of_the_metrics_port(monkeypatch):
     await server.stop()
 
 
+async def test_who_is_told_what_is_heard_before_it_leaves():
+    heard = []
+    server = MetricsServer([], lambda host, page: heard.append((host, page)))
+    port = await server.start("127.0.0.1", 0)
+    answer = await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")
+    await ask(port, b"GET /other HTTP/1.1\r\n\r\n")
+    assert heard == [("127.0.0.1", answer.partition("\r\n\r\n")[2].encode())]
+    await server.stop()
+
+
 async def test_a_measured_log_counts_commits_and_leaders(tmp_path):
     async with running(tmp_path) as region:
         member = region.members["n1"]
