@@ -33,14 +33,14 @@ from chaos.leaks_peer import PLAIN, Asked, Caller, Ear, Unplanted
 from chaos.leaks_search import ABROAD, HOME, NEIGHBOUR, Finding, Searched, Words, words
 from chaos.scratch import scratch
 from controlplane.config import split_address
-from controlplane.loopback import Certificate, run_cpctl
+from controlplane.loopback import PINNED, Certificate, run_cpctl
 from controlplane.v1 import api_pb2 as api
 
 OTHERS: Final = (NEIGHBOUR, ABROAD)
 _ARRIVES_S = 45.0
 _HOLDS_S = 30.0
 _POLL_S = 0.05
-_SCENARIO_S = 90.0
+_SCENARIO_S = 180.0
 _TOOL_S = 60.0
 _FLAPS = 8
 _LISTED: Final[Mapping[str, int]] = {"pinned": 100, "state": 100, "config": 700}
@@ -472,60 +472,82 @@ async def replaced(run: Run, report: Report) -> None:
     report.done.append("n3 lost its disk, and has all copies again")
 
 
+class _Drilling:
+    """Operators with cpctl: each of a region, and one who counts at the home and at its neighbour as well."""
+
+    def __init__(self, run: Run, report: Report) -> None:
+        self._run, self._report = run, report
+        self._environ = {**os.environ, "XDG_CONFIG_HOME": str(run.fleet.folder / "settings")}
+        self._people = {of: run.fleet.regions[of].identity("operator", f"drills-{of}") for of in (HOME, ABROAD)}
+        self.commands = 0
+
+    async def prepare(self) -> None:
+        """Make the contexts `home` and `neighbour`, and a key for each one's records."""
+        for context, region in (("home", HOME), ("neighbour", NEIGHBOUR)):
+            served = self._run.fleet.regions[region]
+            at = served.identity("operator", "takes-part")
+            files = [f"--{option}={at[part]}" for option, part in _FILES.items()]
+            await self._cpctl(HOME, at, "context", "set", context, "--address", served.addresses[0], *files)
+        for region, who in self._people.items():
+            await self._cpctl(region, who, "drill", "key", "new", str(self._key(region)))
+
+    async def drill(self, region: str, *chosen: str) -> None:
+        """Plan, run, report and verify a drill. Raises `NotHappened`."""
+        who, where = self._people[region], self._run.fleet.folder / region / "drills"
+        await self._cpctl(region, who, "drill", "plan", *chosen)
+        # A move says how long writes may pause, not how long anything is down.
+        down = () if chosen[0] == "move-home" else ("--down", f"{self._run.seconds:g}")
+        given = (*down, "--calm", "0.3", "--yes", "--reason", "leaks", "--out", str(where))
+        signs = ("--signing-key", str(self._key(region)))
+        told = await self._cpctl(region, who, "drill", "run", *chosen, *given, *signs)
+        made = sorted(where.glob(f"*-{chosen[0]}-*.json"))
+        if not made:
+            raise NotHappened(f"{chosen[0]} of {region} left no record: {told[-500:]!r}")
+        await self._cpctl(region, who, "drill", "report", str(made[-1]))
+        await self._cpctl(region, who, "drill", "verify", str(made[-1]), "--trust", f"{self._key(region)}.pub")
+        kept = json.loads(made[-1].read_bytes())["record"]
+        if kept["ended_early"]:
+            raise NotHappened(f"{chosen[0]} of {region} ended early: {kept['ended_early']}")
+        self._report.done.append(f"{chosen[0]} of {region} ({kept['verdict']})")
+
+    def _key(self, region: str) -> Path:
+        return self._run.fleet.folder / region / "drill.key"
+
+    async def _cpctl(self, region: str, identity: Certificate, *arguments: str) -> bytes:
+        run, addresses = self._run, self._run.fleet.regions[region].addresses[:1]
+        _, out, problem = await run_cpctl(identity, addresses, *arguments, environ=self._environ)
+        told, command = (out + problem).encode(), f"cpctl {' '.join(arguments[:4])}"
+        self.commands += 1
+        if region != HOME:
+            run.ears[region].hear(command, told)
+        elif run.words.pinned.encode() in told.lower():
+            self._report.findings.append(Finding("pinned", HOME, command, repr(told[-200:])))
+        return told
+
+
 async def drills(run: Run, report: Report) -> None:
     """People abroad run drills, one of them with an operator of the home, and the home runs its own."""
     await run.arrived(await run.plant())
-    folder = run.fleet.folder
-    at_home = run.fleet.regions[HOME].identity("operator", "takes-part")
-    environ = {**os.environ, "XDG_CONFIG_HOME": str(folder / "settings")}
-    lost = ("region-loss", "--peer", HOME, "--copy", f"{HOME}.prod.config")
-    both = ("--there", "home", "--peer", HOME)
-    done = Counter[int]()
-
-    async def one(region: str, identity: Certificate, *arguments: str) -> bytes:
-        addresses = run.fleet.regions[region].addresses[:1]
-        code, out, problem = await run_cpctl(identity, addresses, *arguments, environ=environ)
-        told = (out + problem).encode()
-        done[code] += 1
-        if region != HOME:
-            run.ears[region].hear(f"cpctl {' '.join(arguments[:4])}", told)
-        elif run.words.pinned.encode() in told.lower():
-            report.findings.append(Finding("pinned", HOME, f"cpctl {' '.join(arguments[:4])}", repr(told[-200:])))
-        return told
-
-    people = {region: run.fleet.regions[region].identity("operator", f"drills-{region}") for region in (HOME, ABROAD)}
-    files = [f"--{option}={at_home[name]}" for option, name in _FILES.items()]
-    await one(HOME, at_home, "context", "set", "home", "--address", run.fleet.regions[HOME].addresses[0], *files)
-    for region, who in people.items():
-        await one(region, who, "drill", "key", "new", str(folder / region / "drill.key"))
+    people = _Drilling(run, report)
+    await people.prepare()
     async with run.writing() as written:
-        for region, chosen in (
-            (ABROAD, ("region-cut",)),
-            (ABROAD, (*lost, "--there", "home")),
-            (ABROAD, ("kill-under-partition", *both)),
-            (HOME, ("region-cut",)),
-        ):
-            who, where = people[region], folder / region / "drills"
-            await one(region, who, "drill", "plan", *chosen)
-            given = ("--down", f"{run.seconds:g}", "--calm", "0.3", "--yes", "--reason", "leaks", "--out", str(where))
-            signs = ("--signing-key", str(folder / region / "drill.key"))
-            told = await one(region, who, "drill", "run", *chosen, *given, *signs)
-            made = sorted(where.glob(f"*-{chosen[0]}-*.json"))
-            if not made:
-                raise NotHappened(f"{chosen[0]} of {region} left no record: {told[-500:]!r}")
-            await one(region, who, "drill", "report", str(made[-1]))
-            await one(region, who, "drill", "verify", str(made[-1]), "--trust", str(folder / region / "drill.key.pub"))
-            kept = json.loads(made[-1].read_bytes())["record"]
-            if kept["ended_early"]:
-                raise NotHappened(f"{chosen[0]} of {region} ended early: {kept['ended_early']}")
-            report.done.append(f"{chosen[0]} of {region} ({kept['verdict']})")
+        await people.drill(ABROAD, "region-cut")
+        lost = ("region-loss", "--peer", HOME, "--copy", f"{HOME}.prod.config")
+        await people.drill(ABROAD, *lost, "--there", "home")
+        await people.drill(ABROAD, "kill-under-partition", "--there", "home", "--peer", HOME)
+        await people.drill(ABROAD, "move-home", "--there", "home", "--move", f"{ABROAD}.prod.config")
+        await people.drill(HOME, "region-cut")
+    # What may not leave the jurisdiction moves within it, and who wrote it before, and why, does not move along. Nobody
+    # writes meanwhile: who writes there is known there.
+    moved, elsewhere = f"{HOME}.prod.state", f"{HOME}.prod.{PINNED}"
+    await people.drill(HOME, "move-home", "--there", "neighbour", "--move", moved, "--partition", elsewhere)
     # The home's own records are no other region's; what is pinned has no place in them either.
     own = Searched(HOME, {"pinned": run.words.pinned, "law": run.words.law})
-    own.files(folder / HOME / "drills")
+    own.files(run.fleet.folder / HOME / "drills")
     report.findings += own.findings
     report.sizes[HOME] = own.sizes
     await run.arrived(await run.plant())
-    report.done.append(f"{sum(done.values())} commands, {written['done']} writes meanwhile")
+    report.done.append(f"{people.commands} commands, {written['done']} writes meanwhile")
 
 
 Scenario = Callable[[Run, Report], Awaitable[None]]

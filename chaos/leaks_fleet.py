@@ -21,7 +21,7 @@ import grpc.aio
 
 from chaos.leaks_search import HOME, JURISDICTIONS
 from controlplane import certs, config, geography, limits, signing
-from controlplane.federation.links import COSIGN, FOLLOW, FORWARD, packed
+from controlplane.federation.links import ADOPT, COSIGN, FOLLOW, FORWARD, packed
 from controlplane.loopback import PINNED, Certificate, LoopbackRegion, Place, Program, free_ports
 from controlplane.v1 import federation_pb2 as wire
 
@@ -57,7 +57,7 @@ class Tee:
         self.hold_after_page = False
         """After a page of a listing that is not the last, nothing goes to `one` until `release`."""
         self.seen: Counter[str] = Counter()
-        """Messages to `one` by sort: "transaction", "page", "progress", "welcome", "forwarded", "cosigned"."""
+        """Messages to `one` by sort: of copying as they are called there, and "forwarded", "cosigned", "adopted"."""
 
     async def heal(self) -> None:
         """Carry calls from now on."""
@@ -69,6 +69,7 @@ class Tee:
             "Follow": grpc.stream_stream_rpc_method_handler(self._follow),
             "Forward": grpc.unary_unary_rpc_method_handler(self._unary(FORWARD, "forwarded")),
             "Cosign": grpc.unary_unary_rpc_method_handler(self._unary(COSIGN, "cosigned")),
+            "Adopt": grpc.unary_unary_rpc_method_handler(self._unary(ADOPT, "adopted")),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("controlplane.v1.Federation", handlers),))
         ca, key, certificate = _read(self._other)
