@@ -146,9 +146,9 @@ def check(
     bundle: Path, trust: Trust, peers: Sequence[Path] = (), seed: str | None = None, samples: int = 20
 ) -> tuple[Ledger, list[Claim]]:
     """Judge a bundle. Raises OSError if a file cannot be read; whatever is in one is a claim's matter."""
-    ledger = Ledger(bundle, trust, Sampling(seed, samples) if seed is not None else None)
+    ledger = Ledger(bundle, trust, Sampling(seed, samples) if seed is not None else None, matching=bool(peers))
     ledger.examine()
-    others = [Ledger(path, trust, None) for path in peers]
+    others = [Ledger(path, trust, None, matching=True) for path in peers]
     for other in others:
         other.examine()
     ledger.claims["HOMES"] = ledger.judged("HOMES", partial(_homes, ledger, others))
@@ -634,7 +634,8 @@ _RESTS_ON = {
 class Ledger:
     """One bundle and what was found out about it. `claims` has the claims about the ledger itself."""
 
-    def __init__(self, file: Path, trust: Trust, sampling: Sampling | None) -> None:
+    def __init__(self, file: Path, trust: Trust, sampling: Sampling | None, *, matching: bool) -> None:
+        """`matching`: it will be held against another one."""
         self.trust, self._file, self._sampling = trust, file, sampling
         self.bundle: Bundle | None = None
         self.manifest: Manifest | None = None
@@ -642,7 +643,7 @@ class Ledger:
         self.first: Head | None = None
         self.last: Head | None = None
         self.last_note: Note | None = None
-        self.records = Records()
+        self.records = Records(matching=matching)
         self.sampled: dict[int, bytes] = {}
         self.begin: Stretch | None = None
         self.finish: Stretch | None = None
@@ -1046,11 +1047,12 @@ class Records:
     What is wrong with a record does not stop the leaves: it is kept until `judged`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, matching: bool) -> None:
+        self._matching = matching
         self.opened: dict[str, int] = {}
         self.erased: dict[str, int] = {}
         self.transfers: dict[tuple[str, str], list[Transfer]] = {}
-        """(class, peer) → the transfers."""
+        """(class, peer) → the transfers; kept only to be held against a peer's: there may be very many."""
         self.reached: set[tuple[str, tuple[str, str], str]] = set()
         """(class, (peer, reach), partition or nothing) of every transfer."""
         self.glass: list[Glass] = []
@@ -1185,11 +1187,12 @@ class Records:
         reach, partition, transfer = _transfer(content, leaf)
         self._unsaid += not reach
         self.reached.add((name, (transfer.peer, reach), partition))
-        self._kept += 1
-        if self._kept > TRANSFERS_KEPT_MAX:
-            self.overflowed = True
-        else:
-            self.transfers.setdefault((name, transfer.peer), []).append(transfer)
+        if self._matching:
+            self._kept += 1
+            if self._kept > TRANSFERS_KEPT_MAX:
+                self.overflowed = True
+            else:
+                self.transfers.setdefault((name, transfer.peer), []).append(transfer)
         if len(self.reached) > WAYS_MAX:
             raise Wrong(f"things went more than {WAYS_MAX} ways: too many to look at")
 
