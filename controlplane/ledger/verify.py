@@ -1175,10 +1175,7 @@ class Records:
             self.reached.add((name, (peer, str(reach)), ""))
         if name == "break-glass":
             read = _glass(content, leaf)
-            self._kept += 1
-            if self._kept > TRANSFERS_KEPT_MAX:
-                self.overflowed = True
-            else:
+            if self._has_room():
                 self.glass.append(read)
         if name == "move":
             self._follow(content, leaf)
@@ -1187,14 +1184,15 @@ class Records:
         reach, partition, transfer = _transfer(content, leaf)
         self._unsaid += not reach
         self.reached.add((name, (transfer.peer, reach), partition))
-        if self._matching:
-            self._kept += 1
-            if self._kept > TRANSFERS_KEPT_MAX:
-                self.overflowed = True
-            else:
-                self.transfers.setdefault((name, transfer.peer), []).append(transfer)
+        if self._matching and self._has_room():
+            self.transfers.setdefault((name, transfer.peer), []).append(transfer)
         if len(self.reached) > WAYS_MAX:
             raise Wrong(f"things went more than {WAYS_MAX} ways: too many to look at")
+
+    def _has_room(self) -> bool:
+        self._kept += 1
+        self.overflowed = self.overflowed or self._kept > TRANSFERS_KEPT_MAX
+        return not self.overflowed
 
     def _follow(self, content: dict[str, Any], leaf: Leaf) -> None:
         """Take in a move. Raises Wrong for one that says nothing."""
