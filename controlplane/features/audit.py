@@ -13,6 +13,7 @@ stops is told as a digest of its key, who broke the glass and why as one of both
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from google.protobuf.message import DecodeError
@@ -171,7 +172,7 @@ def audited_in(event: Event) -> tuple[str, bytes] | None:
     """
     if not event.HasField("value") or event.HasField("origin"):
         return None
-    if not any(mark in event.key for mark in _MARKS):
+    if _MARKS.search(event.key) is None:
         return None
     kind = keys.decode(event.key).kind
     if kind not in _KINDS:
@@ -300,4 +301,4 @@ _KINDS: Mapping[str, Callable[[Event], Audited | None]] = {
     "erased": _erased,
     "move": _move,
 }
-_MARKS = tuple(map(keys.text, _KINDS))
+_MARKS = re.compile(b"|".join(re.escape(keys.text(kind)) for kind in _KINDS))

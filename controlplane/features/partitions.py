@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from controlplane.errors import Fatal
 from controlplane.kernel.transaction import Kind, Tx
 from controlplane.v1.records_pb2 import Partition, Reach, Retention
@@ -12,8 +14,9 @@ RETENTION = Kind("retention", Retention, reserved=True)
 RETENTION_NAME = "events"
 
 
+@lru_cache(maxsize=64)
 def system(region: str) -> Partition:
-    """The partition that holds the region's own records; it exists without being created."""
+    """The partition that holds the region's own records; it exists without being created. Treat it as immutable."""
     return Partition(id=f"{region}.system", home=region, epoch=1, reach=Reach.HOME_ONLY)
 
 
