@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 from controlplane.errors import ControlPlaneError, Invalid
 from controlplane.features import federation
 from controlplane.features.partitions import system
+from controlplane.identity import word_is_valid
 from controlplane.node import Call, Node
 from controlplane.v1.records_pb2 import Passage, Reach
 
@@ -110,9 +111,10 @@ class Doors:
     async def take(self, call: Call) -> bytes:
         """On the leader: write down what passed at a node of this region. Raises the eight errors."""
         passage = call.read(Passage)
-        known = passage.counterparty == UNIDENTIFIED or passage.counterparty in self._node.atlas.jurisdictions
+        # Not only regions that this node's map has: while maps change, another node's may have more.
+        named = passage.counterparty == UNIDENTIFIED or word_is_valid(passage.counterparty)
         if (
-            not known
+            not named
             or passage.sort not in PERIODS_S
             or passage.direction != Passage.EGRESS
             or len(passage.nonce) != _NONCE_BYTES
@@ -185,6 +187,8 @@ class Doors:
                 if not self._stuck:
                     self._stuck = True
                     _LOG.warning("%s for %s: not written down yet: %s", passage.sort, passage.counterparty, error)
+                # Whatever is wrong with this one, the others are not kept waiting by it.
+                self._waiting.rotate(-1)
                 return False
             self._stuck = False
             self._waiting.popleft()

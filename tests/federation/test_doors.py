@@ -72,7 +72,7 @@ async def test_a_node_may_say_the_same_twice(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"counterparty": "ap-south"},
+        {"counterparty": "AP South"},
         {"counterparty": ""},
         {"sort": "copy"},
         {"sort": ""},
