@@ -28,6 +28,7 @@ OURS = "controlplane"
 ETCD = "etcd 100/1000"
 TUNED = "etcd 30/150"
 SECURE = "etcd 100/1000 mTLS"
+BARE = "bare gRPC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,10 @@ SPECS = [
     Spec("stream_write_64_vs_coalesced_mtls", "writes/s", "stream_64", "stream_64", SECURE),
     Spec("unary_write_64_vs_mtls", "writes/s", "unary_64", "unary_64", SECURE),
     Spec("single_write_p50_vs_mtls", "ms", "stream_1_p50", "unary_1_p50", SECURE),
+    Spec("stream_write_64_vs_bare", "writes/s", "stream_64", "stream_64", BARE),
+    Spec("stream_write_256_vs_bare", "writes/s", "stream_256", "stream_256", BARE),
+    Spec("unary_write_64_vs_bare", "writes/s", "unary_64", "unary_64", BARE),
+    Spec("single_write_p50_vs_bare", "ms", "stream_1_p50", "stream_1_p50", BARE),
     Spec("stream_write_64_p99", "ms", "stream_64_p99", "stream_64_p99"),
     Spec("stream_write_256_p99", "ms", "stream_256_p99", "stream_256_p99"),
     Spec("failover_kill_ms", "ms", "kill", "kill"),
@@ -127,6 +132,7 @@ SPECS = [
     Spec("fanout_100", "ms", "fanout_100", "fanout_100"),
     Spec("fanout_500", "ms", "fanout_500", "fanout_500"),
     Spec("fanout_500_vs_mtls", "ms", "fanout_500", "fanout_500", SECURE),
+    Spec("fanout_500_vs_bare", "ms", "fanout_500", "fanout_500", BARE),
     Spec("fanout_1000", "ms", "fanout_1000", "fanout_1000"),
     Spec("mirror_check_us", "us", "mirror_check"),
     Spec("mirror_config_us", "us", "mirror_config"),

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import fleet, load, reviewer
-from bench.figures import ETCD, OURS, SECURE, TUNED, Samples
+from bench.bare import Bare
+from bench.figures import BARE, ETCD, OURS, SECURE, TUNED, Samples
 from bench.ledger import alone, leaves_in
 from bench.local import mirror_us, snapshot_stalls_ms
 from bench.ours import Ours
@@ -25,8 +26,12 @@ _FILL_WORKERS = 256
 _IDLE_S = 3.0
 _SHARED_RECORDS = 10_000
 _BACK_TIMEOUT_S = 60.0
-# One size of fan-out is enough to say what TLS costs.
+# One size of fan-out is enough to say what TLS costs, and gRPC.
 _SECURE_WATCHERS = 500
+_FEWER_WAYS = {
+    SECURE: (("unary", 1), ("unary", 64), ("stream", 64)),
+    BARE: (("unary", 1), ("stream", 1), ("unary", 64), ("stream", 64), ("stream", 256)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class Run:
 
     async def _side_by_side(self, wanted: set[str]) -> None:
         self._ours = Ours(_made(self._folder / "ours"))
-        self._sides.append(self._ours)
+        self._sides += [self._ours, Bare(_made(self._folder / "bare"))]
         if installed():
             self._sides.append(Etcd(_made(self._folder / "etcd")))
             self._sides.append(Etcd(_made(self._folder / "tuned"), heartbeat_ms=30, election_ms=150))
@@ -180,10 +185,10 @@ class Run:
                 async with self._alone(side):
                     for way, workers in ways:
                         await self._closed_loop(side, way, workers, f"{way}_{workers}")
-            for side in self._named(SECURE):
+            for side in self._named(SECURE, BARE):
                 self._say(f"writes, round {number + 1} of {self._plan.rounds}: {side.name}")
                 async with self._alone(side):
-                    for way, workers in (("unary", 1), ("unary", 64), ("stream", 64)):
+                    for way, workers in _FEWER_WAYS[side.name]:
                         await self._closed_loop(side, way, workers, f"{way}_{workers}")
 
     async def _closed_loop(self, side: Side, way: str, workers: int, name: str) -> None:
@@ -197,7 +202,7 @@ class Run:
     async def _fan_out(self) -> None:
         for count in self._plan.watchers:
             for number in range(2):
-                for side in self._named(OURS, ETCD, *([SECURE] if count == _SECURE_WATCHERS else [])):
+                for side in self._named(OURS, ETCD, *([SECURE, BARE] if count == _SECURE_WATCHERS else [])):
                     self._say(f"one event to {count} watchers, round {number + 1} of 2: {side.name}")
                     async with self._alone(side):
                         taken = await load.fan_out_ms(side, count, self._plan.events)

@@ -1,0 +1,332 @@
+"""What the stack costs with nothing behind it: three Python processes that replicate bytes over gRPC, and no more.
+
+The least that a replicated log of this making has to do: mutual TLS; a leader that gathers what waits into one entry,
+sends it to two followers and syncs it; followers that sync it and say so; an answer when a majority has it; watchers
+that are told of what is committed. There are no elections, no state, no checks, and nothing is decoded: nothing that is
+built on gRPC and Python can do without what this needs, and the rest is ours.
+
+`python -m bench.bare NUMBER FOLDER AUTHORITY KEY CERTIFICATE ADDRESS …` is one of its nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from bench.side import CALL_TIMEOUT_S, VALUE, Write, settled, told_apart
+from controlplane import certs
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
+from controlplane.loopback import Program, free_ports
+
+_NODES: Final = 3
+_LEADER: Final = 0
+_CHANNELS: Final = 10
+_ID_BYTES: Final = 8
+_RECORD_BYTES: Final = _ID_BYTES + len(VALUE)
+_WRITE, _SESSION, _APPEND, _WATCH = (f"/bare/{method}" for method in ("Write", "Session", "Append", "Watch"))
+_COMMITTED: Final = b"c"
+_WAITING_MAX: Final = 10_000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Bare:
+    """Three such nodes, the first of which leads for ever, as a side of the benchmark."""
+
+    name = "bare gRPC"
+
+    def __init__(self, folder: Path) -> None:
+        authority = certs.create_authority("bare", folder / "certificates")
+        everyone = Identity("bare", EVERY_ENVIRONMENT, "bench", "peer", "bare")
+        issued = certs.issue(authority, everyone, folder / "certificates", ["127.0.0.1"])
+        self._credentials = _of_client([issued.authority, issued.key, issued.certificate])
+        self._addresses = [f"127.0.0.1:{port}" for port in free_ports(_NODES)]
+        files = map(str, (issued.authority, issued.key, issued.certificate))
+        given = [str(folder), *files, *self._addresses]
+        self.nodes = [
+            Program([sys.executable, "-m", "bench.bare", str(number), *given], folder / f"n{number}.log")
+            for number in range(_NODES)
+        ]
+
+    async def start(self) -> None:
+        """Start all nodes; return when writes are answered."""
+        for node in self.nodes:
+            node.start()
+        await settled(self)
+
+    def restart(self, node: int) -> None:
+        """A node that ended does not come back: nothing is kept for it."""
+        raise NotImplementedError
+
+    async def leader(self) -> int:
+        """See `Side`."""
+        return _LEADER
+
+    @asynccontextmanager
+    async def writer(self, way: str) -> AsyncIterator[Write]:
+        """A client of the leader: plain calls, or a stream that takes along whatever waits."""
+        async with self._channel(_LEADER) as channel:
+            if way == "unary":
+                yield _plain(channel)
+            else:
+                stream = _Stream(channel)
+                try:
+                    yield stream.write
+                finally:
+                    await stream.close()
+
+    @asynccontextmanager
+    async def probe(self, nodes: Sequence[int]) -> AsyncIterator[Sequence[Write]]:
+        """See `Side`; only the leader can be asked."""
+        assert [*nodes] == [_LEADER]
+        async with self._channel(_LEADER) as channel:
+            yield [_plain(channel)]
+
+    def reader(self, node: int) -> AbstractAsyncContextManager[Write]:
+        """There is nothing to read."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def watchers(self, count: int) -> AsyncIterator[tuple[Sequence[AsyncIterator[object]], Write]]:
+        """Streams of one watch each, spread over the nodes as ours are."""
+        channels = [self._channel(number % _NODES, number) for number in range(_CHANNELS)]
+        try:
+            streams = [_watch(channels[number % _CHANNELS]) for number in range(count)]
+            for stream in streams:
+                await asyncio.wait_for(anext(stream), CALL_TIMEOUT_S)
+            async with self.writer("unary") as write:
+                yield streams, write
+        finally:
+            await asyncio.gather(*(channel.close() for channel in channels))
+
+    def _channel(self, node: int, number: int = 0) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(self._addresses[node], self._credentials, told_apart(number))
+
+
+def _plain(channel: grpc.aio.Channel) -> Write:
+    ask: Callable[..., Any] = channel.unary_unary(_WRITE)
+    record = bytes(_ID_BYTES) + VALUE
+
+    async def write(_: int) -> object:
+        return await ask(record, timeout=CALL_TIMEOUT_S)
+
+    return write
+
+
+async def _watch(channel: grpc.aio.Channel) -> AsyncIterator[object]:
+    watch: Any = channel.unary_stream(_WATCH)
+    async for message in watch(b""):
+        yield message
+
+
+class _Stream:
+    """Writes of many workers over one stream."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._call: Any = channel.stream_stream(_SESSION)()
+        self._numbers = itertools.count()
+        self._open: dict[bytes, asyncio.Future[None]] = {}
+        self._unsent: list[bytes] = []
+        self._work = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
+
+    async def write(self, _: int) -> None:
+        """One record; returns when it is answered."""
+        identifier = next(self._numbers).to_bytes(_ID_BYTES, "big")
+        done = self._open[identifier] = asyncio.get_running_loop().create_future()
+        self._unsent.append(identifier + VALUE)
+        self._work.set()
+        await done
+
+    async def close(self) -> None:
+        """Hang up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._call.cancel()
+
+    async def _send(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._unsent:
+                unsent, self._unsent = self._unsent, []
+                await self._call.write(b"".join(unsent))
+
+    async def _receive(self) -> None:
+        async for reply in self._call:
+            for at in range(0, len(reply), _ID_BYTES):
+                self._open.pop(reply[at : at + _ID_BYTES]).set_result(None)
+
+
+class _Node:
+    """One of the processes."""
+
+    def __init__(self, number: int, folder: Path, credentials: grpc.ChannelCredentials, others: Sequence[str]) -> None:
+        self._leads = number == _LEADER
+        self._file = os.open(folder / f"log-{number}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._credentials, self._others = credentials, others
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._work = asyncio.Event()
+        self._followers: list[Any] = []
+        self._complete = asyncio.Event()
+        self._acknowledged = asyncio.Event()
+        self._acks = 0
+        self._watchers: set[asyncio.Queue[bytes]] = set()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What it answers."""
+        return grpc.method_handlers_generic_handler(
+            "bare",
+            {
+                "Write": grpc.unary_unary_rpc_method_handler(self._write),
+                "Session": grpc.stream_stream_rpc_method_handler(self._session),
+                "Append": grpc.stream_stream_rpc_method_handler(self._append),
+                "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
+            },
+        )
+
+    async def lead(self) -> None:
+        """Replicate what comes, one entry after the other; does not return."""
+        followed = asyncio.gather(*(self._follow(address) for address in self._others))
+        await asyncio.wait_for(self._complete.wait(), CALL_TIMEOUT_S)
+        loop, entries = asyncio.get_running_loop(), 0
+        while not followed.done():
+            await self._work.wait()
+            self._work.clear()
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                entry = b"".join(record for record, _ in batch)
+                entries += 1
+                sent = asyncio.gather(*(follower.write(entry) for follower in self._followers))
+                # As in the product: the leader's disk is waited for beside its followers'.
+                await loop.run_in_executor(None, self._sync, entry)
+                await sent
+                while self._acks < entries:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
+                for _, done in batch:
+                    if not done.done():
+                        done.set_result(None)
+                self._tell(entry)
+                await asyncio.gather(*(follower.write(_COMMITTED) for follower in self._followers))
+        await followed
+
+    async def _follow(self, address: str) -> None:
+        """Keep one follower, and count what it has on disk; the faster one of two decides."""
+        async with grpc.aio.secure_channel(address, self._credentials) as channel:
+            await asyncio.wait_for(channel.channel_ready(), CALL_TIMEOUT_S)
+            call: Any = channel.stream_stream(_APPEND)()
+            self._followers.append(call)
+            if len(self._followers) == len(self._others):
+                self._complete.set()
+            acks = 0
+            async for _ in call:
+                acks += 1
+                if acks > self._acks:
+                    self._acks = acks
+                    self._acknowledged.set()
+
+    def _sync(self, entry: bytes) -> None:
+        os.write(self._file, entry)
+        os.fdatasync(self._file)
+
+    def _tell(self, entry: bytes) -> None:
+        for watcher in self._watchers:
+            if not watcher.full():
+                watcher.put_nowait(entry)
+
+    async def _submitted(self, record: bytes) -> None:
+        if not self._leads or len(self._waiting) >= _WAITING_MAX:
+            raise RuntimeError("it does not lead, or too much waits")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((record, done))
+        self._work.set()
+        await done
+
+    async def _write(self, record: bytes, _: Context) -> bytes:
+        await self._submitted(record)
+        return record[:_ID_BYTES]
+
+    async def _session(self, _: object, context: Context) -> None:
+        answered: list[bytes] = []
+        ready = asyncio.Event()
+
+        async def answer() -> None:
+            while True:
+                await ready.wait()
+                ready.clear()
+                while answered:
+                    reply = b"".join(answered)
+                    answered.clear()
+                    await context.write(reply)
+
+        def done(identifier: bytes) -> Callable[[object], None]:
+            def note(_: object) -> None:
+                answered.append(identifier)
+                ready.set()
+
+            return note
+
+        writer = asyncio.create_task(answer())
+        try:
+            while isinstance(message := await context.read(), bytes):
+                for at in range(0, len(message), _RECORD_BYTES):
+                    record = message[at : at + _RECORD_BYTES]
+                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    future.add_done_callback(done(record[:_ID_BYTES]))
+                    self._waiting.append((record, future))
+                self._work.set()
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _append(self, _: object, context: Context) -> None:
+        entry = b""
+        while isinstance(message := await context.read(), bytes):
+            if message == _COMMITTED:
+                self._tell(entry)
+                continue
+            entry = message
+            self._sync(entry)
+            await context.write(b"a")
+
+    async def _watch(self, _: object, context: Context) -> None:
+        told: asyncio.Queue[bytes] = asyncio.Queue(64)
+        self._watchers.add(told)
+        try:
+            await context.write(b"started")
+            while True:
+                await context.write(await told.get())
+        finally:
+            self._watchers.discard(told)
+
+
+def _of_client(files: Sequence[Path]) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+
+
+async def _serve(number: int, folder: Path, files: Sequence[Path], addresses: Sequence[str]) -> None:
+    ca, key, certificate = (file.read_bytes() for file in files)
+    others = [address for other, address in enumerate(addresses) if other != number]
+    node = _Node(number, folder, _of_client(files), others)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((node.handlers(),))
+    server.add_secure_port(
+        addresses[number], grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+    )
+    await server.start()
+    await (node.lead() if number == _LEADER else server.wait_for_termination())
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1]), Path(sys.argv[2]), [Path(each) for each in sys.argv[3:6]], sys.argv[6:]))
