@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final, NamedTuple
 
+from controlplane.addresses import is_loopback
 from controlplane.errors import ControlPlaneError, Invalid
 from controlplane.features import federation
 from controlplane.features.partitions import system
@@ -105,7 +105,7 @@ class Doors:
 
     def scraped(self, host: str, page: bytes) -> None:
         """Somebody at the address `host` read this node's metrics. This machine's own readers are inside."""
-        if not _is_loopback(host):
+        if not is_loopback(host):
             self.answered(UNIDENTIFIED, Reach.GLOBAL, page, METRICS)
 
     async def take(self, call: Call) -> bytes:
@@ -193,10 +193,3 @@ class Doors:
             self._stuck = False
             self._waiting.popleft()
         return not self._waiting
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

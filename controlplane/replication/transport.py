@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from controlplane import status
+from controlplane.addresses import is_loopback
 from controlplane.errors import ControlPlaneError, Denied, Invalid, Refused, Unavailable
 from controlplane.identity import Identity
 from controlplane.replication.guard import Malformed
@@ -568,13 +568,6 @@ def _pairs(metadata: Any) -> list[tuple[str, str | bytes]]:
 
 def _require_loopback(addresses: Sequence[str]) -> None:
     for address in addresses:
-        host = address.rpartition(":")[0].strip("[]")
-        if host != "localhost" and not _is_loopback(host):
+        host = address.rpartition(":")[0]
+        if not is_loopback(host):
             raise ValueError(f"{address}: without certificates only loopback addresses are allowed")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,6 +15,7 @@ import grpc
 import grpc.aio
 
 from controlplane import status
+from controlplane.addresses import is_loopback
 from controlplane.errors import ControlPlaneError, Denied, Invalid, OutcomeUnknown, Unavailable
 from controlplane.limits import CALL_TIMEOUT_MAX_S, MESSAGE_BYTES_MAX, OPERATIONS_PER_SESSION_MAX
 from controlplane.sdk.clock import Clock
@@ -338,16 +338,9 @@ def checked(address: str, tls: grpc.ChannelCredentials | None) -> str:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise Invalid(f"{address!r} is not host:port", reason="ADDRESS_MALFORMED")
-    if tls is None and not _is_loopback(host.strip("[]")):
+    if tls is None and not is_loopback(host):
         raise Invalid(f"insecure connections stay on this machine; {host} is not", reason="INSECURE_REMOTE")
     return address
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _dial_error(address: str, error: BaseException) -> BaseException:

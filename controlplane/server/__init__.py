@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from controlplane import limits, roles, status
+from controlplane.addresses import is_loopback
 from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.config import RegionConfig, split_address
 from controlplane.eraser import Eraser, Files
@@ -431,12 +431,5 @@ def _server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
 
 def _require_loopback(address: str) -> None:
     host, _ = split_address(address)
-    if host != "localhost" and not _is_loopback(host):
+    if not is_loopback(host):
         raise Fatal(f"{address} is not a loopback address: without certificates only this machine may be served")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
