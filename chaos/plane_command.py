@@ -58,7 +58,7 @@ def simulate_region(
 
 
 @click.command("simulate-region")
-@click.option("--nodes", type=click.Choice(["1", "3", "5"]), default="3", show_default=True)
+@click.option("--nodes", type=click.Choice(["3", "5"]), default="3", show_default=True, help="One: simulate-fleet.")
 @click.option("--schedules", type=click.IntRange(1), default=50, show_default=True, help="How many, one per seed.")
 @click.option("--seed", default=1, show_default=True, help="The first seed.")
 @click.option("--seconds", default=60.0, show_default=True, help="Simulated seconds of each schedule.")
