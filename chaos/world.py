@@ -35,6 +35,8 @@ from chaos.world_borders import Borders
 from chaos.world_faults import BETWEEN, FleetSchedule
 from chaos.world_node import FleetParts, Member
 from chaos.world_region import Home, partitions_of
+from chaos.world_roaming import PART as ROAMS
+from chaos.world_roaming import Roaming
 from chaos.world_ways import Address, Roads
 from controlplane import config
 
@@ -78,9 +80,10 @@ class World:
         }
         configs = {name: config.parse(_file(schedule, name), Path(f"{name}.toml")) for name in self.names}
         self.shared = {name: partitions_of(configs[name].partitions) for name in self.names}
+        self.roaming = Roaming(self.names[0])
         self.roads = Roads(self, [(a, b) for a in self.names for b in self.names if a != b], schedule.delay_s)
         self.regions: dict[str, Home] = {}
-        self.borders = Borders(self.regions, schedule.jurisdictions, FLEET)
+        self.borders = Borders(self.regions, schedule.jurisdictions, FLEET, roaming=self.roaming.id)
         for name in self.names:
             self.regions[name] = Home(self, configs[name], schedule.region(name), parts=parts)
         for fault in schedule.faults:
@@ -129,7 +132,7 @@ class World:
                 self.log("violation", violation)
             for region in self.regions.values():
                 region.ended()
-        self.counts += self.borders.counts + self.roads.counts
+        self.counts += self.borders.counts + self.roads.counts + self.roaming.counts
         for region in self.regions.values():
             network: Network = region.network
             self.counts += region.counts + region.oracle.counts + network.counts
@@ -235,6 +238,7 @@ class World:
             self.borders.copied(name, pair)
             here, there = self.regions[name].replicas()[0].store, self.regions[pair[0]].replicas()[0].store
             self.borders.passages(name, pair, here, there)
+        self.roaming.conclude(self.regions)
 
 
 def endpoint_of(region: str, n: int) -> str:
@@ -263,6 +267,8 @@ def _file(schedule: FleetSchedule, name: str) -> str:
         f"default_for = {kinds!r}"
         for part, (environment, reach, kinds) in PARTITIONS.items()
     ]
+    if name == next(iter(schedule.jurisdictions)):
+        lines.append(f'[[partition]]\nid = "{name}.prod.{ROAMS}"\nenvironment = "prod"\nreach = "global"')
     lines += [
         f'[[peer]]\nregion = "{other}"\nendpoints = {[endpoint_of(other, n) for n in range(schedule.nodes)]}\n'
         f"certificate_names = {[f'n{n}' for n in range(schedule.nodes)]}\n"
@@ -282,5 +288,5 @@ PARTITIONS = {
 """Of each region: environment, reach, and what lies there unless told otherwise."""
 
 # What federation warns of is what the schedule does to it.
-for _name in ("links", "follower", "exporter", "doors"):
+for _name in ("links", "follower", "exporter", "doors", "mover"):
     logging.getLogger(f"controlplane.federation.{_name}").addHandler(logging.NullHandler())

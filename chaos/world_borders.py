@@ -129,7 +129,11 @@ class _Known:
 class Borders:
     """Everything that passed."""
 
-    def __init__(self, regions: Mapping[str, Region], jurisdictions: Mapping[str, str], fleet: str) -> None:
+    def __init__(
+        self, regions: Mapping[str, Region], jurisdictions: Mapping[str, str], fleet: str, *, roaming: str
+    ) -> None:
+        """`roaming` is a partition whose home moves: what is in it is judged elsewhere."""
+        self._roaming = roaming
         self.counts: Counter[str] = Counter()
         self._regions, self._jurisdictions, self._fleet = regions, jurisdictions, fleet
         self._truth: dict[Pair, _Truth] = defaultdict(_Truth)
@@ -152,7 +156,8 @@ class Borders:
 
     def applied(self, region: str, applied: Applied) -> None:
         """A region has applied an entry."""
-        for revision, together in groupby(applied.changed, key=lambda each: each.event.revision):
+        judged = [each for each in applied.changed if keys.decode(each.key).partition != self._roaming]
+        for revision, together in groupby(judged, key=lambda each: each.event.revision):
             self._took(region, revision, list(together))
 
     def _took(self, region: str, revision: int, changed: Sequence[Changed]) -> None:

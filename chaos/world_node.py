@@ -20,7 +20,7 @@ from chaos.world_ways import Address, Serving, SimWays
 from controlplane.config import RegionConfig
 from controlplane.errors import ControlPlaneError
 from controlplane.federation import Federation
-from controlplane.federation.links import FORWARD
+from controlplane.federation.links import ADOPT, FORWARD
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.kernel.machine import Applied
 from controlplane.node import Call
@@ -95,8 +95,8 @@ class Member(Replica):
 
     async def serve_call(self, method: str, request: bytes, context: Serving) -> bytes:
         """Answer a call of another region's node."""
-        assert method == FORWARD, method
-        return await self.server._forward(request, context)  # type: ignore[arg-type]  # As above.
+        serve = {FORWARD: self.server._forward, ADOPT: self.server._adopt}[method]
+        return await serve(request, context)  # type: ignore[arg-type]  # As above.
 
     # Machine.
 

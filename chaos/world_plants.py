@@ -13,10 +13,12 @@ from typing import Any
 from chaos.world_node import FleetParts
 from controlplane import abroad, features
 from controlplane.controllers import Controllers
-from controlplane.errors import ControlPlaneError, OutcomeUnknown
+from controlplane.errors import ControlPlaneError, OutcomeUnknown, Refused
+from controlplane.features import moves
 from controlplane.federation import Federation
 from controlplane.federation.exporter import Exporter, _Export
 from controlplane.federation.links import Link, Links
+from controlplane.federation.mover import Mover
 from controlplane.federation.passages import COPY, UNCONFIRMED
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Changed
@@ -25,7 +27,7 @@ from controlplane.kernel.transaction import Tx
 from controlplane.node import Call, Node
 from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1.api_pb2 import RequestHeader
-from controlplane.v1.records_pb2 import Grant, Partition, Passage, Reach
+from controlplane.v1.records_pb2 import Grant, Move, Partition, Passage, Reach
 
 _EVERY = 40
 _SILENT_MS = 5_000
@@ -188,9 +190,33 @@ class _Unconfirmed(Exporter):
             await super().write_down(passage)
 
 
-def _with(links: type[Links] | None = None, exporter: type[Exporter] | None = None) -> Callable[..., Federation]:
+class _Impatient(Mover):
+    """Takes over a partition before all that its old home wrote has come."""
+
+    async def adopt(self, region: str, request: wire.AdoptRequest) -> wire.AdoptReply:
+        """See `Mover`."""
+        hasty = wire.AdoptRequest()
+        hasty.CopyFrom(request)
+        hasty.sealed = 0
+        return await super().adopt(region, hasty)
+
+
+class _Headstrong(Mover):
+    """Calls a move off without asking the region that may have taken over."""
+
+    async def _cancel(self, partition: Partition, who: tuple[str, str]) -> None:
+        move = self._node.places.moves.get(partition.id)
+        if move is None or move.phase != Move.SEALED:
+            raise Refused("no planned move of this partition is under way here", reason="NOT_MOVING")
+        await self._transact("CancelMove", lambda tx: moves.call_off(tx, partition.id, move.epoch), who)
+
+
+def _with(
+    links: type[Links] | None = None, exporter: type[Exporter] | None = None, mover: type[Mover] | None = None
+) -> Callable[..., Federation]:
     def make(*parts: Any) -> Federation:
         federation = Federation(*parts)
+        federation.mover.__class__ = mover or Mover
         federation.links.__class__ = links or Links
         federation.exporter.__class__ = exporter or Exporter
         return federation
@@ -209,5 +235,7 @@ PLANTS: Mapping[str, FleetParts] = {
     "grant": FleetParts(federation=_with(exporter=_Ungranted)),
     "hasty": FleetParts(federation=_with(exporter=_Hasty)),
     "unconfirmed": FleetParts(federation=_with(exporter=_Unconfirmed)),
+    "impatient": FleetParts(federation=_with(mover=_Impatient)),
+    "headstrong": FleetParts(federation=_with(mover=_Headstrong)),
 }
 """Every defect that can be planted, by name; each class says what it breaks."""

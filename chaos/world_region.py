@@ -17,6 +17,7 @@ from chaos.sim_faults import STRIKES
 from chaos.sim_oracle import Oracle, Violation, Watched
 from chaos.world_clients import CopyQuestion, population
 from chaos.world_node import FleetParts, Member
+from chaos.world_roaming import Remover, Rover
 from controlplane.config import RegionConfig
 from controlplane.replication.tail import Entry, Tail
 from controlplane.v1 import api_pb2 as api
@@ -146,7 +147,9 @@ class Home(Region):
 
     def populate(self) -> tuple[list[Client], list[Watcher]]:
         """See `Region`."""
-        return population(self)
+        clients, watchers = population(self)
+        first = clients[-1].number + len(watchers) + 1
+        return [*clients, Rover(self, first), Remover(self, first + 1)], watchers
 
     def elections(self, environment: str) -> Partition:
         """See `plane_clients.World`."""

@@ -71,7 +71,8 @@ class Places:
         own = moves.placed(move) if move is not None else self.declared.get(name)
         if own is None or told is None:
             return own or told
-        return told if moves.newer(told, own) else own
+        # What its home tells of it is more than what a move that came to nothing left here.
+        return own if moves.newer(own, told) else told
 
     def shown(self, name: str) -> Partition | None:
         """The partition where its records can be read here; None if there is no such, or its copy is not whole yet."""

@@ -25,6 +25,7 @@ from controlplane.errors import ControlPlaneError, Denied, Invalid, NotFound, Re
 from controlplane.features import checks, federation, moves, partitions
 from controlplane.federation.links import Link, Links, leads, packed
 from controlplane.geography import SHARED, exported, lawful
+from controlplane.identity import ENVIRONMENTS
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Applied
 from controlplane.kernel.transaction import Reader, Tx, scope_of
@@ -231,12 +232,16 @@ class Mover:
         """
         named, known = request.partition, self._node.abroad.partitions.get(request.partition.id)
         checks.name(named.id, "partition.id")
-        if named.home != region or request.epoch <= named.epoch or named.reach not in SHARED:
+        known_words = named.reach in SHARED and named.environment in ENVIRONMENTS
+        if named.home != region or request.epoch <= named.epoch or not known_words:
             raise Invalid("not a move of a partition of the sender's", reason="MOVE_MALFORMED")
         if known is not None and (known.home, known.epoch, known.reach) == (region, named.epoch, named.reach):
             return known
         if request.cancel:
-            return Partition(id=named.id, home=region, epoch=named.epoch, reach=named.reach)
+            # From then on callers here are led by it to that region, until more is told of it.
+            return Partition(
+                id=named.id, home=region, epoch=named.epoch, reach=named.reach, environment=named.environment
+            )
         raise Unavailable("the partition is not copied here yet", reason="COPY_INCOMPLETE")
 
     def _replied(self, region: str, request: wire.AdoptRequest) -> wire.AdoptReply:

@@ -28,6 +28,8 @@ CAUGHT = {
     "unconfirmed": (1, ("PASSAGE",)),
     "hasty": (2, ("PASSAGE",)),
     "deaf": (1, ("STOP_UNTOLD",)),
+    "impatient": (2, ("LINEARIZABILITY", "HOME_COPY")),
+    "headstrong": (2, ("LINEARIZABILITY", "HOME_COPY")),
 }
 SEEDS_MAX = 12
 
@@ -42,6 +44,8 @@ def test_no_violation(nodes: int, seed: int) -> None:
     assert result.counts["stopped abroad"] > 20
     assert result.counts["ages of copies checked"] > 20 or result.faults["clock-rate"]
     assert result.counts["passages compared"] > 20
+    assert result.counts["operations on a moving partition"] > 50
+    assert result.counts["homes that a partition had"] > 1
 
 
 def test_every_plant_has_a_seed() -> None:

@@ -568,6 +568,8 @@ async def test_who_is_not_told_of_the_new_home_does_not_call_an_old_copy_fresh(t
     [
         ({"home": CENTRAL}, "MOVE_MALFORMED"),
         ({"epoch": 5}, "MOVE_MALFORMED"),
+        ({"environment": ""}, "MOVE_MALFORMED"),
+        ({"environment": "elsewhere"}, "MOVE_MALFORMED"),
         ({"id": "a\0b"}, "NAME_BAD_CHARACTERS"),
         ({"id": PINNED, "reach": HOME_ONLY}, "MOVE_MALFORMED"),
         ({"id": "eu-west.prod.none"}, "COPY_INCOMPLETE"),
@@ -578,8 +580,22 @@ async def test_only_what_a_peer_is_the_home_of_is_taken_over(tmp_path, changes, 
     async with running(tmp_path) as fleet, fleet.peer(WEST, EAST) as peer:
         await fleet.settled()
         terms = packed(fleet[WEST].member.federation.links.get(EAST).terms)
-        offered = {"id": SHARED, "home": WEST, "epoch": 1, "reach": GLOBAL, **changes}
+        offered = {"id": SHARED, "home": WEST, "epoch": 1, "reach": GLOBAL, "environment": "prod", **changes}
         request = wire.AdoptRequest(terms=terms, partition=Partition(**offered), epoch=2, sealed=1)
         error = await error_of(peer.call("Adopt", request, service="Federation"))
         assert error.reason == reason
         assert fleet[EAST].node.places.moves == {}
+
+
+async def test_what_was_declined_before_it_was_known_is_still_found_at_its_home(tmp_path):
+    async with running(tmp_path) as fleet, fleet.peer(WEST, EAST) as peer, fleet.caller(EAST) as maria:
+        await fleet.settled()
+        terms = packed(fleet[WEST].member.federation.links.get(EAST).terms)
+        # As when it came home again a moment ago, and is called off before this is known here.
+        later = Partition(id=SHARED, home=WEST, epoch=3, reach=GLOBAL, environment="prod")
+        request = wire.AdoptRequest(terms=terms, partition=later, epoch=4, sealed=1, cancel=True)
+        reply = wire.AdoptReply.FromString(await peer.call("Adopt", request, service="Federation"))
+        assert reply.phase == Move.CANCELLED
+        await maria.call("CreateWorkflow", create("w", partition=SHARED))
+        found = await told(maria, "GetWorkflow", get("w", SHARED), api.GetWorkflowReply)
+        assert found.header.region == WEST
