@@ -171,6 +171,9 @@ class Guard(CoreEvents):
         keep = tail.holds(index, term) and ("B6" not in self._off or tail.boundary_index == index)
         if not keep:
             tail.reset(index, term)
+        if tail.last_term > tail.term:
+            # Its term was lost with the power, and no vote with it: votes are on disk before they are given.
+            tail.set_term(tail.last_term, None)
         tail.set_commit(index)
         if "B9" in self._off:
             self._applied = tail.boundary_index
@@ -651,6 +654,11 @@ class Guard(CoreEvents):
 
     def _on_conflict(self, progress: Progress, ack: wire.AppendAck) -> None:
         if "B4" not in self._off:
+            if progress.learner and ack.stream == progress.stream and ack.hint < progress.match_index:
+                # Its disk was replaced once more before it counted again: nothing that is known of it holds.
+                progress.forget(ack.hint + 1)
+                self._tidy_snapshot()
+                return
             progress.refused(ack.prev_index, ack.hint, ack.stream)
         else:
             # As the library does: each refusal of a pipelined run moves it, and the last one wins.
