@@ -586,6 +586,35 @@ def test_replace_a_leader_learns_from_a_read_that_a_disk_was_replaced() -> None:
     assert [reply.known for _, reply in node.said("read_reply")] == [False]
 
 
+def test_replace_a_disk_that_is_replaced_again_begins_anew() -> None:
+    node = Solo()
+    node.campaign()
+    for peer in ("b", "c"):
+        node.hear(peer, node.tail.term, vote_reply=wire.VoteReply())
+    node.tick()
+    node.sync()
+    last = node.tail.last_index
+    node.matched("c", 0, learner=True)
+    node.matched("c", last, learner=True, stream=2)
+    node.sent.clear()
+    conflict = wire.AppendAck(result=wire.AppendAck.RESULT_CONFLICT, prev_index=last, hint=0, learner=True)
+    for stream in (1, 2):
+        # Of an older stream it says nothing: that is where the disk before may have stood.
+        conflict.stream = stream
+        node.hear("c", node.tail.term, append_ack=conflict)
+        assert [append.prev_index for peer, append in node.said("append") if peer == "c"] == [0] * (stream - 1)
+    assert node.guard.role is Role.LEADER
+
+
+def test_a_node_starts_at_the_term_of_its_log() -> None:
+    # The snapshot was installed, and the power failed before its term was on disk.
+    node = Solo(recovered=holding(3, term=5, voted_for="b"), applied=(241, 8))
+    assert (node.tail.term, node.tail.voted_for) == (8, None)
+    node.hear("b", 8, append=wire.Append(unanchored=True))
+    node.sync()
+    assert [message.term for _, message in node.sent if message.HasField("append_ack")] == [8]
+
+
 def test_replace_waiting_for_the_host_is_not_busy() -> None:
     node = Solo(learner=True)
     node.append("b", 3, (0, 0))
