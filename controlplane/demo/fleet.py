@@ -242,19 +242,24 @@ class FleetStory(Story):
                 self.notes.kill_abroad_s += seen if engage else []
 
     async def _throw(self, home: sdk.ControlPlane, scope: sdk.Scope, *, engage: bool) -> list[float]:
-        """Throw a switch at home; how long it took to reach each agent abroad."""
+        """Throw a switch at home; how long it took to reach each agent abroad. For those at home it is noted."""
+        at_home = [plane for plane in self._planes if plane not in self._abroad]
         began_s = time.monotonic()
         seen: list[float] = []
+        near: list[float] = []
         ends = [
             plane.on_kill_change(lambda view: seen.append(time.monotonic() - began_s) if view.region else None)
             for plane in self._abroad
         ]
+        ends += [plane.on_kill_change(lambda _: near.append(time.monotonic() - began_s)) for plane in at_home]
         try:
             await (home.engage if engage else home.release)(scope, reason="demonstration")
-            await self._until(lambda: len(seen) >= len(self._abroad))
+            await self._until(lambda: len(seen) >= len(self._abroad) and len(near) >= len(at_home))
         finally:
             for end in ends:
                 end()
+        if engage:
+            self.record.kill_seen_s += near
         return seen
 
     async def _stop_agents(self, operator: sdk.ControlPlane, crew: Sequence[Agent]) -> None:
