@@ -83,7 +83,7 @@ chaos: $(READY) ## Everything that breaks it on purpose; takes long. ARGS="simul
 	@$(BIN)/python -m chaos $(or $(ARGS),tier commit)
 
 .PHONY: chaos-nightly
-chaos-nightly: $(READY) ## The same for a night and a day, from new seeds.
+chaos-nightly: $(READY) ## The same at length, from new seeds: two days on two cores.
 	@$(BIN)/python -m chaos tier nightly --seed $$(date +%Y%m%d)000000 --jobs $$(nproc)
 
 .PHONY: clean

@@ -117,20 +117,25 @@ TIERS: Mapping[str, Tier] = {
         counted=(
             Part("disks", "disks --steps 1000 --seed {seed}", 8 * _HOUR_S),
             Part("planted defects", "plants --jobs {jobs}", 4 * _HOUR_S),
-            _bad_input(2_000_000, 24 * _HOUR_S),
+            _bad_input(20_000_000, 72 * _HOUR_S),
             _region(20_000, 24 * _HOUR_S),
             _fleets(4_000, 24 * _HOUR_S),
             _consensus(200_000, 48 * _HOUR_S),
         ),
         real=(
-            # 24 runs of a minute each, and the control experiment.
-            Part("real processes", "run --matrix --seconds 60 --seed {seed}", 2 * _HOUR_S, seeds=20),
+            # 12 runs of a minute each over proxies, 8 in namespaces and 4 with bad disks, and the control experiment.
+            Part("real processes", "run --matrix --seconds 60 --seed {seed}", 2 * _HOUR_S, seeds=42),
             Part("a fleet", "fleet --scenario mixed --seconds 120 --seed {seed}", _HOUR_S, seeds=20),
             Part("a fleet listed anew", "fleet --scenario listed-anew --seconds 60 --seed {seed}", _HOUR_S, seeds=10),
             Part("a fleet of nine", "fleet --scenario mixed --seconds 120 --size 3 --seed {seed}", _HOUR_S, seeds=5),
             Part("leaks", "leaks --seconds 10 --seed {seed}", _HOUR_S, seeds=10),
             Part(
                 "an hour of everything", "run --workload cas --nemesis mixed --seconds 3600 --seed {seed}", 2 * _HOUR_S
+            ),
+            Part(
+                "an hour between hosts",
+                "run --workload watch --nemesis mixed --topology namespaces --seconds 3600 --seed {seed}",
+                2 * _HOUR_S,
             ),
         ),
         measured=(

@@ -124,8 +124,9 @@ def test_the_tier_of_a_change_is_what_the_plan_of_tests_asks_for() -> None:
 def test_a_night_holds_hundreds_of_real_runs_of_a_minute() -> None:
     planned = CliRunner().invoke(main, ["tier", "nightly", "--plan", "--seed", "5"]).output.splitlines()
     seeds = [line.rpartition(" ")[2] for line in planned if "run --matrix --seconds 60 --seed" in line]
-    assert seeds == [str(5 + number) for number in range(20)]
+    assert seeds == [str(5 + number) for number in range(42)]
     assert any("--nemesis mixed --seconds 3600" in line for line in planned)
+    assert any("--nemesis mixed --topology namespaces --seconds 3600" in line for line in planned)
     cores = len(os.sched_getaffinity(0))
     assert all(line.endswith(f"--jobs {cores}") for line in planned if "--jobs" in line), "every core, unless told"
 
