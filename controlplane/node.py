@@ -123,11 +123,13 @@ class _Read(NamedTuple):
     done: asyncio.Future[bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Planned:
     entry: bytes
     working: Working
-    requests: list[RequestId]
+    batch: list[Waiting]
+    again: list[Waiting] | None = None
+    """Once it is applied: those who have to be planned again."""
 
 
 class Node:
@@ -172,7 +174,6 @@ class Node:
         self._asked = Asked(self._state.revision)
         self._planned: _Planned | None = None
         self._expected = 0
-        self._answers: list[Outcome] | None = None
         self._applied_listeners: list[Callable[[Applied], None]] = []
         self._reloaded_listeners: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -245,13 +246,18 @@ class Node:
         if planned and mine and planned.working.base == self._state.revision:
             applied = planned.working.finish(self.store, index, term, entry, self.ledger)
         else:
-            applied = machine.apply(self.store, index, term, entry, self._recent, self.ledger)
+            applied = machine.apply(
+                self.store, index, term, entry, recent=self._recent, annex=self.ledger, state=self._state
+            )
         if planned and mine:
-            self._planned, self._answers = None, applied.outcomes
-            self._asked.add(planned.requests, applied.state.revision)
+            self._planned = None
+            self._asked.add([w.request for w in planned.batch if w.request is not None], applied.state.revision)
         elif entry:
             self._asked.forget(applied.state.revision)
         self._took(applied)
+        if planned and mine:
+            answered = zip(planned.batch, applied.outcomes, strict=True)
+            planned.again = [waiting for waiting, outcome in answered if not self._answer(waiting, outcome)]
 
     def mark(self) -> bytes:
         """Revision and running hash, for peers to compare with theirs."""
@@ -640,10 +646,7 @@ class Node:
         if not batch:
             return
         packed = machine.pack(entry)
-        self._planned, self._answers = (
-            _Planned(packed, working, [w.request for w in batch if w.request is not None]),
-            None,
-        )
+        planned = self._planned = _Planned(packed, working, batch)
         try:
             await self.log.append(packed, timeout_s=limits.CALL_TIMEOUT_S)
         except ControlPlaneError as error:
@@ -654,14 +657,14 @@ class Node:
             raise
         finally:
             self._planned = None
-        answers: list[Outcome] = self._answers or []
+        if planned.again is None:
+            raise Fatal("the log took an entry that was never applied here")
         self._expected += len(self._queue)
-        again = [waiting for waiting, outcome in zip(batch, answers, strict=True) if not self._answer(waiting, outcome)]
-        self._queue.put_back(again)
+        self._queue.put_back(planned.again)
 
     def _plan(self) -> tuple[list[Waiting], Working, Entry]:
         """Turn what waits into one entry; what needs no entry is answered on the way."""
-        working = Working(self.store, self._recent)
+        working = Working(self.store, self._recent, self._state)
         working.at_ms = max(working.at_ms, self._wall_ms())
         entry = Entry(base=working.base, at_ms=working.at_ms, salt=self.entropy(16))
         working.salt = entry.salt

@@ -169,14 +169,17 @@ def apply(
     index: int,
     term: int,
     entry: bytes,
+    *,
     recent: RecentEvents | None = None,
     annex: Annex | None = None,
+    state: State | None = None,
 ) -> Applied:
-    """Apply the entry at `index`; once, however often it is handed in. `recent` spares lookups, and decides nothing.
+    """Apply the entry at `index`; once, however often it is handed in.
 
-    Total: bad content is an outcome. Raises `Fatal` only for an entry of a format this program does not know.
+    `recent` and `state`, which must be where `store` stands, spare lookups and decide nothing. Total: bad content is an
+    outcome. Raises `Fatal` only for an entry of a format this program does not know.
     """
-    working = Working(store, recent)
+    working = Working(store, recent, state)
     if index <= working.index:
         return Applied(state_of(store), [], [])
     if entry:
@@ -187,8 +190,9 @@ def apply(
 class Working:
     """A store with an entry on top that is not finished yet."""
 
-    def __init__(self, base: View, recent: RecentEvents | None = None) -> None:
-        state = state_of(base)
+    def __init__(self, base: View, recent: RecentEvents | None = None, state: State | None = None) -> None:
+        """`state`: where `base` stands, if that is known."""
+        state = state or state_of(base)
         self.view = Records(base, recent)
         self.index, self.revision, self.span = state.index, state.revision, state.outcome_span
         self.base = state.revision

@@ -476,11 +476,14 @@ class Guard(CoreEvents):
     def _provable(self, equal_index: int) -> int:
         return equal_index if "barrier" in self._off else min(equal_index, self._tail.durable)
 
-    def _matched(self, peer: str, term: int, equal_index: int, *, grew: bool = False) -> None:
+    def _matched(self, peer: str, term: int, equal_index: int, *, grew: bool = False, notice: bool = False) -> None:
         self._verified = (term, max(self._verified[1], equal_index))
-        # An append that brought entries is acknowledged once, after their sync; beats say meanwhile that we live.
-        if not grew or self._provable(equal_index) == equal_index:
-            self._ack(peer, MATCHED, hint=equal_index)
+        provable = self._provable(equal_index)
+        # An append that brought entries is acknowledged once, after their sync; beats say meanwhile that we live. One
+        # that only tells of a commit asks for nothing.
+        if (grew and provable < equal_index) or (notice and provable <= self._matched_sent):
+            return
+        self._ack(peer, MATCHED, hint=equal_index)
 
     def _send_late_acks(self) -> None:
         """After a sync: say what could not be said before it."""
@@ -522,7 +525,7 @@ class Guard(CoreEvents):
             self._ack(peer, CONFLICT, prev_index=append.prev_index, hint=self._agreeing(prev_index))
             return
         self._take(peer, term, prev_index, entries, append.commit)
-        self._matched(peer, term, end, grew=bool(entries))
+        self._matched(peer, term, end, grew=bool(entries), notice=append.notice)
 
     def _check_append(self, peer: str, append: wire.Append) -> None:
         expected = append.prev_index
@@ -575,15 +578,18 @@ class Guard(CoreEvents):
     def _lead(self) -> None:
         self._continue_transfer()
         beat = self._now >= self._beat_at
-        if self._begin_round(beat):
-            beat = True
-        if beat:
+        asked = self._begin_round(beat)
+        if beat or asked:
             self._beat_at = self._now + self._timing.beat_s
         for peer, progress in self._progress.items():
-            self._replicate(peer, progress, beat)
+            self._replicate(peer, progress, asked or (beat and self._is_quiet(progress)))
         self._tell_commit()
         if not self._peers:
             self._count_echoes()
+
+    def _is_quiet(self, progress: Progress) -> bool:
+        """Whether a follower needs a beat: an append that left a moment ago said the same."""
+        return progress.mode is not Mode.STREAM or self._now - progress.sent >= self._timing.beat_s / 2
 
     def _tell_commit(self) -> None:
         """Let followers hear soon what is committed, also when no entry follows: callers and watchers wait there."""
@@ -597,7 +603,7 @@ class Guard(CoreEvents):
             self._tell_at = inf
             for peer in behind:
                 if self._linked[peer]:
-                    self._send_append(peer, self._progress[peer], [])
+                    self._send_append(peer, self._progress[peer], [], notice=True)
 
     def _feed(self, peer: str, progress: Progress, *, alive: bool) -> None:
         """Tell the core what counts: verified by the follower in this term, and not beyond our own disk."""
@@ -707,9 +713,9 @@ class Guard(CoreEvents):
     def _batch(self, progress: Progress) -> list[Entry]:
         return self._tail.batch(progress.next_index, self._bounds.append_bytes_max)
 
-    def _send_append(self, peer: str, progress: Progress, entries: list[Entry]) -> None:
+    def _send_append(self, peer: str, progress: Progress, entries: list[Entry], *, notice: bool = False) -> None:
         tail, prev_index = self._tail, progress.next_index - 1
-        progress.commit_told = tail.commit
+        progress.commit_told, progress.sent = tail.commit, self._now
         append = wire.Append(
             prev_index=prev_index,
             prev_term=tail.term_at(prev_index),
@@ -717,6 +723,7 @@ class Guard(CoreEvents):
             round=self._reads.round,
             stream=progress.stream,
             mark=b"" if entries else self._host.mark(),
+            notice=notice,
         )
         for entry in entries:
             append.entries.add(index=entry.index, term=entry.term, payload=entry.payload)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from math import inf
 
 from controlplane.replication.snapshots import Snapshot
 
@@ -48,6 +49,7 @@ class Progress:
         "next_index",
         "rewound",
         "round",
+        "sent",
         "sent_offset",
         "snapshot",
         "stream",
@@ -65,6 +67,7 @@ class Progress:
         self.flights: deque[int] = deque()  # STREAM: last index of each append in flight.
         self.heard = now
         self.round = 0
+        self.sent = -inf  # When an append last left.
         self.learner = False
         self.free_bytes = 0
         self.snapshot: Snapshot | None = None

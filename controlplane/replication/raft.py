@@ -10,9 +10,9 @@ there is no tick thread, no polling and no queue between arrival and answer.
 2. **One synced batch at a time.** While one is being written the next one collects: the disk sets the batch
    size. Operations that only move the commit index are folded into the next batch, they need no sync of their
    own.
-3. **The loop does not wait for a slow disk.** A follower has nothing to do until its batch is on disk, and on a fast
-   disk two changes of thread take longer than the sync: it writes small batches itself. One that takes longer than
-   `_INLINE_S_MAX` sends the next second's batches to the journal thread, where a leader's always go. Besides, only
+3. **The loop does not wait for a slow disk.** On a fast disk two changes of thread take longer than the sync, so the
+   loop writes small batches itself: a follower before it does anything else, a leader once its appends have left. One
+   that takes longer than `_INLINE_S_MAX` sends the next second's batches to the journal thread. Besides, only
    the rare and tiny writes of the data folder's identity and of the switch to an installed snapshot are done on the
    loop. Snapshots are written, checked and installed by a thread.
 4. **The store is synced before the log is trimmed**, to the index it had applied before that sync began.
@@ -149,6 +149,7 @@ class RaftLog:
         self._ops: list[Op] = []
         self._seq = 0
         self._writing = False
+        self._sending = False
         self._only_commits = True
         self._folded_seq = 0
         self._inline_from = 0.0
@@ -445,6 +446,9 @@ class RaftLog:
             return
         self._turning, self._poked = True, False
         try:
+            if self._flush():
+                # Others wait for what is on this disk by now: that leaves first, the rest is done in the next turn.
+                return
             self._guard.tick(time.monotonic())
             self._flush()
             self._arm()
@@ -496,26 +500,51 @@ class RaftLog:
             self._only_commits = False
         self._ops.append(op)
 
-    def _flush(self) -> None:
-        """Hand what collected to the journal thread, unless it is at work or nothing needs the disk."""
+    def _flush(self, *, sent: bool = False) -> bool:
+        """Have written what collected, unless that is under way or nothing needs the disk; True if it is on disk now.
+
+        `sent`: what this turn gave to the links has left.
+        """
         if not self._ops or self._writing:
-            return
+            return False
         if self._only_commits:
             if self._seq != self._folded_seq:
                 self._folded_seq = self._seq
                 self._guard.synced(self._seq, time.monotonic())
-            return
-        ops, self._ops, self._only_commits = self._ops, [], True
-        if self._may_write_here(ops):
-            self._write_here(ops)
-        else:
-            self._writing = True
-            self._writer.write(self._seq, ops)
-
-    def _may_write_here(self, ops: Sequence[Op]) -> bool:
-        if self._guard.role is not Role.FOLLOWER or time.monotonic() < self._inline_from:
             return False
-        return sum(len(op.payload) for op in ops if isinstance(op, Add)) <= _INLINE_BYTES_MAX
+        if not self._may_write_here():
+            self._writing = True
+            self._writer.write(self._seq, self._collected())
+            return False
+        if self._guard.role is Role.LEADER and self.config.peers and not sent:
+            self._write_once_sent()
+            return False
+        self._write_here(self._collected())
+        return True
+
+    def _collected(self) -> list[Op]:
+        ops, self._ops, self._only_commits = self._ops, [], True
+        return ops
+
+    def _may_write_here(self) -> bool:
+        if time.monotonic() < self._inline_from:
+            return False
+        return sum(len(op.payload) for op in self._ops if isinstance(op, Add)) <= _INLINE_BYTES_MAX
+
+    def _write_once_sent(self) -> None:
+        """Let the links, which were woken before this, hand the entries to the followers' disks first."""
+        if not self._sending:
+            self._sending = True
+            self._loop.call_soon(self._sent)
+
+    def _sent(self) -> None:
+        self._sending = False
+        if not self._active:
+            return
+        try:
+            self._flush(sent=True)
+        except Exception as error:
+            self._fail(error)
 
     def _write_here(self, ops: Sequence[Op]) -> None:
         began = time.monotonic()

@@ -96,9 +96,9 @@ class Reads:
     def begin(self, commit: int, now: float, *, beat: bool, able: bool) -> bool:
         """Begin a round at a beat, or at once if this leader is `able` (rule 1) and reads wait or it just became so.
 
-        True if it has begun.
+        True if every follower has to hear of it at once.
         """
-        asked = able and (self._asked or self._remote)
+        asked = able and bool(self._asked or self._remote)
         first = able and not self._able
         if not (beat or asked or first):
             return False
@@ -109,7 +109,7 @@ class Reads:
         if asked:
             self._rounds.append(_Round(self.round, commit, self._asked, self._remote))
             self._asked, self._remote = [], []
-        return True
+        return asked or first
 
     def echoed(self, number: int, applied: int, now: float) -> None:
         """Answer every round up to `number`: a majority has echoed it."""

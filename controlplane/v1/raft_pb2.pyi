@@ -48,7 +48,7 @@ class RaftMessage(_message.Message):
     def __init__(self, version: _Optional[int] = ..., term: _Optional[int] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., append_ack: _Optional[_Union[AppendAck, _Mapping]] = ..., pre_vote: _Optional[_Union[PreVote, _Mapping]] = ..., pre_vote_reply: _Optional[_Union[PreVoteReply, _Mapping]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ..., vote_reply: _Optional[_Union[VoteReply, _Mapping]] = ..., timeout_now: _Optional[_Union[TimeoutNow, _Mapping]] = ..., snapshot_chunk: _Optional[_Union[SnapshotChunk, _Mapping]] = ..., snapshot_ack: _Optional[_Union[SnapshotAck, _Mapping]] = ..., read: _Optional[_Union[Read, _Mapping]] = ..., read_reply: _Optional[_Union[ReadReply, _Mapping]] = ...) -> None: ...
 
 class Append(_message.Message):
-    __slots__ = ("prev_index", "prev_term", "entries", "commit", "round", "stream", "unanchored", "mark")
+    __slots__ = ("prev_index", "prev_term", "entries", "commit", "round", "stream", "unanchored", "mark", "notice")
     PREV_INDEX_FIELD_NUMBER: _ClassVar[int]
     PREV_TERM_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Append(_message.Message):
     STREAM_FIELD_NUMBER: _ClassVar[int]
     UNANCHORED_FIELD_NUMBER: _ClassVar[int]
     MARK_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     prev_index: int
     prev_term: int
     entries: _containers.RepeatedCompositeFieldContainer[LogEntry]
@@ -65,7 +66,8 @@ class Append(_message.Message):
     stream: int
     unanchored: bool
     mark: bytes
-    def __init__(self, prev_index: _Optional[int] = ..., prev_term: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., commit: _Optional[int] = ..., round: _Optional[int] = ..., stream: _Optional[int] = ..., unanchored: _Optional[bool] = ..., mark: _Optional[bytes] = ...) -> None: ...
+    notice: bool
+    def __init__(self, prev_index: _Optional[int] = ..., prev_term: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[LogEntry, _Mapping]]] = ..., commit: _Optional[int] = ..., round: _Optional[int] = ..., stream: _Optional[int] = ..., unanchored: _Optional[bool] = ..., mark: _Optional[bytes] = ..., notice: _Optional[bool] = ...) -> None: ...
 
 class AppendAck(_message.Message):
     __slots__ = ("result", "round", "stream", "match", "prev_index", "hint", "learner", "free_bytes")

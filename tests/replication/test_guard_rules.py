@@ -713,3 +713,57 @@ def test_followers_hear_of_a_commit_soon_and_once() -> None:
     assert [append.commit for _, append in node.said("append")] == [node.tail.last_index] * 2
     node.tick()
     assert not node.said("append")
+
+
+def test_followers_do_not_acknowledge_the_news_of_a_commit() -> None:
+    node = Solo()
+    node.append("b", 1, (0, 0), *entries(1, 2, 1))
+    node.sync()
+    assert [ack.match for _, ack in node.said("append_ack")] == [2]
+    node.append("b", 1, (2, 1), commit=2, notice=True)
+    node.tick()
+    assert node.applied == (2, 1)
+    assert not node.said("append_ack")
+    node.append("b", 1, (2, 1), commit=2)
+    assert node.said("append_ack")
+
+
+def test_news_of_a_commit_is_answered_by_who_has_more_to_say() -> None:
+    """A follower that cannot take it says so; one that has not said yet what is on its disk says that."""
+    node = Solo()
+    node.append("b", 1, (4, 1), commit=4, notice=True)
+    node.sync()
+    assert [ack.result for _, ack in node.said("append_ack")] == [wire.AppendAck.RESULT_CONFLICT]
+    node = Solo(recovered=holding(3, term=1))
+    node.append("b", 1, (3, 1), commit=3, notice=True)
+    assert [ack.match for _, ack in node.said("append_ack")] == [3]
+
+
+def test_a_beat_is_left_out_where_an_append_has_just_left() -> None:
+    node = Solo()
+    node.lead()
+    node.tick(TIMING.beat_s)
+    node.sent.clear()
+    node.tick(0.75 * TIMING.beat_s)
+    node.propose()
+    node.tick()
+    assert [len(append.entries) for _, append in node.said("append")] == [1, 1]
+    node.tick(0.25 * TIMING.beat_s)
+    assert not node.said("append")
+    node.tick(TIMING.beat_s)
+    assert len(node.said("append")) == 2
+
+
+def test_a_round_for_a_read_leaves_at_once_all_the_same() -> None:
+    node = Solo()
+    node.lead()
+    node.propose()
+    node.tick()
+    node.sent.clear()
+    node.read()
+    node.tick()
+    rounds = [append.round for _, append in node.said("append")]
+    assert len(rounds) == 2
+    node.matched("b", node.tail.last_index, round=rounds[0])
+    node.tick()
+    assert node.reads == [True]

@@ -17,11 +17,11 @@ import pytest
 
 from controlplane.datadir import Standing, Start, open_folder
 from controlplane.errors import Fatal, OutcomeUnknown, Unavailable
-from controlplane.replication import raft
+from controlplane.replication import Role, raft
 from controlplane.replication.guard import Timing
 from controlplane.replication.journal import Journal
 from controlplane.replication.raft import RaftConfig, RaftLog
-from controlplane.replication.tail import Op
+from controlplane.replication.tail import Add, Op
 from controlplane.replication.transport import Credentials
 from tests.replication.livenodes import FLEET, REGION, Region, running, until
 
@@ -350,17 +350,20 @@ async def test_b8_a_follower_whose_disk_refuses_stops_alone(tmp_path: Path, monk
         assert len(region.working()) == 2
 
 
-async def test_a_follower_leaves_a_slow_disk_to_its_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("role", [Role.FOLLOWER, Role.LEADER], ids=["follower", "leader"])
+async def test_a_node_leaves_a_slow_disk_to_its_thread(
+    role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its loop writes small batches itself, until one takes long: then it goes on hearing while the disk works."""
     monkeypatch.setattr(raft, "_INLINE_PAUSE_S", 60.0)
     monkeypatch.setattr(raft, "_INLINE_S_MAX", 60.0)
     async with running(tmp_path, 3) as region:
-        await region.leader()
-        follower, *_ = region.followers()
+        leader = await region.leader()
+        chosen = leader if role is Role.LEADER else region.followers()[0]
         write, threads = Journal.write, []
 
         def watched(journal: Journal, ops: list[Op]) -> None:
-            if journal is follower.log._journal:
+            if journal is chosen.log._journal:
                 threads.append(threading.current_thread())
             write(journal, ops)
 
@@ -376,6 +379,45 @@ async def test_a_follower_leaves_a_slow_disk_to_its_thread(tmp_path: Path, monke
         await level(region)
         assert threads
         assert threading.main_thread() not in threads
+
+
+async def test_nobody_waits_for_what_only_the_own_node_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader's appends leave before its own sync, a follower's acknowledgement before it applies what came along."""
+    monkeypatch.setattr(raft, "_INLINE_S_MAX", 60.0)
+    async with running(tmp_path, 3, timing=Timing(notice_s=1.0)) as region:
+        leader, (follower, *_) = await region.leader(), region.followers()
+        write, apply = Journal.write, follower.machine.apply
+        unsent: list[int] = []
+        done: list[tuple[str, int]] = []
+
+        def wrote(journal: Journal, ops: list[Op]) -> None:
+            added = [op.index for op in ops if isinstance(op, Add)]
+            if journal is leader.log._journal and added:
+                unsent.extend(len(link.waiting) for link in leader.log._transport._links.values())
+            elif journal is follower.log._journal:
+                done.extend(("written", index) for index in added)
+            write(journal, ops)
+
+        def applied(index: int, term: int, entry: bytes) -> None:
+            done.append(("acknowledged", sum(len(link.waiting) for link in follower.log._transport._links.values())))
+            done.append(("applied", index))
+            apply(index, term, entry)
+
+        monkeypatch.setattr(Journal, "write", wrote)
+        monkeypatch.setattr(follower.machine, "apply", applied)
+        for n in range(10):
+            await leader.log.append(b"%d" % n, timeout_s=5)
+        await level(region)
+        # A link that is still busy with the message before lets the next one wait: most have left.
+        assert len(unsent) >= 20
+        assert unsent.count(0) > len(unsent) / 2
+        waiting = [count for what, count in done if what == "acknowledged"]
+        assert waiting.count(0) > len(waiting) / 2
+        order = {step: place for place, step in enumerate(done)}
+        last = max(index for what, index in done if what == "written")
+        # The commit of an entry comes with the next one, or with a beat if that is late.
+        later = [order["applied", index] > order["written", index + 1] for index in range(last - 9, last)]
+        assert sum(later) >= 5
 
 
 async def test_b9_an_unexpected_exception_in_apply_stops_the_node(tmp_path: Path) -> None:
