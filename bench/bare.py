@@ -22,7 +22,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from bench.side import CALL_TIMEOUT_S, VALUE, Write, settled, told_apart
+from bench.side import CALL_TIMEOUT_S, VALUE, Write, settled, told_apart, writing
 from controlplane import certs
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.loopback import Program, free_ports
@@ -71,18 +71,9 @@ class Bare:
         """See `Side`."""
         return _LEADER
 
-    @asynccontextmanager
-    async def writer(self, way: str) -> AsyncIterator[Write]:
+    def writer(self, way: str) -> AbstractAsyncContextManager[Write]:
         """A client of the leader: plain calls, or a stream that takes along whatever waits."""
-        async with self._channel(_LEADER) as channel:
-            if way == "unary":
-                yield _plain(channel)
-            else:
-                stream = _Stream(channel)
-                try:
-                    yield stream.write
-                finally:
-                    await stream.close()
+        return writing(way, self._channel(_LEADER), _plain, _Stream)
 
     @asynccontextmanager
     async def probe(self, nodes: Sequence[int]) -> AsyncIterator[Sequence[Write]]:
@@ -163,9 +154,15 @@ class _Stream:
                 await self._call.write(b"".join(unsent))
 
     async def _receive(self) -> None:
-        async for reply in self._call:
-            for at in range(0, len(reply), _ID_BYTES):
-                self._open.pop(reply[at : at + _ID_BYTES]).set_result(None)
+        try:
+            async for reply in self._call:
+                for at in range(0, len(reply), _ID_BYTES):
+                    done = self._open.pop(reply[at : at + _ID_BYTES])
+                    if not done.done():
+                        done.set_result(None)
+        finally:
+            for done in self._open.values():
+                done.cancel()
 
 
 class _Node:
@@ -198,6 +195,7 @@ class _Node:
     async def lead(self) -> None:
         """Replicate what comes, one entry after the other; does not return."""
         followed = asyncio.gather(*(self._follow(address) for address in self._others))
+        followed.add_done_callback(self._abandoned)
         await asyncio.wait_for(self._complete.wait(), CALL_TIMEOUT_S)
         loop, entries = asyncio.get_running_loop(), 0
         while not followed.done():
@@ -211,15 +209,22 @@ class _Node:
                 # As in the product: the leader's disk is waited for beside its followers'.
                 await loop.run_in_executor(None, self._sync, entry)
                 await sent
-                while self._acks < entries:
+                while self._acks < entries and not followed.done():
                     self._acknowledged.clear()
                     await self._acknowledged.wait()
+                if followed.done():
+                    break
                 for _, done in batch:
                     if not done.done():
                         done.set_result(None)
                 self._tell(entry)
                 await asyncio.gather(*(follower.write(_COMMITTED) for follower in self._followers))
         await followed
+
+    def _abandoned(self, _: object) -> None:
+        """Have whoever waits see that a follower has ended: then there is nothing to measure."""
+        self._work.set()
+        self._acknowledged.set()
 
     async def _follow(self, address: str) -> None:
         """Keep one follower, and count what it has on disk; the faster one of two decides."""
@@ -245,16 +250,16 @@ class _Node:
             if not watcher.full():
                 watcher.put_nowait(entry)
 
-    async def _submitted(self, record: bytes) -> None:
+    def _submit(self, record: bytes) -> asyncio.Future[None]:
         if not self._leads or len(self._waiting) >= _WAITING_MAX:
             raise RuntimeError("it does not lead, or too much waits")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((record, done))
         self._work.set()
-        await done
+        return done
 
     async def _write(self, record: bytes, _: Context) -> bytes:
-        await self._submitted(record)
+        await self._submit(record)
         return record[:_ID_BYTES]
 
     async def _session(self, _: object, context: Context) -> None:
@@ -282,10 +287,7 @@ class _Node:
             while isinstance(message := await context.read(), bytes):
                 for at in range(0, len(message), _RECORD_BYTES):
                     record = message[at : at + _RECORD_BYTES]
-                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    future.add_done_callback(done(record[:_ID_BYTES]))
-                    self._waiting.append((record, future))
-                self._work.set()
+                    self._submit(record).add_done_callback(done(record[:_ID_BYTES]))
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from bench.etcd import rpc_pb2 as pb
-from bench.side import CALL_TIMEOUT_S, RECONNECT, VALUE, Write, settled, told_apart
+from bench.side import CALL_TIMEOUT_S, RECONNECT, VALUE, Write, settled, told_apart, writing
 from controlplane import certs
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.loopback import Program, free_ports
@@ -99,15 +99,9 @@ class Etcd:
     @asynccontextmanager
     async def writer(self, way: str) -> AsyncIterator[Write]:
         """A client of the leader."""
-        async with self._channel(self.addresses[await self.leader()]) as channel:
-            if way == "unary":
-                yield _put(channel)
-            else:
-                coalescer = _Coalescer(channel)
-                try:
-                    yield coalescer.write
-                finally:
-                    await coalescer.close()
+        channel = self._channel(self.addresses[await self.leader()])
+        async with writing(way, channel, _put, _Coalescer) as write:
+            yield write
 
     @asynccontextmanager
     async def probe(self, nodes: Sequence[int]) -> AsyncIterator[Sequence[Write]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import grpc
@@ -57,6 +57,35 @@ class Side(Protocol):
 
     def watchers(self, count: int) -> AbstractAsyncContextManager[tuple[Sequence[AsyncIterator[object]], Write]]:
         """Started watchers of one record, as iterators over what they are told, and the write that they see."""
+
+
+class Stream(Protocol):
+    """Takes along whatever waits."""
+
+    async def write(self, worker: int) -> None:
+        """Write the record of a worker; returns when it is committed."""
+
+    async def close(self) -> None:
+        """Hang up."""
+
+
+@asynccontextmanager
+async def writing(
+    way: str,
+    channel: grpc.aio.Channel,
+    plain: Callable[[grpc.aio.Channel], Write],
+    stream: Callable[[grpc.aio.Channel], Stream],
+) -> AsyncIterator[Write]:
+    """A client over a channel of its own: "unary" calls, or a "stream" of them."""
+    async with channel:
+        if way == "unary":
+            yield plain(channel)
+        else:
+            together = stream(channel)
+            try:
+                yield together.write
+            finally:
+                await together.close()
 
 
 def told_apart(number: int) -> list[tuple[str, int]]:

@@ -44,6 +44,7 @@ from controlplane.errors import (
 )
 from controlplane.features import audit, checks, federation, leases, moves, switches
 from controlplane.geography import Atlas, check_glass, check_read
+from controlplane.identity import EVERY_ENVIRONMENT, Identity
 from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied, Working
 from controlplane.kernel.store import Store
@@ -158,7 +159,8 @@ class Node:
         self.atlas = atlas or Atlas(fleet, region, {region: region}, {})
         self.fleet, self.region, self.name = fleet, region, name
         self.store, self.log = store, log
-        self.actor = f"controlplane://{fleet}/-/{region}/peer/{name}"
+        self.identity = Identity(fleet, EVERY_ENVIRONMENT, region, "peer", name)
+        self.actor = self.identity.uri
         self.clock, self._wall_ms, self.entropy = clock, wall_ms, entropy
         self._defaults = {(p.environment, kind): p.id for p in partitions for kind in p.default_for}
         self._quota_bytes, self._free_bytes = quota_bytes, free_bytes

@@ -39,7 +39,7 @@ from controlplane.federation import Federation
 from controlplane.federation.doors import TIMEOUT_S as NOTE_TIMEOUT_S
 from controlplane.federation.links import leads
 from controlplane.forward import Request, Router
-from controlplane.identity import EVERY_ENVIRONMENT, Identity
+from controlplane.identity import Identity
 from controlplane.node import Call, Node
 from controlplane.replication.transport import Credentials
 from controlplane.server.desk import ADOPT, COSIGN, FOLLOW, FORWARD, NOTE, SESSION, STREAMS, Desk, plan
@@ -375,7 +375,7 @@ class Server:
 
     async def _note(self, passage: bytes) -> None:
         """Have the leader write down what passed at this node. Raises one of the eight errors."""
-        me = Identity(self._config.fleet, EVERY_ENVIRONMENT, self._config.name, "peer", self._node.name)
+        me = self._node.identity
         deadline = self._node.clock() + NOTE_TIMEOUT_S
         request = _Call(Call(NOTE, passage, me.uri, me.environment, deadline))
         self.router.submit(request)

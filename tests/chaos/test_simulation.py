@@ -61,23 +61,23 @@ def test_what_was_once_taken_for_a_region_that_never_becomes_level(seed: int) ->
     assert simulate([seed], Settings(5, profile="mixed")).violations == []
 
 
-def backlogged() -> Simulation:
+def backlogged(burst: int) -> Simulation:
     """A region of slow disks and small appends that is asked for much in the last second."""
     schedule = make_schedule(1, nodes=5, seconds=20.0, profile="calm")
     bounds = replace(LAN.bounds, append_bytes_max=400, appends_in_flight_max=4)
     simulation = Simulation(replace(schedule, conditions=replace(LAN, bounds=bounds, sync_s=(0.0, 0.3))))
-    simulation.at(19.0, lambda: simulation.burst(simulation.leader(), 200))
+    simulation.at(19.0, lambda: simulation.burst(simulation.leader(), burst))
     return simulation
 
 
 def test_a_backlog_on_slow_disks_is_worked_off_after_the_end() -> None:
-    result = backlogged().run()
+    result = backlogged(400).run()
     assert result.violation is None
     assert 21 < result.seconds < 40
 
 
 def test_who_never_catches_up_is_missed_in_bounded_time() -> None:
-    simulation = backlogged()
+    simulation = backlogged(200)
     simulation.at(10.0, simulation.network.cut, [link for link in simulation.network.links if "n4" in link], 1e6)
     result = simulation.run()
     assert (result.violation or "").startswith("NO_CONVERGENCE")

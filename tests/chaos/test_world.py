@@ -26,7 +26,7 @@ CAUGHT = {
     "range": (1, ("LEAK", "DEFECT")),
     "grant": (1, ("GRANT",)),
     "unconfirmed": (1, ("PASSAGE",)),
-    "hasty": (2, ("PASSAGE",)),
+    "hasty": (29, ("PASSAGE",)),
     "deaf": (1, ("STOP_UNTOLD",)),
     "impatient": (2, ("LINEARIZABILITY", "HOME_COPY")),
     "headstrong": (2, ("LINEARIZABILITY", "HOME_COPY")),

@@ -130,7 +130,7 @@ async def test_kill_switches_thrown_on_both_sides_of_a_cut_hold_there_and_then_e
 async def test_a_cut_that_cuts_nothing_is_found_out(tmp_path):
     async with desk(tmp_path, eu_west=1, us_east=1) as maria:
         maria.fleet[EAST].member.injector.sever = lambda regions: None
-        course = await maria.run("kill-under-partition", Options(down_s=1.5, calm_s=0.3), there=(WEST,))
+        course = await maria.run("kill-under-partition", Options(down_s=4.0, calm_s=0.3), there=(WEST,))
     _, checks, claims = recorded(course, tmp_path)
     assert failed(claims) - SPEEDS >= {"links_down", "crossed_the_cut", "held_while_cut", "revived"}
     assert {"crossed_the_cut", "verdict"} <= {check.name for check in checks if not check.passed}

@@ -41,7 +41,7 @@ class Replica:
     def apply(self, entry: bytes) -> None:
         self.entries.append(entry)
         index = machine.state_of(self.store).index + 1
-        machine.apply(self.store, index, 1, entry, None, self.ledger)
+        machine.apply(self.store, index, 1, entry, annex=self.ledger)
 
     def run(self, partition: Partition, feature: Callable[[Tx], Message | None], at_ms: int = 5) -> None:
         self.apply(entry_of(self.store, partition, feature, at_ms))

@@ -66,7 +66,7 @@ class Region:
             self.asked.append(request)
         packed = machine.pack(entry)
         for store, ledger in zip(self.stores, self.ledgers, strict=True):
-            machine.apply(store, state.index + 1, 1, packed, None, ledger)
+            machine.apply(store, state.index + 1, 1, packed, annex=ledger)
         return replies
 
     def sweep(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -335,7 +336,7 @@ class Forgetful(ScriptedLog):
         if self.how == "lost":
             raise Unavailable("it was not agreed on", reason="ENTRY_DISCARDED")
         if self.how == "late":
-            self.commit(entry)
+            asyncio.get_running_loop().call_soon(self.commit, entry)
         raise OutcomeUnknown("nobody can say", reason="TIMEOUT")
 
 
