@@ -310,6 +310,27 @@ async def test_a_retry_after_an_unknown_outcome_gives_the_one_outcome(applied: s
         assert (await region.workflow("w", consistency=api.LOCAL)).workflow.version == 2
 
 
+async def test_what_was_applied_is_told_even_if_the_log_falls_silent_then() -> None:
+    async with Region() as region:
+        region.log.automatic = False
+        future = region.submit("CreateWorkflow", creation("w"))
+        attempt = await within(region.log.appends.get())
+        region.log.commit(attempt.entry)
+        attempt.unknown()
+        assert reply_of("CreateWorkflow", await within(future)).version == 1
+
+
+async def test_a_log_that_takes_what_it_never_applied_is_a_defect() -> None:
+    region = Region()
+    await region.node.start()
+    region.log.automatic = False
+    region.submit("CreateWorkflow", creation("w"))
+    (await within(region.log.appends.get())).answer(7)
+    with pytest.raises(Fatal, match="never applied"):
+        await within(region.node.failed)
+    await region.node.stop()
+
+
 async def test_a_retry_that_does_not_say_since_when_is_recognised_all_the_same() -> None:
     """Its first attempt was applied late, or by another leader: this node did not plan what it finds."""
     async with Region() as region:
