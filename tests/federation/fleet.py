@@ -381,12 +381,12 @@ class Spy:
         while True:
             try:
                 await self.send(wire.FollowRequest(hello=self._hello))
-                return await self.read()
             except grpc.aio.AioRpcError as error:
-                # It was refused while the hello was written, and gRPC lost the reason.
-                if error.code() is not grpc.StatusCode.INTERNAL:
-                    raise
-                self._begin()
+                # It was refused while the hello was written, and sometimes gRPC lost the reason.
+                if error.code() is grpc.StatusCode.INTERNAL:
+                    self._begin()
+                    continue
+            return await self.read()
 
     async def send(self, request: wire.FollowRequest) -> None:
         await self._stream.write(request.SerializeToString())
