@@ -38,6 +38,7 @@ from controlplane.v1.state_pb2 import Event
 _TAIL_TXNS_MAX = 4096
 _TAIL_BYTES_MAX = 16 * 1024 * 1024
 _PAGE = 256
+_WOKEN_AT_ONCE = 128
 _PAGE_BYTES = 1024 * 1024
 
 Age = Callable[[], int]
@@ -133,21 +134,29 @@ class _Group:
         self.touched = touched
         self.wakes = 0
         self.outdated = False
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     def wake(self) -> None:
         """Wake everyone who waits now; who comes later waits for the next time."""
         self.wakes += 1
-        waiting, self._waiting = self._waiting, []
-        for done in waiting:
-            if not done.done():
-                done.set_result(None)
+        waiting, self._waiting = self._waiting, deque()
+        _wake(waiting)
 
     def woken(self) -> asyncio.Future[None]:
         """What ends with the next wake."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         return done
+
+
+def _wake(waiting: deque[asyncio.Future[None]]) -> None:
+    """Wake some now and the others in the next turns of the loop, which has more to do than to write to watchers."""
+    for _ in range(min(len(waiting), _WOKEN_AT_ONCE)):
+        done = waiting.popleft()
+        if not done.done():
+            done.set_result(None)
+    if waiting:
+        waiting[0].get_loop().call_soon(_wake, waiting)
 
 
 class Watches:

@@ -608,3 +608,32 @@ async def test_records_of_every_kind_are_shown_with_their_values() -> None:
         (change,) = (await message(following)).changes
         assert change.flag.variants[0].name == "on"
         assert change.flag == (await region.call("GetFlag", api.GetFlagRequest(name="f"))).flag.flag
+
+
+async def test_many_watchers_leave_room_for_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_WOKEN_AT_ONCE", 10)
+    async with Region() as region:
+        await region.create("w")
+        streams = [region.watch(WATCH) for _ in range(45)]
+        for stream in streams:
+            kinds = [(await message(stream)).kind for _ in range(2)]
+            assert kinds == [STARTED, PROGRESS]
+        ended: list[int] = []
+        heard = [asyncio.ensure_future(message(stream)) for stream in streams]
+        for future in heard:
+            future.add_done_callback(lambda _: ended.append(1))
+        await settle()
+        writes = [region.swap("w", version) for version in (1, 2)]
+        written = asyncio.ensure_future(asyncio.wait_for(asyncio.gather(*writes), 5))
+        steps = []
+        while len(ended) < len(heard):
+            before = len(ended)
+            await asyncio.sleep(0)
+            steps.append(len(ended) - before)
+        assert max(steps) <= 10
+        await written
+        # Whoever was not woken by the first of two yet misses neither.
+        for future, stream in zip(heard, streams, strict=True):
+            told = [await within(future), await message(stream)]
+            assert [each.changes[0].meta.version for each in told] == [2, 3]
+            await stream.aclose()
