@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
@@ -454,6 +455,8 @@ class Moving(Errand):
         self._target = next(side for side in sides if side.region == to)
         self._planes: dict[str, sdk.ControlPlane] = {}
         self._writing: list[asyncio.Task[None]] = []
+        self._reading: list[asyncio.Task[None]] = []
+        self._reads_on = True
         self._told: dict[str, tuple[int, int, float]] = {}
         """By side: how many writes of its client were acknowledged, under which epoch, and when, for the last."""
         self._asking: asyncio.Task[Any] | None = None
@@ -500,7 +503,9 @@ class Moving(Errand):
                     while not await self._shows_all(side, address):  # noqa: ASYNC110 - it is asked again.
                         await asyncio.sleep(_POLL_S)
                 agent = named(side.region, node)
-                self._run(self._read(self._scribe.join(f"reads {agent}"), agent, side, address))
+                process = self._scribe.join(f"reads {agent}")
+                self._reading.append(asyncio.create_task(self._read(process, agent, side, address)))
+        self._tasks += self._reading
         for side in self._sides:
             self._told[side.region] = (0, 0, 0.0)
             self._writing.append(asyncio.create_task(self._write(self._scribe.join(f"writes {side.region}"), side)))
@@ -577,6 +582,13 @@ class Moving(Errand):
             )
         with suppress(ControlPlaneError):
             await self._note_places()
+
+    async def close(self) -> None:
+        """See `Errand`. A read that is under way is waited for: given up, it would count as one that failed."""
+        self._reads_on = False
+        if self._reading:
+            await asyncio.wait(self._reading, timeout=_PLAIN_TIMEOUT_S + 1)
+        await super().close()
 
     @property
     def _patience_s(self) -> float:
@@ -679,10 +691,11 @@ class Moving(Errand):
 
     async def _read(self, process: int, agent: str, side: Side, address: str) -> None:
         """Read what this node has, one workflow after the other."""
-        while True:
-            for key in KEYS:
-                await self._scribe.ask(process, agent, "reads", key, self._local(side, address, key), _shown)
-                await asyncio.sleep(LOOK_S)
+        keys = itertools.cycle(KEYS)
+        while self._reads_on:
+            key = next(keys)
+            await self._scribe.ask(process, agent, "reads", key, self._local(side, address, key), _shown)
+            await asyncio.sleep(LOOK_S)
 
     async def _local(self, side: Side, address: str, key: str) -> api.GetWorkflowReply:
         header = api.RequestHeader(partition=self._moved, consistency=api.LOCAL)
