@@ -27,7 +27,7 @@ name can be switched off with `off`, for planting defects in tests and for nothi
 12. B15: the loss of the link to the leader starts an election at once.
 13. B16: losing leadership answers nothing: a proposal's outcome is what its index finally holds, or unknown.
 14. B17: snapshots are made and installed by the host, off the loop; meanwhile everything else goes on.
-15. B18: an entry is sent when it is proposed, not at the next beat.
+15. B18: an entry is sent when it is proposed, not at the next beat; who was sent one a moment ago needs no beat.
 16. B20: the members are fixed.
 17. B21: entries and messages are bounded.
 18. `replace`: a node whose disk was replaced neither votes nor counts until it has all that was committed, and then

@@ -624,7 +624,7 @@ async def test_many_watchers_leave_room_for_everything_else(monkeypatch: pytest.
             future.add_done_callback(lambda _: ended.append(1))
         await settle()
         writes = [region.swap("w", version) for version in (1, 2)]
-        written = asyncio.ensure_future(asyncio.wait_for(asyncio.gather(*writes), 5))
+        written = asyncio.ensure_future(within(asyncio.gather(*writes)))
         steps = []
         while len(ended) < len(heard):
             before = len(ended)

@@ -384,7 +384,9 @@ async def test_a_node_leaves_a_slow_disk_to_its_thread(
 async def test_nobody_waits_for_what_only_the_own_node_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader's appends leave before its own sync, a follower's acknowledgement before it applies what came along."""
     monkeypatch.setattr(raft, "_INLINE_S_MAX", 60.0)
-    async with running(tmp_path, 3, timing=Timing(notice_s=1.0)) as region:
+    # Beats are rare, so that commits travel with entries also on a busy machine.
+    rare = Timing(election_min_s=0.9, election_max_s=1.8, beat_s=0.3, notice_s=1.0)
+    async with running(tmp_path, 3, timing=rare) as region:
         leader, (follower, *_) = await region.leader(), region.followers()
         write, apply = Journal.write, follower.machine.apply
         unsent: list[int] = []
