@@ -413,8 +413,11 @@ def _loss(history: History, setting: Setting) -> Loss:
     ended = [each for each in _answered(history, "calls") if _during(each, setting)]
     refused = sum(each.result == UNREACHABLE for each in failed)
     unknown = sum(each.unknown for each in ended)
-    reads = [each for each in _answered(history, "copies") if not each.unknown]
+    asked = _answered(history, "copies")
+    reads = [each for each in asked if not each.unknown]
     here = [each for each in reads if _during(each, setting)]
+    # A read that never ended is as good as one that failed.
+    unread = [*_failed(history, "copies"), *(each for each in asked if each.unknown)]
     ages = [
         max((_number(each, 1) for each in here if each.key == node), default=0)
         for node in setting.watched.get(setting.home, ())
@@ -429,7 +432,7 @@ def _loss(history: History, setting: Setting) -> Loss:
         calls_answered=len(ended) - unknown,
         calls_otherwise=len(failed) - refused + unknown,
         copies_read=len(here),
-        copies_failed=sum(_during(each, setting) for each in _failed(history, "copies")),
+        copies_failed=sum(_during(each, setting) for each in unread),
         copies_back=_back(reads),
         copies_age_ms=min(ages, default=0),
         configurations_kept=kept,

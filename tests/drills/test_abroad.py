@@ -191,7 +191,9 @@ def lost_history(**changes):
     every = sorted((at_ms, kind, key, repr(result), result) for kind in lines for at_ms, key, result in lines[kind])
     for process, (at_ms, kind, key, _, result) in enumerate(every):
         recorder.invoke(process, key, kind, None, at_ms * MS)
-        if isinstance(result, str) and kind in ("calls", "copies"):
+        if result is None:
+            recorder.info(process, "no answer", at_ms * MS)
+        elif isinstance(result, str) and kind in ("calls", "copies"):
             recorder.fail(process, result, at_ms * MS)
         else:
             recorder.ok(process, result, at_ms * MS)
@@ -213,6 +215,7 @@ ANSWERED, SAID = [(200, "n1", True)], [(1_500, "n1", "HOME_UNREACHABLE")]
         ({"calls": SAID}, "calls_answered_before"),
         ({"calls": ANSWERED}, "calls_said_unreachable"),
         ({"copies": [(at, "n1", "UNREACHABLE") for at in range(1_100, 5_000, 500)]}, "copies_not_readable"),
+        ({"copies": [(at, "n1", None) for at in range(1_100, 5_900, 300)]}, "copies_not_readable"),
         ({"copies": [(at, "n1", (9 - at // 2_000, at)) for at in range(1_100, 5_900, 300)]}, "copies_went_back"),
         ({"copies": [(at, "n1", (7, 100)) for at in range(1_100, 5_900, 300)]}, "copies_age_ms"),
         ({"configures": [(at, "n1", "missing") for at in range(1_100, 5_900, 100)]}, "configurations_lost"),
