@@ -32,6 +32,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from controlplane import features, limits, status
+from controlplane.credentials import Credentials
 from controlplane.errors import OutcomeUnknown, Unavailable
 from controlplane.node import Call
 from controlplane.replication import Log, LogStatus, Role
@@ -80,7 +81,7 @@ class Forwarder:
     def __init__(
         self,
         address: str,
-        credentials: grpc.ChannelCredentials | None,
+        credentials: Credentials | None,
         clock: Callable[[], float],
         on_change: Callable[[], None],
         on_error: Callable[[Request, BaseException], None],
@@ -182,7 +183,7 @@ class Forwarder:
         ]
         if self._credentials is None:
             return grpc.aio.insecure_channel(self._address, options)
-        return grpc.aio.secure_channel(self._address, self._credentials, options)
+        return grpc.aio.secure_channel(self._address, self._credentials.of_client(), options)
 
     def _set_up(self, up: bool) -> None:
         self.up = up
@@ -238,7 +239,7 @@ class Router:
         plan: Callable[[Call], asyncio.Future[bytes]],
         log: Log,
         peers: Mapping[str, str],
-        credentials: grpc.ChannelCredentials | None,
+        credentials: Credentials | None,
         clock: Callable[[], float],
     ) -> None:
         """`plan` answers a call while this node leads; `peers` are the other nodes' client addresses by name."""

@@ -16,18 +16,17 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, cast
 
 import structlog
-from cryptography import x509
 from prometheus_client.registry import Collector
 
 from controlplane import limits, signing
 from controlplane.auditor import LedgerKeys
 from controlplane.config import FIRST_EPOCH, KINDS, ConfigError, NodeConfig, RegionConfig, Timing, split_address
 from controlplane.controllers import Controllers
+from controlplane.credentials import CredentialFiles, Credentials
 from controlplane.datadir import DataFolder, Start, open_folder
 from controlplane.drills.injector import Injector, Line
 from controlplane.errors import ControlPlaneError, Fatal, Unavailable
@@ -37,11 +36,18 @@ from controlplane.node import Node
 from controlplane.replication import Log, guard
 from controlplane.replication.local import LocalLog
 from controlplane.replication.raft import RaftConfig, RaftLog
-from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.server.drills import Drills, Facts
 from controlplane.storage import RocksStore
-from controlplane.telemetry import Counts, FederationCollector, LinkCollector, MeasuredLog, MetricsServer, NodeCollector
+from controlplane.telemetry import (
+    CertificateCollector,
+    Counts,
+    FederationCollector,
+    LinkCollector,
+    MeasuredLog,
+    MetricsServer,
+    NodeCollector,
+)
 from controlplane.v1 import records_pb2
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -51,7 +57,6 @@ DEV_NODE: Final = "dev"
 DEV_IDENTITY: Final = Identity("dev", "dev", "local", "operator", "developer")
 """Whom everybody is taken for by `controlplane dev`."""
 
-_EXPIRY_WARNING = timedelta(days=30)
 _LOOK_S = 0.25
 _PLENTY_BYTES = 1 << 62
 
@@ -155,7 +160,12 @@ async def serve(
         ledger_keys=read_ledger_keys(config),
         files=raft,
     )
-    collectors = [LinkCollector(raft.counters), drills.collector, FederationCollector(federation.links)]
+    collectors = [
+        LinkCollector(raft.counters),
+        CertificateCollector(credentials.expires_s),
+        drills.collector,
+        FederationCollector(federation.links),
+    ]
     if under_drill is not None:
         under_drill.injector.sever = federation.links.sever
     failures = [node.failed, raft.failed]
@@ -254,14 +264,10 @@ def _dev_partition() -> records_pb2.Partition:
     )
 
 
-def read_credentials(config: RegionConfig, node: NodeConfig) -> Credentials:
+def read_credentials(config: RegionConfig, node: NodeConfig) -> CredentialFiles:
     """Read the node's certificate, key and authority, and check whose they are. Raises `ConfigError`."""
-    credentials = Credentials(_read(config.authority), _read(node.certificate), _read(node.key))
-    expected = Identity(config.fleet, EVERY_ENVIRONMENT, config.name, "peer", node.name)
-    problem = _problem(credentials.certificate, expected)
-    if problem:
-        raise ConfigError([f"{node.certificate}: {problem}"])
-    return credentials
+    owner = Identity(config.fleet, EVERY_ENVIRONMENT, config.name, "peer", node.name)
+    return CredentialFiles(config.authority, node.certificate, node.key, owner)
 
 
 def read_ledger_keys(config: RegionConfig) -> LedgerKeys | None:
@@ -283,31 +289,6 @@ def read_ledger_keys(config: RegionConfig) -> LedgerKeys | None:
         return LedgerKeys(config.fleet, config.name, signing.Signer(config.ledger_key).key, peers)
     except (OSError, signing.KeyInvalid) as error:
         raise ConfigError([f"{config.file}: ledger_key: cannot be read: {error}"]) from error
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            [f"{file}: {error.strerror}; for development, make certificates: controlplane certs all REGION_FILE"]
-        ) from error
-
-
-def _problem(pem: bytes, expected: Identity) -> str:
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound):
-        return f"not a certificate that names {expected.uri}"
-    if expected.uri not in names.get_values_for_type(x509.UniformResourceIdentifier):
-        return f"does not name {expected.uri}; use this node's own certificate"
-    remaining = certificate.not_valid_after_utc - datetime.now(UTC)
-    if remaining <= timedelta():
-        return f"expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; issue a new one"
-    if remaining < _EXPIRY_WARNING:
-        _log.warning("certificate_expires_soon", expires=certificate.not_valid_after_utc.isoformat())
-    return ""
 
 
 def _raft_config(config: RegionConfig, name: str, credentials: Credentials) -> RaftConfig:

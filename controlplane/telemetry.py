@@ -141,6 +141,19 @@ class LinkCollector(Collector):
             )
 
 
+class CertificateCollector(Collector):
+    """Tells when the node's certificate will be over, so that somebody hears of it before it is."""
+
+    def __init__(self, expires_s: Callable[[], float]) -> None:
+        """`expires_s`: as of now, in Unix seconds."""
+        self._expires_s = expires_s
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield that."""
+        text = "When the certificate that this node uses will be over"
+        yield _gauge("certificate_expiry_timestamp_seconds", text, self._expires_s())
+
+
 class FederationCollector(Collector):
     """Reads how this region stands with others: which links are up, how old copies are, how much passed."""
 

@@ -263,7 +263,7 @@ async def _reader(cpctl: Cpctl, address: str = "") -> AsyncIterator[Reader]:
         channel = (
             grpc.aio.insecure_channel(candidate, options=_OPTIONS)
             if tls is None
-            else grpc.aio.secure_channel(candidate, tls, options=_OPTIONS)
+            else grpc.aio.secure_channel(candidate, tls(), options=_OPTIONS)
         )
         async with channel:
             try:

@@ -16,6 +16,7 @@ import grpc.aio
 
 from controlplane import status
 from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
+from controlplane.sdk.session import Tls
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import drill_pb2 as drill
 
@@ -53,7 +54,7 @@ class Look:
 class Nodes:
     """Connections to every node of a region. Use with `async with`."""
 
-    def __init__(self, tls: grpc.ChannelCredentials | None, addresses: Sequence[str]) -> None:
+    def __init__(self, tls: Tls | None, addresses: Sequence[str]) -> None:
         self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._given = tuple(addresses)
@@ -156,6 +157,6 @@ class Nodes:
             self._channels[address] = (
                 grpc.aio.insecure_channel(address, options=_OPTIONS)
                 if self._tls is None
-                else grpc.aio.secure_channel(address, self._tls, options=_OPTIONS)
+                else grpc.aio.secure_channel(address, self._tls(), options=_OPTIONS)
             )
         return self._channels[address]

@@ -15,6 +15,7 @@ import asyncio
 from random import Random
 
 from controlplane.config import RegionConfig
+from controlplane.credentials import Credentials
 from controlplane.federation.doors import Doors
 from controlplane.federation.exporter import Exporter
 from controlplane.federation.follower import Follower
@@ -22,7 +23,6 @@ from controlplane.federation.links import Links
 from controlplane.federation.mover import Mover
 from controlplane.federation.ways import Channels, Ways
 from controlplane.node import Node
-from controlplane.replication.transport import Credentials
 
 __all__ = ["Federation"]
 

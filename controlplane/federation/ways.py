@@ -16,8 +16,8 @@ import grpc
 import grpc.aio
 
 from controlplane import limits, status
+from controlplane.credentials import Credentials, Pem
 from controlplane.errors import ControlPlaneError, Unavailable
-from controlplane.replication.transport import Credentials
 
 _OPTIONS: Final = [
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
@@ -69,8 +69,9 @@ class Channels:
     """`Ways` over gRPC. A connection, once there is one, stays open."""
 
     def __init__(self, credentials: Credentials) -> None:
-        self._credentials = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._credentials = credentials
+        self._channels: dict[str, tuple[Pem, grpc.aio.Channel]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def stream(self, endpoint: str, method: str) -> _GrpcStream:
         """See `Ways`."""
@@ -104,13 +105,24 @@ class Channels:
     async def close(self) -> None:
         """See `Ways`."""
         channels, self._channels = self._channels, {}
-        await asyncio.gather(*(channel.close(0) for channel in channels.values()))
+        await asyncio.gather(*self._closing, *(channel.close(0) for _, channel in channels.values()))
 
     def _channel(self, endpoint: str) -> grpc.aio.Channel:
-        channel = self._channels.get(endpoint)
+        now = self._credentials.now()
+        made, channel = self._channels.get(endpoint, (now, None))
+        if channel is not None and made is not now and channel.get_state() is not grpc.ChannelConnectivity.READY:
+            # It would try to connect again with what may be over.
+            self._close(channel)
+            channel = None
         if channel is None:
-            channel = self._channels[endpoint] = grpc.aio.secure_channel(endpoint, self._credentials, _OPTIONS)
+            channel = grpc.aio.secure_channel(endpoint, self._credentials.of_client(), _OPTIONS)
+            self._channels[endpoint] = now, channel
         return channel
+
+    def _close(self, channel: grpc.aio.Channel) -> None:
+        closing = asyncio.create_task(channel.close(0))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
 
 class _GrpcStream:

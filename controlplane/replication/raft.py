@@ -36,6 +36,7 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol, TypeVar
 
+from controlplane.credentials import Credentials
 from controlplane.datadir import BALLAST_BYTES, DataFolder, Standing
 from controlplane.errors import ControlPlaneError, Fatal, OutcomeUnknown, Refused, Unavailable
 from controlplane.identity import EVERY_ENVIRONMENT, Identity
@@ -56,7 +57,7 @@ from controlplane.replication.snapshot_files import (
 )
 from controlplane.replication.snapshots import SnapshotMeta
 from controlplane.replication.tail import Add, Commit, Meta, Op, Tail
-from controlplane.replication.transport import Credentials, Disturbance, LinkBounds, LinkCounters, Transport
+from controlplane.replication.transport import Disturbance, LinkBounds, LinkCounters, Transport
 from controlplane.storage import Staged, folder_bytes
 from controlplane.v1.peer_pb2 import PeerHello
 from controlplane.v1.raft_pb2 import RaftMessage

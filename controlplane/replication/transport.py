@@ -38,6 +38,7 @@ from google.protobuf.message import DecodeError
 
 from controlplane import status
 from controlplane.addresses import is_loopback
+from controlplane.credentials import Credentials
 from controlplane.errors import ControlPlaneError, Denied, Invalid, Refused, Unavailable
 from controlplane.identity import Identity
 from controlplane.replication.guard import Malformed
@@ -48,15 +49,6 @@ from controlplane.v1.raft_pb2 import RaftMessage
 WIRE_VERSION = 1
 _GOODBYE_S = 0.1
 _REDIAL_AT_LEAST_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """This node's certificate and key, and the fleet's CA; all PEM."""
-
-    ca: bytes
-    certificate: bytes
-    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,16 +250,12 @@ class Transport:
     def _bind(self, server: grpc.aio.Server) -> int:
         if self._credentials is None:
             return server.add_insecure_port(self._listen)
-        given = self._credentials
-        pair = [(given.key, given.certificate)]
-        return server.add_secure_port(self._listen, grpc.ssl_server_credentials(pair, given.ca, True))
+        return server.add_secure_port(self._listen, self._credentials.of_server())
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if self._credentials is None:
             return grpc.aio.insecure_channel(address, options=self._options())
-        given = self._credentials
-        secure = grpc.ssl_channel_credentials(given.ca, given.key, given.certificate)
-        return grpc.aio.secure_channel(address, secure, options=self._options())
+        return grpc.aio.secure_channel(address, self._credentials.of_client(), options=self._options())
 
     def _options(self) -> list[tuple[str, int]]:
         bounds = self._bounds

@@ -29,14 +29,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import suppress
 from typing import Any, Final
 
-import grpc
-
 from controlplane import status
 from controlplane.errors import Contended, ControlPlaneError, Denied, Invalid, OutcomeUnknown, Unavailable
 from controlplane.limits import CALL_TIMEOUT_MAX_S, WATCHES_PER_SESSION_MAX
 from controlplane.sdk import clock as clocks
 from controlplane.sdk.clock import Clock
-from controlplane.sdk.session import WAITING_MAX, Call, Dialer, Session, Stream, checked, expire
+from controlplane.sdk.session import WAITING_MAX, Call, Dialer, Session, Stream, Tls, checked, expire
 from controlplane.v1 import api_pb2 as api
 
 SINCE_TOO_OLD: Final = "SINCE_TOO_OLD"
@@ -76,7 +74,7 @@ class Channel:
     def __init__(
         self,
         addresses: Sequence[str],
-        tls: grpc.ChannelCredentials | None,
+        tls: Tls | None,
         *,
         server_name: str | None = None,
         follow_leader: bool = True,

@@ -76,7 +76,8 @@ class ControlPlane(Calls):
         """Prepare a client of the region whose nodes answer at `addresses` ("host:port", one or several).
 
         `ca`, `cert`, `key`: files (or their contents as bytes) of the fleet's authority and of this agent's own
-        certificate, which says who the agent is and in which environment. `insecure` is for `controlplane dev`.
+        certificate, which says who the agent is and in which environment; files are read again for every new
+        connection, so that they can be replaced while the agent runs. `insecure` is for `controlplane dev`.
         `server_name`: what the nodes' certificates are issued for, if not the host that is dialled. `mirror=False`
         spares a program that only calls the upkeep of the mirror. `follow_leader=False` keeps to `addresses`. `clock`
         is for tests.

@@ -7,6 +7,7 @@ becomes of a call: it hands every answer, and its own end, to its owner.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -279,7 +280,7 @@ class Session:
 class Dialer:
     """Opens sessions."""
 
-    def __init__(self, tls: grpc.ChannelCredentials | None, server_name: str | None, clock: Clock) -> None:
+    def __init__(self, tls: Tls | None, server_name: str | None, clock: Clock) -> None:
         self.tls = tls
         self._clock = clock
         self._options = list(_OPTIONS)
@@ -291,7 +292,7 @@ class Dialer:
         channel = (
             grpc.aio.insecure_channel(address, options=self._options)
             if self.tls is None
-            else grpc.aio.secure_channel(address, self.tls, options=self._options)
+            else grpc.aio.secure_channel(address, self.tls(), options=self._options)
         )
         try:
             stream = channel.stream_stream(
@@ -311,8 +312,11 @@ class Dialer:
 
 def credentials(
     ca: Credentials | None, cert: Credentials | None, key: Credentials | None, *, insecure: bool
-) -> grpc.ChannelCredentials | None:
-    """Return TLS credentials, or None for an insecure connection that was asked for by name."""
+) -> Tls | None:
+    """Return TLS credentials, or None for an insecure connection that was asked for by name.
+
+    Raises Invalid if one is missing, or a file cannot be read.
+    """
     if insecure:
         return None
     if ca is None or cert is None or key is None:
@@ -321,7 +325,28 @@ def credentials(
             reason="CREDENTIALS_MISSING",
             hint="`controlplane certs client` makes them; for `controlplane dev` say insecure=True",
         )
-    return grpc.ssl_channel_credentials(_content(ca), _content(key), _content(cert))
+    return Tls(ca, cert, key)
+
+
+class Tls:
+    """TLS credentials for each new connection. Files are read again for it: certificates are replaced while agents run.
+
+    As long as one of them cannot be read, what they held before is used.
+    """
+
+    def __init__(self, ca: Credentials, cert: Credentials, key: Credentials) -> None:
+        """Raises Invalid if a file cannot be read."""
+        self._given = (ca, key, cert)
+        self._read = self._contents()
+
+    def __call__(self) -> grpc.ChannelCredentials:
+        """The credentials of now."""
+        with contextlib.suppress(Invalid):
+            self._read = self._contents()
+        return grpc.ssl_channel_credentials(*self._read)
+
+    def _contents(self) -> list[bytes]:
+        return list(map(_content, self._given))
 
 
 def _content(given: Credentials) -> bytes:
@@ -333,7 +358,7 @@ def _content(given: Credentials) -> bytes:
         raise Invalid(f"cannot read {given}: {error.strerror}", reason="CREDENTIALS_UNREADABLE") from error
 
 
-def checked(address: str, tls: grpc.ChannelCredentials | None) -> str:
+def checked(address: str, tls: Tls | None) -> str:
     """Return a "host:port"; without TLS only of this machine."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:

@@ -33,6 +33,7 @@ from controlplane import limits, roles, status
 from controlplane.addresses import is_loopback
 from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.config import RegionConfig, split_address
+from controlplane.credentials import Credentials
 from controlplane.eraser import Eraser, Files
 from controlplane.errors import Denied, Fatal, Invalid, Unavailable
 from controlplane.federation import Federation
@@ -41,7 +42,6 @@ from controlplane.federation.links import leads
 from controlplane.forward import Request, Router
 from controlplane.identity import Identity
 from controlplane.node import Call, Node
-from controlplane.replication.transport import Credentials
 from controlplane.server.desk import ADOPT, COSIGN, FOLLOW, FORWARD, NOTE, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
 from controlplane.server.glass import Glass
@@ -130,12 +130,11 @@ class Server:
         self.region = RegionView(config, name, node, data, federation, self.eraser.report)
         self.auditor = Auditor(node, ledger_keys, _nobody if federation is None else federation.links.cosign)
         peers = {each.name: each.address for each in config.nodes if each.name != name}
-        channel = _channel_credentials(credentials)
         outlines = Outlines(node, self.region, federation)
         glass = Glass(node, self.region, federation, self.counts)
         partitions = Partitions(node, self.region, federation)
         answer = plan(node, self.region, outlines, glass, partitions, federation)
-        self.router = router(name, answer, node.log, peers, channel, node.clock)
+        self.router = router(name, answer, node.log, peers, credentials, node.clock)
         if federation is not None:
             federation.doors.hand_over = self._note
         drills = drills or Drills(Facts(name))
@@ -210,7 +209,7 @@ class Server:
     def _bind(self, server: grpc.aio.Server) -> int:
         try:
             if self._credentials is not None:
-                return server.add_secure_port(self.address, _server_credentials(self._credentials))
+                return server.add_secure_port(self.address, self._credentials.of_server())
             _require_loopback(self.address)
             return server.add_insecure_port(self.address)
         except RuntimeError as error:
@@ -415,18 +414,6 @@ class Server:
 
 async def _nobody(region: str, _: federation_pb2.CosignRequest) -> federation_pb2.CosignReply:
     raise Unavailable(f"this node has no link with {region}", reason="HOME_UNREACHABLE")
-
-
-def _channel_credentials(credentials: Credentials | None) -> grpc.ChannelCredentials | None:
-    if credentials is None:
-        return None
-    return grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
-
-
-def _server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
-    return grpc.ssl_server_credentials(
-        [(credentials.key, credentials.certificate)], root_certificates=credentials.ca, require_client_auth=True
-    )
 
 
 def _require_loopback(address: str) -> None:

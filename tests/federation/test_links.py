@@ -216,7 +216,7 @@ class LyingHome:
     async def start(self):
         own = self._fleet[WEST].config
         given = process.read_credentials(own, own.nodes[0])
-        secure = grpc.ssl_server_credentials([(given.key, given.certificate)], given.ca, True)
+        secure = given.of_server()
         self._server = grpc.aio.server()
         handlers = {"Follow": grpc.stream_stream_rpc_method_handler(self._follow)}
         handler = grpc.method_handlers_generic_handler("controlplane.v1.Federation", handlers)

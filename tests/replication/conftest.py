@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from controlplane.certs import Authority, create_authority
+from controlplane.credentials import Pem
 from controlplane.identity import Identity
-from controlplane.replication.transport import Credentials
 from tests.replication.livenodes import FLEET, REGION, signed_by
 
 
@@ -18,12 +18,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="session")
-def credentials(authority: Authority) -> Callable[..., Credentials]:
+def credentials(authority: Authority) -> Callable[..., Pem]:
     """Make a certificate; by default that of a peer of the tests' region."""
 
     def make(
         name: str, *, fleet: str = FLEET, region: str = REGION, role: str = "peer", environment: str = "all"
-    ) -> Credentials:
+    ) -> Pem:
         return signed_by(authority, Identity(fleet, environment, region, role, name))
 
     return make

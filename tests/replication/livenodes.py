@@ -11,12 +11,12 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 
 from controlplane.certs import Authority, Life
+from controlplane.credentials import Pem
 from controlplane.datadir import Start, open_folder
 from controlplane.identity import Identity
 from controlplane.kernel.store import Batch
 from controlplane.replication import Role
 from controlplane.replication.raft import RaftConfig, RaftLog
-from controlplane.replication.transport import Credentials
 from controlplane.storage import RocksStore
 
 FLEET, REGION = "fleet", "region"
@@ -58,13 +58,13 @@ class Register:
         return [value for _, value in self.store.scan(b"e", b"f")]
 
 
-def signed_by(authority: Authority, identity: Identity, life: Life | None = None) -> Credentials:
+def signed_by(authority: Authority, identity: Identity, life: Life | None = None) -> Pem:
     signed = authority.sign(identity, ["127.0.0.1"], life)
     key = signed.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     pem = serialization.Encoding.PEM
-    return Credentials(authority.certificate.public_bytes(pem), signed.certificate.public_bytes(pem), key)
+    return Pem(authority.certificate.public_bytes(pem), signed.certificate.public_bytes(pem), key)
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Region:
 
     path: Path
     names: tuple[str, ...]
-    credentials: Callable[..., Credentials] | None
+    credentials: Callable[..., Pem] | None
     options: Mapping[str, object] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
@@ -151,7 +151,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
 async def running(
     path: Path,
     count: int,
-    credentials: Callable[..., Credentials] | None = None,
+    credentials: Callable[..., Pem] | None = None,
     how: Start = Start.BOOTSTRAP,
     **options: object,
 ) -> AsyncIterator[Region]:

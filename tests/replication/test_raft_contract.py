@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.credentials import Pem
 from controlplane.datadir import Start
 from controlplane.errors import OutcomeUnknown, Unavailable
 from controlplane.replication import Role
 from controlplane.replication.local import LocalLog
-from controlplane.replication.transport import Credentials
 from tests.replication.livenodes import Node, Region, Register, running, until
 
 KINDS = ["local", "one node", "three nodes"]
@@ -45,7 +45,7 @@ async def local(path: Path) -> AsyncIterator[Subject]:
 
 
 @pytest.fixture(params=KINDS)
-def make(request: pytest.FixtureRequest, tmp_path: Path, credentials: Callable[..., Credentials]) -> Make:
+def make(request: pytest.FixtureRequest, tmp_path: Path, credentials: Callable[..., Pem]) -> Make:
     @contextlib.asynccontextmanager
     async def region(count: int) -> AsyncIterator[Subject]:
         how = Start.NORMAL if (tmp_path / "n1").exists() else Start.BOOTSTRAP
@@ -127,7 +127,7 @@ async def test_a_stopped_log_refuses_with_certainty(make: Make) -> None:
         await node.log.transfer(None, timeout_s=1)
 
 
-async def test_followers_refuse_to_append(tmp_path: Path, credentials: Callable[..., Credentials]) -> None:
+async def test_followers_refuse_to_append(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials) as region:
         await region.leader()
         for node in region.followers():
@@ -136,9 +136,7 @@ async def test_followers_refuse_to_append(tmp_path: Path, credentials: Callable[
             assert refused.value.reason == "NOT_LEADING"
 
 
-async def test_transfer_moves_leadership_to_whom_it_names(
-    tmp_path: Path, credentials: Callable[..., Credentials]
-) -> None:
+async def test_transfer_moves_leadership_to_whom_it_names(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials) as region:
         leader = await region.leader()
         target = region.followers()[0].name
@@ -150,7 +148,7 @@ async def test_transfer_moves_leadership_to_whom_it_names(
 
 
 async def test_without_a_majority_nothing_is_acknowledged_or_read(
-    tmp_path: Path, credentials: Callable[..., Credentials]
+    tmp_path: Path, credentials: Callable[..., Pem]
 ) -> None:
     async with running(tmp_path, 3, credentials) as region:
         leader = await region.leader()
@@ -164,7 +162,7 @@ async def test_without_a_majority_nothing_is_acknowledged_or_read(
 
 
 async def test_a_stopping_leader_hands_over_without_an_election_timeout(
-    tmp_path: Path, credentials: Callable[..., Credentials]
+    tmp_path: Path, credentials: Callable[..., Pem]
 ) -> None:
     async with running(tmp_path, 3, credentials) as region:
         leader = await region.leader()
@@ -175,7 +173,7 @@ async def test_a_stopping_leader_hands_over_without_an_election_timeout(
         assert time.monotonic() - began < 2
 
 
-async def test_a_follower_is_fresh_without_being_asked(tmp_path: Path, credentials: Callable[..., Credentials]) -> None:
+async def test_a_follower_is_fresh_without_being_asked(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials) as region:
         await region.leader()
         await until(lambda: all(node.log.status().fresh_s < 2 for node in region.nodes.values()))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.credentials import Pem
 from controlplane.datadir import Standing, Start, open_folder
 from controlplane.errors import Fatal, OutcomeUnknown, Unavailable
 from controlplane.replication import Role, raft
@@ -22,7 +23,6 @@ from controlplane.replication.guard import Timing
 from controlplane.replication.journal import Journal
 from controlplane.replication.raft import RaftConfig, RaftLog
 from controlplane.replication.tail import Add, Op
-from controlplane.replication.transport import Credentials
 from tests.replication.livenodes import FLEET, REGION, Region, running, until
 
 SMALL = {"keep_entries": 50, "keep_bytes": 1 << 16}
@@ -107,9 +107,7 @@ def test_sigkill_loses_nothing_acknowledged(tmp_path: Path) -> None:
     assert len(kept) <= len(acknowledged) + 2
 
 
-async def test_a_node_that_was_away_catches_up_from_the_log(
-    tmp_path: Path, credentials: Callable[..., Credentials]
-) -> None:
+async def test_a_node_that_was_away_catches_up_from_the_log(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials) as region:
         await fill(region, "a", 20)
         away = region.followers()[0].name
@@ -121,7 +119,7 @@ async def test_a_node_that_was_away_catches_up_from_the_log(
 
 
 async def test_a_node_that_was_away_past_compaction_gets_a_snapshot(
-    tmp_path: Path, credentials: Callable[..., Credentials]
+    tmp_path: Path, credentials: Callable[..., Pem]
 ) -> None:
     async with running(tmp_path, 3, credentials, **SMALL) as region:
         await fill(region, "a", 20)
@@ -143,7 +141,7 @@ async def test_a_node_that_was_away_past_compaction_gets_a_snapshot(
 
 @pytest.mark.parametrize("broken_off", [False, True])
 async def test_a_snapshot_of_many_pieces_arrives_also_after_it_was_broken_off(
-    tmp_path: Path, credentials: Callable[..., Credentials], broken_off: bool
+    tmp_path: Path, credentials: Callable[..., Pem], broken_off: bool
 ) -> None:
     async with running(tmp_path, 3, credentials, **SMALL) as region:
         away = (await region.leader()) and region.followers()[0].name
@@ -164,9 +162,7 @@ async def test_a_snapshot_of_many_pieces_arrives_also_after_it_was_broken_off(
         await until(lambda: not list((tmp_path / leader.name / "snapshots").glob("out-*")))
 
 
-async def test_entries_go_on_while_a_snapshot_is_on_its_way(
-    tmp_path: Path, credentials: Callable[..., Credentials]
-) -> None:
+async def test_entries_go_on_while_a_snapshot_is_on_its_way(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials, **SMALL) as region:
         away = (await region.leader()) and region.followers()[0].name
         await region.stop(away)
@@ -183,9 +179,7 @@ async def test_entries_go_on_while_a_snapshot_is_on_its_way(
         assert len(await level(region)) == 400 + written
 
 
-async def test_a_lost_disk_is_replaced_and_counts_again(
-    tmp_path: Path, credentials: Callable[..., Credentials]
-) -> None:
+async def test_a_lost_disk_is_replaced_and_counts_again(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials, **SMALL) as region:
         await fill(region, "a", 200)
         lost = region.followers()[0].name
@@ -202,7 +196,7 @@ async def test_a_lost_disk_is_replaced_and_counts_again(
         assert len((await region.leader()).machine.entries()) == 220
 
 
-async def test_an_emptied_disk_cannot_bootstrap_again(tmp_path: Path, credentials: Callable[..., Credentials]) -> None:
+async def test_an_emptied_disk_cannot_bootstrap_again(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials) as region:
         await fill(region, "a", 5)
         lost = region.followers()[0].name
@@ -213,9 +207,7 @@ async def test_an_emptied_disk_cannot_bootstrap_again(tmp_path: Path, credential
         await fill(region, "b", 5)
 
 
-async def test_the_old_disk_is_refused_after_its_replacement(
-    tmp_path: Path, credentials: Callable[..., Credentials]
-) -> None:
+async def test_the_old_disk_is_refused_after_its_replacement(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
     async with running(tmp_path, 3, credentials) as region:
         await fill(region, "a", 5)
         lost = region.followers()[0].name
@@ -235,7 +227,7 @@ async def test_the_old_disk_is_refused_after_its_replacement(
 
 
 async def test_a_disk_that_forgot_what_it_acknowledged_is_refused(
-    tmp_path: Path, credentials: Callable[..., Credentials]
+    tmp_path: Path, credentials: Callable[..., Pem]
 ) -> None:
     """Its syncs lied and the power went, or an old copy was put back: it may not vote as if nothing had happened."""
     # Only the leader that counted it can tell, so this one has to stay.
@@ -268,7 +260,7 @@ async def test_a_disk_that_forgot_what_it_acknowledged_is_refused(
 
 
 async def test_a_bootstrap_waits_for_every_member_and_says_which_is_missing(
-    tmp_path: Path, credentials: Callable[..., Credentials]
+    tmp_path: Path, credentials: Callable[..., Pem]
 ) -> None:
     region = Region(tmp_path, ("n1", "n2", "n3"), credentials, {"join_timeout_s": 0.5})
     with pytest.raises(Fatal, match=r"not reached: n3\."):
@@ -277,7 +269,7 @@ async def test_a_bootstrap_waits_for_every_member_and_says_which_is_missing(
 
 
 async def test_a_slow_member_may_bootstrap_after_the_others_began(
-    tmp_path: Path, credentials: Callable[..., Credentials]
+    tmp_path: Path, credentials: Callable[..., Pem]
 ) -> None:
     region = Region(tmp_path, ("n1", "n2", "n3"), credentials, {})
     nodes = [await region._prepare(name, Start.BOOTSTRAP) for name in region.names]

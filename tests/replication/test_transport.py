@@ -19,16 +19,17 @@ import pytest
 
 from controlplane import status
 from controlplane.certs import Authority, Life, create_authority
+from controlplane.credentials import Pem
 from controlplane.errors import ControlPlaneError, Refused
 from controlplane.identity import Identity
 from controlplane.replication.guard import Malformed
-from controlplane.replication.transport import Credentials, LinkBounds, Transport
+from controlplane.replication.transport import LinkBounds, Transport
 from controlplane.v1.peer_pb2 import PeerFrame, PeerHello, RaftBatch
 from controlplane.v1.peer_pb2_grpc import PeerStub
 from controlplane.v1.raft_pb2 import Append, LogEntry, RaftMessage
 from tests.replication.livenodes import FLEET, REGION, signed_by, until
 
-Make = Callable[..., Credentials]
+Make = Callable[..., Pem]
 
 
 @dataclass
@@ -76,7 +77,7 @@ class End:
 
 async def end(
     name: str,
-    credentials: Credentials | None,
+    credentials: Pem | None,
     peers: Sequence[str] = ("n1", "n2"),
     listen: str = "127.0.0.1:0",
     **bounds: Any,
@@ -151,7 +152,7 @@ from tests.replication.test_transport import *
 async def main():
     names = ("ca", "certificate", "key", "address")
     ca, certificate, key, address = (Path(sys.argv[1], name).read_bytes() for name in names)
-    child = await end("n2", Credentials(ca, certificate, key))
+    child = await end("n2", Pem(ca, certificate, key))
     child.transport.dial({"n1": address.decode()})
     print(child.transport.port, flush=True)
     await asyncio.sleep(60)
@@ -164,7 +165,7 @@ async def test_b15_sigkill_of_a_peer_is_reported_within_milliseconds(tmp_path: P
     # The kernel tells of the end; nobody has to ask whether the peer is still there.
     one = await end("n1", credentials("n1"), keepalive_s=600.0, keepalive_timeout_s=600.0)
     theirs = credentials("n2")
-    contents = {"ca": theirs.ca, "certificate": theirs.certificate, "key": theirs.key}
+    contents = {"ca": theirs.authority, "certificate": theirs.certificate, "key": theirs.key}
     for name, content in {**contents, "address": f"127.0.0.1:{one.transport.port}".encode()}.items():
         (tmp_path / name).write_bytes(content)
     root = str(Path(__file__).parents[2])
@@ -198,12 +199,12 @@ def hello(name: str = "n2", **changes: Any) -> PeerHello:
     return PeerHello(**{**fields, **changes})
 
 
-async def opened(port: int, credentials: Credentials | None, *frames: PeerFrame) -> tuple[Any, Any]:
+async def opened(port: int, credentials: Pem | None, *frames: PeerFrame) -> tuple[Any, Any]:
     """Dial like a peer would, by hand; return the channel and the call after `frames` were written."""
     if credentials is None:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
     else:
-        given = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
+        given = credentials.of_client()
         channel = grpc.aio.secure_channel(f"127.0.0.1:{port}", given)
     call = PeerStub(channel).Stream(timeout=30)
     with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
@@ -212,7 +213,7 @@ async def opened(port: int, credentials: Credentials | None, *frames: PeerFrame)
     return channel, call
 
 
-async def reason(port: int, credentials: Credentials | None, *frames: PeerFrame) -> str:
+async def reason(port: int, credentials: Pem | None, *frames: PeerFrame) -> str:
     """The reason with which the stream is refused; "" if it is not."""
     channel, call = await opened(port, credentials, *frames)
     try:
@@ -270,7 +271,7 @@ async def test_b11_a_certificate_of_another_authority_or_none_or_an_expired_one_
     past = Life(now - datetime.timedelta(days=2), now - datetime.timedelta(days=1))
     async with alone(credentials) as one:
         for given in (
-            Credentials(ours.ca, foreign.certificate, foreign.key),
+            Pem(ours.authority, foreign.certificate, foreign.key),
             signed_by(authority, peer, past),
             None,
         ):
@@ -362,8 +363,8 @@ async def test_b12_an_older_stream_that_comes_while_a_newer_one_is_greeted_is_re
         await asyncio.gather(serving, return_exceptions=True)
 
 
-async def raw_stream(port: int, credentials: Credentials, *frames: bytes) -> grpc.StatusCode:
-    given = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.certificate)
+async def raw_stream(port: int, credentials: Pem, *frames: bytes) -> grpc.StatusCode:
+    given = credentials.of_client()
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", given) as channel:
         call = channel.stream_stream("/controlplane.v1.Peer/Stream")(timeout=30)
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from controlplane import certs, config, process, status
+from controlplane.credentials import Credentials
 from controlplane.datadir import Start, open_folder
 from controlplane.errors import ControlPlaneError
 from controlplane.identity import ENVIRONMENTS, Identity
@@ -23,7 +24,6 @@ from controlplane.node import Node
 from controlplane.replication import Log
 from controlplane.replication.local import LocalLog
 from controlplane.replication.raft import RaftConfig, RaftLog
-from controlplane.replication.transport import Credentials
 from controlplane.server import Server
 from controlplane.storage import RocksStore
 from controlplane.v1 import api_pb2 as api
