@@ -71,7 +71,7 @@ _OPTIONS: Final = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 900),
+    ("grpc.http2.min_ping_interval_without_data_ms", 900),
     ("grpc.max_concurrent_streams", 1024),
 ]
 _DRAIN_S = 5.0
