@@ -12,7 +12,9 @@ notice a failover unless its deadline is shorter than one.
    safe because its request id names the request and not the attempt, whatever says meanwhile that nobody can be asked
    now. If its deadline passes first, the caller gets `OutcomeUnknown` (FORWARD_BROKEN), never `Unavailable`.
 4. A request that was never sent stays definite: it ends as `Unavailable` (NO_LEADER).
-5. When another node leads, requests still unanswered at the old one are routed anew: a leader that fell silent answers
+5. What waits is bounded in number and in bytes, and a new leader takes it up in parts: it has more to do than that.
+   Kill switches have room, in either, that nothing else takes.
+6. When another node leads, requests still unanswered at the old one are routed anew: a leader that fell silent answers
    nobody.
 """
 
@@ -33,7 +35,7 @@ from google.protobuf.message import DecodeError
 
 from controlplane import features, limits, status
 from controlplane.credentials import Credentials
-from controlplane.errors import OutcomeUnknown, Unavailable
+from controlplane.errors import Invalid, OutcomeUnknown, Unavailable
 from controlplane.node import Call
 from controlplane.replication import Log, LogStatus, Role
 from controlplane.v1 import api_pb2 as api
@@ -41,9 +43,13 @@ from controlplane.v1 import api_pb2 as api
 SESSION: Final = "/controlplane.v1.Agents/Session"
 
 ROUTED_ANEW: Final = frozenset(
-    {"NOT_LEADER", "NOT_LEADING", "NO_LEADER", "ENTRY_DISCARDED", "LOG_NOT_RUNNING", "STOPPING", "SINCE_IN_FUTURE"}
+    {"NOT_LEADER", "NOT_LEADING", "NO_LEADER", "ENTRY_DISCARDED", "LOG_NOT_RUNNING", "STOPPING"}
 )
-"""Reasons of `Unavailable` that another attempt, perhaps elsewhere, can cure within the caller's deadline."""
+"""Reasons of `Unavailable` that another attempt, perhaps elsewhere, can cure within the caller's deadline.
+
+SINCE_IN_FUTURE is none of them. It passes as soon as the leader has caught up; or never, if the caller made it up or
+the region was started over, and who waited here for that would keep others waiting.
+"""
 SETTLED_DOUBTS: Final = frozenset({"OUTCOME_FORGOTTEN", "EPOCH_CHANGED", "INTERNAL"})
 """Reasons of `OutcomeUnknown` that asking again cannot cure."""
 
@@ -52,6 +58,7 @@ _BACKOFF_MIN_S = 0.02
 _BACKOFF_MAX_S = 0.5
 # What the envelope around an operation may add to its request.
 _ENVELOPE_BYTES = 1024
+_ROUTED_AT_ONCE = 128
 
 
 class Request(ABC):
@@ -94,6 +101,7 @@ class Forwarder:
         self._task: asyncio.Task[None] | None = None
         self._unsent: deque[Request] = deque()
         self._sent: dict[int, Request] = {}
+        self._bytes = 0
         self._next_id = 1
         self._wake = asyncio.Event()
         self._stopping = False
@@ -104,9 +112,15 @@ class Forwarder:
         """Requests handed over and not answered yet."""
         return len(self._unsent) + len(self._sent)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes of these requests."""
+        return self._bytes
+
     def send(self, request: Request) -> None:
         """Forward `request`. It comes back through `on_error` if this session breaks."""
         self._unsent.append(request)
+        self._bytes += _size(request)
         self._wake.set()
 
     def recall(self) -> list[Request]:
@@ -117,6 +131,7 @@ class Forwarder:
             request.doubt = _broken()
         recalled = [*sent.values(), *self._unsent]
         self._unsent.clear()
+        self._bytes = _sizes(self._sent.values())
         return recalled
 
     def expire(self) -> None:
@@ -127,6 +142,7 @@ class Forwarder:
         late = [request for request in self._unsent if request.call.deadline <= now]
         if late:
             self._unsent = deque(request for request in self._unsent if request.call.deadline > now)
+        self._bytes = _sizes(self._sent.values()) + _sizes(self._unsent)
         for request in late:
             request.failed(request.doubt or _no_leader())
 
@@ -192,6 +208,7 @@ class Forwarder:
                 self._on_error(request, request.doubt or _no_leader())
             for identifier in tuple(self._sent):
                 self._sent.pop(identifier).failed(_broken())
+            self._bytes = _sizes(self._unsent)
         self._on_change()
 
     async def _write(self, stream: grpc.aio.StreamStreamCall[Any, Any]) -> None:
@@ -224,6 +241,7 @@ class Forwarder:
             request = self._sent.pop(reply.id, None)
             if request is None:
                 continue
+            self._bytes -= _size(request)
             if reply.status:
                 self._on_error(request, status.decode(reply.status))
             else:
@@ -248,6 +266,8 @@ class Router:
             peer: Forwarder(address, credentials, clock, self._flush, self.failed) for peer, address in peers.items()
         }
         self._waiting: deque[Request] = deque()
+        self._waiting_bytes = 0
+        self._flushing: asyncio.Handle | None = None
         self._leads = self._elected = self._stopped = False
         self._leader = ""
         self._task: asyncio.Task[None] | None = None
@@ -274,12 +294,17 @@ class Router:
         self._leads, self._leader = False, ""
         await asyncio.gather(*(forwarder.stop() for forwarder in self._forwarders.values()))
         self._stopped = True
+        if self._flushing is not None:
+            self._flushing.cancel()
         while self._waiting:
             request = self._waiting.popleft()
             request.failed(request.doubt or _stopping())
 
     def submit(self, request: Request) -> None:
         """Have `request` answered. Those submitted in one turn of the loop reach the leader in that order."""
+        if _size(request) > limits.REQUEST_BYTES_MAX:
+            request.failed(_too_large(request))
+            return
         # Nobody overtakes those who came earlier and still wait.
         if self._waiting or not self._route(request):
             self._wait(request)
@@ -307,7 +332,7 @@ class Router:
         forwarder = self._forwarders.get(self._leader)
         if forwarder is None or not forwarder.up:
             return False
-        if forwarder.waiting >= _room_for(request):
+        if not _has_room(request, forwarder.waiting, forwarder.waiting_bytes):
             request.failed(request.doubt or _overloaded())
             return True
         self.forwarded += 1
@@ -327,8 +352,9 @@ class Router:
     def _wait(self, request: Request) -> None:
         if self._stopped:
             request.failed(request.doubt or _stopping())
-        elif len(self._waiting) < _room_for(request):
+        elif _has_room(request, len(self._waiting), self._waiting_bytes):
             self._waiting.append(request)
+            self._waiting_bytes += _size(request)
         else:
             request.failed(request.doubt or _overloaded())
 
@@ -351,8 +377,22 @@ class Router:
                     self.failed(request, request.doubt or _no_leader())
 
     def _flush(self) -> None:
+        """Route what waits: some now, the others in the next turns of the loop."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
         waiting, self._waiting = self._waiting, deque()
-        self._waiting.extend(request for request in waiting if not self._route(request))
+        kept, routed = deque[Request](), 0
+        while waiting and routed < _ROUTED_AT_ONCE:
+            request = waiting.popleft()
+            if self._route(request):
+                routed += 1
+            else:
+                kept.append(request)
+        if waiting:
+            self._flushing = asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting = kept + waiting + self._waiting
+        self._waiting_bytes = _sizes(self._waiting)
 
     def _expire(self, requests: Iterable[Request]) -> deque[Request]:
         now, kept = self._clock(), deque[Request]()
@@ -367,6 +407,7 @@ class Router:
         while True:
             await asyncio.sleep(_TICK_S)
             self._waiting = self._expire(self._waiting)
+            self._waiting_bytes = _sizes(self._waiting)
             for forwarder in self._forwarders.values():
                 forwarder.expire()
             self._flush()
@@ -385,10 +426,20 @@ def _is_repeatable(request: Request) -> bool:
     return request.call.method in features.WRITES
 
 
-def _room_for(request: Request) -> int:
-    """How many may wait before `request`: kill switches have room that nobody else takes."""
+def _has_room(request: Request, waiting: int, waiting_bytes: int) -> bool:
+    """Whether one more may wait beside so many of so many bytes: kill switches have room that nobody else takes."""
     method = features.WRITES.get(request.call.method)
-    return 2 * limits.QUEUE_CALLS_MAX if method is not None and method.kind.reserved else limits.QUEUE_CALLS_MAX
+    share = 2 if method is not None and method.kind.reserved else 1
+    room = waiting_bytes + _size(request) <= share * limits.QUEUE_BYTES_MAX
+    return room and waiting < share * limits.QUEUE_CALLS_MAX
+
+
+def _size(request: Request) -> int:
+    return len(request.call.request)
+
+
+def _sizes(requests: Iterable[Request]) -> int:
+    return sum(map(_size, requests))
 
 
 def _status_of(log: Log) -> LogStatus | None:
@@ -408,6 +459,12 @@ def _broken() -> OutcomeUnknown:
 
 def _no_leader() -> Unavailable:
     return Unavailable("no leader could be reached in time", reason="NO_LEADER", hint="cpctl status shows the region")
+
+
+def _too_large(request: Request) -> Invalid:
+    return Invalid(
+        f"the request takes {_size(request)} bytes; {limits.REQUEST_BYTES_MAX} are allowed", reason="REQUEST_TOO_LARGE"
+    )
 
 
 def _overloaded() -> Unavailable:

@@ -69,6 +69,8 @@ DISK_FREE_BYTES_MIN = 128 * 1024 * 1024
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Any message on the wire."""
+REQUEST_BYTES_MAX = 1024 * 1024
+"""One request: a value, and what is said of it. A message holds several, and what is around them."""
 PAGE_MAX = 1000
 PAGE_DEFAULT = 100
 PAGE_BYTES_MAX = 1024 * 1024

@@ -523,12 +523,12 @@ class Node:
         method = features.WRITES[call.method]
         request: Any = call.read(method.request)
         header: api.RequestHeader = request.header
-        if self._told_before_the_move(call, header, method.kind.name, done):
+        if self._told_before_the_move(call, request, method.kind.name, done):
             return
         partition = self.partition(header, method.kind.name, call)
         self._home_only(partition, call, request)
         checks.free_text(header.reason, "header.reason")
-        rid = self._request_id(call, header, partition)
+        rid = self._request_id(call, header, partition, _digest(call.method, request))
         fence = header.fence if header.HasField("fence") else None
         elections = self._elections_for(partition) if fence is not None else None
         if fence is not None and elections is not None and call.region not in ("", self.region):
@@ -557,19 +557,18 @@ class Node:
             )
         )
 
-    def _told_before_the_move(
-        self, call: Call, header: api.RequestHeader, kind: str, done: asyncio.Future[bytes]
-    ) -> bool:
+    def _told_before_the_move(self, call: Call, request: Any, kind: str, done: asyncio.Future[bytes]) -> bool:
         """Answer a request that was first made while the partition was at home here, if it has an outcome; true then.
 
         Whoever knows that the partition has left has applied everything that was ever written to it here.
         """
+        header: api.RequestHeader = request.header
         name = header.partition or self._defaults.get((call.environment, kind), "")
         move = self.places.moves.get(name)
         if move is None or move.phase != Move.LEFT or len(header.request_id) != limits.REQUEST_ID_BYTES:
             return False
         revision, span = self._state.revision, self._state.outcome_span
-        digest = hashlib.sha256(call.method.encode() + b"\0" + call.request).digest()[:16]
+        digest = _digest(call.method, request)
         asked = RequestId(identity=call.actor, nonce=header.request_id, digest=digest)
         kept = machine.outcome_of(self.store, asked, revision, span)
         if kept is not None and kept.digest == digest and kept.revision <= move.upto:
@@ -590,7 +589,9 @@ class Node:
         among = (each for each in self.partitions.values() if leases.ELECTION.name in each.default_for)
         return next((e for e in among if moves.creator(e.id) == own and e.environment == environment), None)
 
-    def _request_id(self, call: Call, header: api.RequestHeader, partition: Partition) -> RequestId:
+    def _request_id(
+        self, call: Call, header: api.RequestHeader, partition: Partition, digest: bytes = b""
+    ) -> RequestId:
         if len(header.request_id) != limits.REQUEST_ID_BYTES:
             raise Invalid(
                 f"header.request_id must be {limits.REQUEST_ID_BYTES} random bytes, the same for every attempt",
@@ -607,7 +608,7 @@ class Node:
             nonce=header.request_id,
             epoch=partition.epoch,
             since=since,
-            digest=hashlib.sha256(call.method.encode() + b"\0" + call.request).digest()[:16],
+            digest=digest,
         )
 
     def _enqueue(self, waiting: Waiting) -> None:
@@ -1069,6 +1070,19 @@ def _not_leader(status: LogStatus) -> Unavailable:
         reason="NOT_LEADER" if status.leader else "NO_LEADER",
         leader=status.leader or "",
     )
+
+
+def _digest(method: str, request: Any) -> bytes:
+    """Names what a request asks for: the same for every attempt, whatever its caller has seen between them."""
+    header: api.RequestHeader = request.header
+    since, epoch = header.since if header.HasField("since") else None, header.epoch
+    header.ClearField("since")
+    header.ClearField("epoch")
+    asked: bytes = request.SerializeToString(deterministic=True)
+    header.epoch = epoch
+    if since is not None:
+        header.since = since
+    return hashlib.sha256(method.encode() + b"\0" + asked).digest()[:16]
 
 
 def _check_consistency(header: api.RequestHeader) -> None:

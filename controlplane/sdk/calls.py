@@ -10,7 +10,7 @@ only after retrying until the call's deadline; after `OutcomeUnknown` ask `get_o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, TypeVar, Unpack
 
@@ -33,6 +33,8 @@ class Consistency:
 
 EPOCHS_MAX = 1024
 """Partitions whose epochs a client remembers."""
+REQUESTS_REMEMBERED_MAX = 4096
+"""Request ids of the caller's of which a client remembers the first use."""
 
 LINEARIZABLE = Consistency(api.LINEARIZABLE)
 """Sees everything that was committed anywhere in the region before the call."""
@@ -62,7 +64,9 @@ class WriteOptions(TypedDict, total=False):
     """What every write accepts by keyword.
 
     `fence`: refuse the write unless this is the live record's. `reason`: why, for the record. `request_id`: 16 random
-    bytes, to be able to ask for the outcome later; made up when absent.
+    bytes, to be able to ask for the outcome later, or to make the same call again; made up when absent. `since`: for
+    who makes a call of an earlier client again: what `revision` that one had before it. Without it, this client's own
+    first use of the request id counts.
     """
 
     fence: api.Fence
@@ -70,6 +74,11 @@ class WriteOptions(TypedDict, total=False):
     partition: str
     timeout_s: float
     request_id: bytes
+    since: int
+
+
+_READ_OPTIONS = frozenset(ReadOptions.__annotations__)
+_WRITE_OPTIONS = frozenset(WriteOptions.__annotations__)
 
 
 class _Reply(Protocol):
@@ -95,6 +104,8 @@ class Calls:
         self._timeout_s = timeout_s
         self._revision = 0
         self._epochs: dict[str, int] = {}
+        self._first_seen: dict[bytes, tuple[int, int]] = {}
+        channel.on_started_over.append(self._start_over)
 
     @property
     def revision(self) -> int:
@@ -112,7 +123,7 @@ class Calls:
         code_version: str = "",
         **options: Unpack[WriteOptions],
     ) -> api.CreateWorkflowReply:
-        """Create a workflow at version 1. Raises Refused (ALREADY_EXISTS) if there is one."""
+        """Create a workflow at version 1. Raises Refused (WORKFLOW_EXISTS) if there is one."""
         request = api.CreateWorkflowRequest(
             header=self._write_header("workflow", options),
             id=workflow_id,
@@ -436,6 +447,8 @@ class Calls:
         """Ask what became of a write made earlier by the same identity under `request_id`."""
         header = self._read_header("", options)
         header.request_id = request_id
+        if since is None and request_id in self._first_seen:
+            since, _ = self._first_seen[request_id]
         if since is not None:
             header.since = since
         request = api.GetOutcomeRequest(header=header)
@@ -444,6 +457,7 @@ class Calls:
     # Below: how a call is made.
 
     def _read_header(self, kind: str, options: ReadOptions) -> api.RequestHeader:
+        _check_known(options, _READ_OPTIONS)
         consistency = options.get("consistency", LINEARIZABLE)
         return api.RequestHeader(
             partition=options.get("partition"),
@@ -457,15 +471,32 @@ class Calls:
         if not options:
             epoch = self._epochs.get(kind, 0)
             return api.RequestHeader(request_id=nonce(), since=self.revision, epoch=epoch)
+        _check_known(options, _WRITE_OPTIONS)
+        request_id, since = options.get("request_id"), self.revision
+        # A partition named by the caller may stand at another epoch than the default one.
+        epoch = self._epochs.get(options.get("partition") or kind, 0)
+        if request_id:
+            since, epoch = self._as_first(request_id, options.get("since", since), epoch)
         return api.RequestHeader(
             partition=options.get("partition"),
-            request_id=options.get("request_id") or nonce(),
-            since=self.revision,
-            # A partition named by the caller may stand at another epoch than the default one.
-            epoch=self._epochs.get(options.get("partition") or kind, 0),
+            request_id=request_id or nonce(),
+            since=since,
+            epoch=epoch,
             fence=options.get("fence"),
             reason=options.get("reason"),
         )
+
+    def _start_over(self) -> None:
+        """Forget what the region told before it was started over."""
+        self._revision = 0
+        self._epochs.clear()
+        self._first_seen.clear()
+
+    def _as_first(self, request_id: bytes, since: int, epoch: int) -> tuple[int, int]:
+        """What was seen before a request was first made: by it the region tells whether that may be forgotten."""
+        if len(self._first_seen) >= REQUESTS_REMEMBERED_MAX:
+            del self._first_seen[next(iter(self._first_seen))]
+        return self._first_seen.setdefault(request_id, (since, epoch))
 
     async def _read(
         self, method: str, kind: str, request: _Request, reply_type: type[ReplyT], options: ReadOptions
@@ -515,3 +546,10 @@ class Calls:
         if len(self._epochs) >= EPOCHS_MAX:
             self._epochs.clear()
         self._epochs[of] = epoch
+
+
+def _check_known(options: Mapping[str, object], known: frozenset[str]) -> None:
+    """What is misspelt must not be left out: it may be a fence."""
+    unknown = options.keys() - known
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}; known are {', '.join(sorted(known))}")

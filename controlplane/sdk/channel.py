@@ -17,7 +17,10 @@ turn of the event loop leave in one message; a reply resolves a future. No task,
    a moment. When the region says that another node leads, the client moves there; what is in flight stays until it is
    answered or the old stream has had its time. A node that knows no leader may be cut off from those that do: after a
    moment the client looks for one of them, and takes everything along.
-6. Everything is bounded: calls waiting, calls in flight, bytes of a message, every wait.
+6. A region's revision never goes back, unless it was started over, without its data or with older ones. An answer that
+   tells of a state younger than the newest revision seen, and has less, proves it: then nothing that was seen counts,
+   watches end as Compacted, and whoever keeps more is told (`on_started_over`).
+7. Everything is bounded: calls waiting, calls in flight, bytes of a message, every wait.
 """
 
 from __future__ import annotations
@@ -30,14 +33,17 @@ from contextlib import suppress
 from typing import Any, Final
 
 from controlplane import status
-from controlplane.errors import Contended, ControlPlaneError, Denied, Invalid, OutcomeUnknown, Unavailable
-from controlplane.limits import CALL_TIMEOUT_MAX_S, WATCHES_PER_SESSION_MAX
+from controlplane.errors import Compacted, Contended, ControlPlaneError, Denied, Invalid, OutcomeUnknown, Unavailable
+from controlplane.limits import CALL_TIMEOUT_MAX_S, REQUEST_BYTES_MAX, WATCHES_PER_SESSION_MAX
 from controlplane.sdk import clock as clocks
 from controlplane.sdk.clock import Clock
 from controlplane.sdk.session import WAITING_MAX, Call, Dialer, Session, Stream, Tls, checked, expire
 from controlplane.v1 import api_pb2 as api
 
+STARTED_OVER_S: Final = 1.0
+"""How much younger than the newest revision seen a state with less must be: what clocks and rounding may amount to."""
 SINCE_TOO_OLD: Final = "SINCE_TOO_OLD"
+SINCE_IN_FUTURE: Final = "SINCE_IN_FUTURE"
 """Reason of the Unavailable that says: certainly not applied, ask again with a newer `since`."""
 _NOT_KEPT: Final = frozenset({"OUTCOME_FORGOTTEN", "EPOCH_CHANGED"})
 """Reasons of OutcomeUnknown that asking again cannot cure."""
@@ -85,6 +91,9 @@ class Channel:
         self.revision = 0
         self.region = api.Region()
         self.on_mark: Callable[[float, int, int], None] = _ignore_mark
+        self.on_started_over: list[Callable[[], None]] = []
+        self._reached_s = 0.0
+        self._started_over = False
         self._addresses = list(dict.fromkeys(checked(address, tls) for address in addresses))
         self.clock = clock
         self._dialer = Dialer(tls, server_name, clock)
@@ -147,6 +156,9 @@ class Channel:
         """Send `request`; the future is the encoded reply or one of the eight errors, at `deadline` at the latest."""
         if self._closed:
             raise Unavailable("the client is closed", reason="CLIENT_CLOSED")
+        if len(request) > REQUEST_BYTES_MAX:
+            # A node would end the whole stream for what does not fit in a message.
+            raise _too_large(method, len(request))
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._send(Call(method, request, deadline, answer, writes=writes))
         if not self._brisk:
@@ -157,6 +169,10 @@ class Channel:
         """Ask for a watch, now and again whenever it breaks."""
         if self._closed:
             stream.ended(Unavailable("the client is closed", reason="CLIENT_CLOSED"))
+            return
+        size = len(stream.request())
+        if size > REQUEST_BYTES_MAX:
+            stream.ended(_too_large("Watch", size))
             return
         if len(self._streams) >= WATCHES_PER_SESSION_MAX:
             stream.ended(Unavailable("too many watches of one client", reason="WATCHES_FULL"))
@@ -218,7 +234,10 @@ class Channel:
                 self._refused(call, status.decode(error))
             elif not call.answer.done():
                 call.answer.set_result(reply.reply)
-        self.revision = max(self.revision, message.revision)
+        if message.revision > self.revision:
+            self.revision, self._reached_s = message.revision, session.heard_s
+        elif message.revision < self.revision and asked_s - message.age_ms / 1000 > self._reached_s + STARTED_OVER_S:
+            self._start_over(session, message.revision)
         if asked_s:
             self._slowest_s = max(session.heard_s - asked_s, SLOWEST_FADES * self._slowest_s)
             self.on_mark(asked_s, message.revision, message.age_ms)
@@ -226,6 +245,21 @@ class Channel:
             self._heard_region(session, message.region)
         if not in_flight and session in self._draining:
             self._retire(session)
+
+    def _start_over(self, session: Session, revision: int) -> None:
+        """Forget what was seen of a region that no longer has it (rule 6)."""
+        self.revision, self._reached_s, self._started_over = revision, session.heard_s, True
+        for forget in self.on_started_over:
+            forget()
+        for stream in list(self._streams):
+            self.stop(stream)
+            stream.ended(
+                Compacted(
+                    "the region was started over: what was seen of it is not there any more",
+                    reason="REGION_STARTED_OVER",
+                    hint="list the present records (snapshot), then watch from there",
+                )
+            )
 
     def _heard_stream(self, session: Session, reply: api.OperationReply) -> None:
         stream = session.streams.get(reply.id)
@@ -270,6 +304,9 @@ class Channel:
             if call.writes and not call.doubt:
                 error = Unavailable("the region no longer keeps what was then", reason=SINCE_TOO_OLD)
             call.fail(error)
+        elif error.reason == SINCE_IN_FUTURE and self._started_over and not call.doubt:
+            # What it had seen when it was made is gone, so it is made anew.
+            call.fail(Unavailable("the region was started over", reason=SINCE_TOO_OLD))
         elif isinstance(error, Unavailable | OutcomeUnknown):
             call.doubt |= call.writes and isinstance(error, OutcomeUnknown)
             self._rest(call)
@@ -580,6 +617,12 @@ def _first_open(done: Iterable[asyncio.Task[Session]], errors: list[ControlPlane
             raise error
         errors.append(error)
     return None
+
+
+def _too_large(method: str, size: int) -> Invalid:
+    return Invalid(
+        f"the request of {method} takes {size} bytes; {REQUEST_BYTES_MAX} are allowed", reason="REQUEST_TOO_LARGE"
+    )
 
 
 def _forget(answer: asyncio.Future[bytes]) -> None:

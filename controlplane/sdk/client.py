@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -127,7 +127,7 @@ class ControlPlane(Calls):
         return self._mirror.config(self.clock(), user, tenant)
 
     def stopped(
-        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
+        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: Collection[str] = ()
     ) -> tuple[api.SwitchView, ...]:
         """Return the engaged kill switches that cover the subject, of this and of other regions; empty: it may act.
 
@@ -144,7 +144,7 @@ class ControlPlane(Calls):
         )
 
     def ensure_alive(
-        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
+        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: Collection[str] = ()
     ) -> None:
         """Raise Stopped if kill switches cover the subject, MirrorStale if that cannot be known."""
         stopped_by = self._mirror.stopped(self.clock(), tenant, agent_type, workflow, tools)

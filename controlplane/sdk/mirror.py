@@ -24,7 +24,7 @@ delivers and with *marks*, and is told the time; it neither reads clocks nor doe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
@@ -194,6 +194,7 @@ class Mirror:
         self.age_max_s = age_max_s
         self.revision = 0
         self.synced = False
+        self._filled = False
         self._fresh_s = -inf
         self._view = _View()
         self._parts: dict[tuple[str, ...], _Part] = {KINDS: _Part(), STOPS: _Part()}
@@ -211,9 +212,9 @@ class Mirror:
         tenant: str = "",
         agent_type: str = "",
         workflow: str = "",
-        tools: tuple[str, ...] = (),
+        tools: Collection[str] = (),
     ) -> tuple[api.SwitchView, ...]:
-        """Return what stops the subject; nothing: it may act. Raises MirrorStale.
+        """Return what stops the subject; nothing: it may act. Raises MirrorStale; TypeError if `tools` is one string.
 
         That is every engaged switch of its own region that covers it, and every stop of another region that does and
         is not excepted here: the latter with `region`, and with the scope that it was found under. While the fleet is
@@ -221,10 +222,12 @@ class Mirror:
         """
         if now_s - self._fresh_s > self.age_max_s:
             raise MirrorStale(now_s - self._fresh_s, self.age_max_s)
+        # Also while nothing is stopped: what cannot be asked must not be found out when something is.
+        names = tools if type(tools) is tuple else _names(tools)
         view = self._view
         if not view.stopping:
             return ()
-        asked = (tenant, agent_type, workflow, tools)
+        asked = (tenant, agent_type, workflow, names)
         answer = view.answers.get(asked)
         return answer if answer is not None else _judge(view, asked)
 
@@ -273,6 +276,17 @@ class Mirror:
         part = self._parts[kinds]
         return part.revision if part.synced else None
 
+    def start_over(self) -> None:
+        """Learn that the region no longer has what this is of: permission waits for a new listing of every part.
+
+        What is here stays until then, as the last known good configuration.
+        """
+        self.revision, self._fresh_s = 0, -inf
+        self._marks.clear()
+        for part in self._parts.values():
+            part.revision, part.synced, part.awaits_listing = 0, False, True
+            part.listing.clear()
+
     def restart(self, kinds: tuple[str, ...], *, listing: bool) -> None:
         """Learn that a part's watch begins anew, with a listing or where it was; what came of an earlier one goes."""
         part = self._parts[kinds]
@@ -320,12 +334,13 @@ class Mirror:
     def _advance(self, part: _Part, revision: int) -> None:
         part.revision = revision
         self.synced = all(each.synced for each in self._parts.values())
+        self._filled |= self.synced
         self.revision = min(each.revision for each in self._parts.values())
         while self.synced and self._marks and self._marks[0][0] <= self.revision:
             self._fresh_s = max(self._fresh_s, self._marks.popleft()[1])
 
     def _evaluate(self, user: str, tenant: str) -> AgentConfig:
-        if not self.synced:
+        if not self._filled:
             raise MirrorStale(inf, self.age_max_s)
         view, revision = self._view, self.revision
         config, fields = flags.agent_config(view.flags.get, user, tenant)
@@ -340,6 +355,13 @@ class Mirror:
         )
         _remember(view.configs, (user, tenant), answer)
         return answer
+
+
+def _names(tools: Collection[str]) -> tuple[str, ...]:
+    if isinstance(tools, str | bytes):
+        # Its letters would be taken for tools, and none of them is stopped.
+        raise TypeError(f"tools is a collection of names, not one: say tools=({tools!r},)")
+    return tuple(tools)
 
 
 def _judge(view: _View, asked: _Asked) -> tuple[api.SwitchView, ...]:

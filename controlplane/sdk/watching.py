@@ -114,6 +114,7 @@ class MirrorFeed:
     def start(self) -> None:
         """Begin to feed; ends with the channel."""
         self._channel.on_mark = self._mark
+        self._channel.on_started_over.append(self._mirror.start_over)
         self._watch(self._mirror.parts)
         self._channel.probe()
 

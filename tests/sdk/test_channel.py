@@ -283,3 +283,13 @@ async def test_garbage_from_a_server_is_left_behind() -> None:
         assert caught.value.reason == "REPLY_MALFORMED"
         nodes[0].script = in_turn(created())
         assert (await cp.create_workflow("w", b"")).version == 1
+
+
+async def test_a_call_made_again_says_since_when_it_was_first_made() -> None:
+    async with scripted(lambda _: created()) as [node], client(node.address) as cp:
+        for node.revision in (3, 9):
+            await cp.get_region()
+            await cp.create_workflow("w", b"", request_id=b"r" * 16)
+        await cp.create_workflow("w", b"", request_id=b"s" * 16)
+        sent = [api.CreateWorkflowRequest.FromString(request).header.since for request in requests(node.seen)]
+        assert sent == [3, 3, 9]

@@ -305,3 +305,57 @@ async def test_a_fence_must_be_live(shared: Plane) -> None:
 
 def test_denied_is_one_of_the_eight() -> None:
     assert issubclass(Denied, sdk.ControlPlaneError)
+
+
+async def test_a_call_made_again_under_its_request_id_is_answered_as_before(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        request_id = b"a" * 16
+        first = await cp.create_workflow("again", b"one", request_id=request_id)
+        await cp.create_workflow("something else", b"seen meanwhile")
+        assert await cp.create_workflow("again", b"one", request_id=request_id) == first
+        outcome = await cp.get_outcome(request_id)
+        assert outcome.known == api.GetOutcomeReply.COMMITTED
+    async with shared.connect() as another:
+        assert (await another.create_workflow("again", b"one", request_id=request_id, since=0)).version == 1
+        with pytest.raises(Invalid) as raised:
+            await another.create_workflow("again", b"two", request_id=request_id, since=0)
+        assert raised.value.reason == "REQUEST_ID_REUSED"
+
+
+async def test_an_option_that_is_misspelt_is_not_left_out(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        dead = api.Fence(election="nobody", epoch=1, revision=1)
+        with pytest.raises(TypeError, match=r"'fencing'.*fence"):
+            await cp.create_workflow("unfenced", b"", fencing=dead)  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="'fence'"):
+            await cp.get_workflow("unfenced", fence=dead)  # type: ignore[call-arg]
+        with pytest.raises(NotFound):
+            await cp.get_workflow("unfenced")
+
+
+async def test_what_is_too_large_harms_nobody_else(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        for size in (600_000, 2_000_000, 5_000_000):
+            with pytest.raises(Invalid) as raised:
+                await cp.create_workflow("large", bytes(size))
+            assert raised.value.reason == ("VALUE_TOO_LARGE" if size < 1_000_000 else "REQUEST_TOO_LARGE")
+        with pytest.raises(Invalid) as raised:
+            await anext(cp.watch(prefix="x" * 5_000_000))
+        assert raised.value.reason == "REQUEST_TOO_LARGE"
+        await cp.create_workflow("small", b"")
+
+
+async def test_tools_are_names_in_any_collection_but_not_one_name(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        for _ in range(2):
+            for one in ("search", b"search"):
+                with pytest.raises(TypeError, match="collection"):
+                    cp.ensure_alive(tools=one)  # type: ignore[arg-type]
+            reply = await cp.engage(Scope(kind=SCOPE_TOOL, name="search"), reason="test")
+            await cp.mirror_synced(reply.header.revision)
+        for tools in (("search",), ["search"], {"search"}, {"search": 1}):
+            with pytest.raises(Stopped):
+                cp.ensure_alive(tools=tools)
+        reply = await cp.release(Scope(kind=SCOPE_TOOL, name="search"), reason="test")
+        await cp.mirror_synced(reply.header.revision)
+        cp.ensure_alive(tools=["search"])

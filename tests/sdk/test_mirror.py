@@ -309,3 +309,19 @@ def _check(region: Region, mirror: Mirror, now: float) -> None:
     assert mirror.revision >= due
     engaged = {view.switch.scope.name for view in mirror.engaged()}
     assert engaged == {tenant for tenant, on in region.engaged[mirror.revision].items() if on}
+
+
+def test_a_region_that_was_started_over_is_listed_again_before_anything_is_permitted() -> None:
+    mirror = fresh(model_flag("old", revision=10), revision=50)
+    assert mirror.stopped(1.0) == ()
+    mirror.start_over()
+    mirror.mark(2.0, 3, 0)
+    with pytest.raises(MirrorStale):
+        mirror.stopped(2.0)
+    config = mirror.config(2.0, "user", "tenant")
+    assert (config.model, config.stale) == ("old", True)
+    # Less than before, and all that there is.
+    listed(mirror, 3, switch("acme", engaged=True, revision=2))
+    assert mirror.revision == 3
+    assert len(mirror.stopped(2.0, "acme")) == 1
+    assert mirror.config(2.0, "user", "tenant").model != "old"

@@ -8,9 +8,12 @@ import pytest
 
 from controlplane import limits, status
 from controlplane.datadir import Start
-from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
-from controlplane.forward import Forwarder
+from controlplane.errors import ControlPlaneError, Invalid, OutcomeUnknown, Unavailable
+from controlplane.forward import Forwarder, Request, Router
+from controlplane.node import Call
+from controlplane.replication.local import LocalLog
 from controlplane.v1 import api_pb2 as api
+from controlplane.v1 import records_pb2
 from tests.server.regions import create, flag, operation, running, until
 
 
@@ -210,3 +213,110 @@ async def test_a_session_that_ends_otherwise_than_cancelled_does_not_keep_a_node
     forwarder.start()
     await asyncio.sleep(0)
     await asyncio.wait_for(forwarder.stop(), 10)
+
+
+async def test_waiting_calls_are_bounded_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "QUEUE_BYTES_MAX", 100_000)
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        for name in followers(region, leader):
+            await region.members.pop(name).stop()
+        await until(lambda: region.members[leader].log.status().leader is None)
+        router = region.members[leader].server.router
+        async with region.caller("operator", node=leader) as operator:
+            talk = await operator.session()
+            large = [operation(n, "CreateWorkflow", create("w", bytes(30_000)), timeout_ms=1000) for n in range(4)]
+            await talk.send(*large)
+            assert (await talk.error(3)).reason == "OVERLOADED"
+            assert router.waiting == 3
+            switch = api.EngageSwitchRequest(header=create("w", reason="test").header)
+            switch.scope.name, switch.scope.kind = "t" * 20_000, records_pb2.SCOPE_TENANT
+            await talk.send(operation(4, "EngageSwitch", switch, timeout_ms=1000))
+            reasons = [(await talk.error(n)).reason for n in (0, 1, 2, 4)]
+            assert reasons == ["NO_LEADER"] * 4
+            # What has ended takes no room.
+            await talk.send(operation(5, "CreateWorkflow", create("w", bytes(30_000)), timeout_ms=100))
+            assert (await talk.error(5)).reason == "NO_LEADER"
+
+
+async def test_who_claims_to_have_seen_the_future_keeps_nobody_waiting(tmp_path):
+    async with running(tmp_path, 3) as region:
+        node = followers(region, await region.leader())[0]
+        async with region.caller(node=node) as agent:
+            for number in range(3):
+                with pytest.raises(Unavailable) as raised:
+                    await agent.call("CreateWorkflow", create("w", since=1 << 62))
+                assert raised.value.reason == "SINCE_IN_FUTURE"
+                assert region.members[node].server.router.waiting == 0
+                await agent.call("CreateWorkflow", create(f"w{number}"))
+
+
+async def test_a_request_that_fits_in_no_message_is_refused_where_it_arrives(tmp_path):
+    async with running(tmp_path, 3) as region:
+        node = followers(region, await region.leader())[0]
+        async with region.caller(node=node) as agent:
+            for size in (limits.REQUEST_BYTES_MAX, limits.MESSAGE_BYTES_MAX - 1000):
+                with pytest.raises(Invalid) as raised:
+                    await agent.call("CreateWorkflow", create("w", bytes(size)))
+                assert raised.value.reason == "REQUEST_TOO_LARGE"
+            await agent.call("CreateWorkflow", create("w", bytes(limits.VALUE_BYTES_MAX - 1000)))
+
+
+class Kept(Request):
+    """What became of a request."""
+
+    __slots__ = ("outcome",)
+
+    def answered(self, reply):
+        self.outcome = reply
+
+    def failed(self, error):
+        self.outcome = error
+
+
+async def test_a_new_leader_takes_up_what_waits_in_parts_and_in_order():
+    """Thousands may wait through a failover; the leader has to beat meanwhile."""
+    loop, planned, turns = asyncio.get_running_loop(), [], [0]
+
+    def plan(call):
+        planned.append(int(call.request))
+        turns[-1] += 1
+        done = loop.create_future()
+        done.set_result(b"")
+        return done
+
+    def turn():
+        turns.append(0)
+        if len(planned) < 1000:
+            loop.call_soon(turn)
+
+    log = LocalLog("n1")
+    router = Router("n1", plan, log, {}, None, loop.time)
+    router.start()
+    try:
+        requests = [
+            Kept(Call("CreateWorkflow", str(n).encode(), "agent", "prod", loop.time() + 20)) for n in range(1000)
+        ]
+        for request in requests:
+            router.submit(request)
+        assert (router.waiting, planned) == (1000, [])
+        await log.start(Applies())
+        loop.call_soon(turn)
+        # Who comes now is behind all those.
+        router.submit(Kept(Call("CreateWorkflow", b"1000", "agent", "prod", loop.time() + 20)))
+        await until(lambda: len(planned) == 1001)
+        assert planned == list(range(1001))
+        assert max(turns) <= 300
+        assert all(request.outcome == b"" for request in requests)
+    finally:
+        await router.stop()
+        await log.stop()
+
+
+class Applies:
+    """A machine that has nothing to apply to."""
+
+    applied = (0, 0)
+
+    def apply(self, index, term, entry):
+        self.applied = (index, term)
