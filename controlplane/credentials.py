@@ -113,11 +113,11 @@ class CredentialFiles(Credentials):
         found = Pem(*map(_content, self._files))
         authority_file, certificate_file, key_file = self._files
         try:
-            x509.load_pem_x509_certificates(found.authority)
+            authorities = {each.subject for each in x509.load_pem_x509_certificates(found.authority)}
         except ValueError:
             raise ConfigError([f"{authority_file}: holds no certificates"]) from None
         try:
-            certificate = x509.load_pem_x509_certificate(found.certificate)
+            certificate, *chain = x509.load_pem_x509_certificates(found.certificate)
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (ValueError, x509.ExtensionNotFound):
             raise ConfigError([f"{certificate_file}: not a certificate that names {self._owner.uri}"]) from None
@@ -127,6 +127,8 @@ class CredentialFiles(Credentials):
         remaining = expires - datetime.now(UTC)
         if remaining <= timedelta():
             raise ConfigError([f"{certificate_file}: expired at {expires:%Y-%m-%d %H:%M} UTC; issue a new one"])
+        if [certificate, *chain][-1].issuer not in authorities:
+            raise ConfigError([f"{certificate_file}: not issued by an authority in {authority_file}"])
         if not _belong_together(certificate, found.key):
             raise ConfigError([f"{key_file}: not the key of {certificate_file}"])
         # Of a short life, the usual time for the next certificate is when two thirds of it are over.

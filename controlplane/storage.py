@@ -26,6 +26,7 @@ rocksdict reports every failure as a bare `Exception`; the places below that cat
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -74,6 +75,8 @@ _BLOCK_BYTES_MAX = 8 * 1024 * 1024
 _REST_S = 0.001
 _REWRITE_S = 1.0
 """How long files may outlive what was written in their place."""
+_NO_SPACE = os.strerror(errno.ENOSPC)
+_FREE = "Nothing is lost: free the disk, then start again."
 _RESTORE = "Restore this node from its peers: move the data folder away and start with --replace."
 
 
@@ -132,7 +135,7 @@ class WriteAheadLogs:
                 sync_folder(self._folder)
         # The oldest first: a power cut in between may cut off the end, but must not leave a hole before it, which
         # RocksDB does not notice where one file ends and the next begins.
-        for name in sorted(self._open):
+        for name in sorted(self._open, key=_number):
             os.fdatasync(self._open[name])
 
     def close(self) -> None:
@@ -140,6 +143,10 @@ class WriteAheadLogs:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])
 
 
 def rewritten(database: Rdict, folder: Path) -> bool:
@@ -649,4 +656,6 @@ def _row(cursor: RdictIter, path: Path) -> Row | None:
 
 
 def _damaged(path: Path, error: Exception | str) -> Fatal:
-    return Fatal(f"store {path} cannot be read: {error}. {_RESTORE}")
+    # RocksDB writes while it opens. A full disk is no damage, and no reason to give up what is on it.
+    step = _FREE if _NO_SPACE in str(error) else _RESTORE
+    return Fatal(f"store {path} cannot be read: {error}. {step}")

@@ -74,7 +74,14 @@ def test_a_certificate_waits_for_its_key(files, authority):
     assert credentials.now().certificate == files[1].read_bytes()
 
 
+def foreign(authority):
+    """Signed by an authority of another name."""
+    folder = authority.file.parent / "foreign"
+    return certs.create_authority("other", folder, force=True).sign(OWNER)
+
+
 BROKEN = {
+    "another authority's": foreign,
     "another node's": lambda authority: authority.sign(OTHER),
     "expired": lambda authority: authority.sign(OWNER, life=hours(-24, -1)),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from controlplane import storage
 from controlplane.errors import Fatal
 from controlplane.kernel.store import Batch, MemoryStore
-from controlplane.storage import RocksStore
+from controlplane.storage import RocksStore, WriteAheadLogs
 
 KEYS = st.binary(min_size=1, max_size=3)
 BATCHES = st.builds(
@@ -205,3 +207,39 @@ def test_what_was_deleted_is_in_no_file(store: RocksStore, tmp_path: Path, monke
     assert store.scrub()
     assert on_disk() == []
     assert (store.get(b"a"), store.get(b"b")) == (None, b"stays")
+
+
+def test_older_logs_are_synced_before_newer_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (999_998, 999_999, 1_000_000, 1_000_001):
+        (tmp_path / f"{number}.log").touch()
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fdatasync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().stem)
+    )
+    logs = WriteAheadLogs(tmp_path)
+    logs.sync()
+    logs.close()
+    assert synced == ["999998", "999999", "1000000", "1000001"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_not_taken_for_damage(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+    try:
+        store = RocksStore(disk / "store")
+        store.commit(Batch(puts={b"key": b"value"}))
+        store.close()
+        with contextlib.suppress(OSError), (disk / "filler").open("wb") as filler:
+            while True:
+                filler.write(bytes(4096))
+                filler.flush()
+        with pytest.raises(Fatal, match="Nothing is lost: free the disk"):
+            RocksStore(disk / "store")
+        (disk / "filler").unlink()
+        store = RocksStore(disk / "store")
+        assert store.get(b"key") == b"value"
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
