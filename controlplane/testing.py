@@ -379,4 +379,6 @@ def _flag_value(value: Any) -> tuple[FlagType, FlagValue]:
         return FlagType.INT, FlagValue(int_value=value)
     if isinstance(value, str):
         return FlagType.STRING, FlagValue(string_value=value)
+    if isinstance(value, float):
+        return FlagType.NUMBER, FlagValue(number_value=repr(value))
     return FlagType.JSON, FlagValue(json_value=json.dumps(value))

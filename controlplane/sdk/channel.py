@@ -116,6 +116,7 @@ class Channel:
         self._tick: asyncio.TimerHandle | None = None
         self._tick_due = 0.0
         self._brisk = False
+        self._opened = False
         self._closed = False
         self._dial_error: Unavailable | None = None
         self._region_changed: asyncio.Future[None] | None = None
@@ -125,6 +126,7 @@ class Channel:
     async def open(self, *, timeout_s: float) -> None:
         """Connect to any node. Raises Unavailable after `timeout_s`, Denied if the region refuses the identity."""
         self._loop = asyncio.get_running_loop()
+        self._opened = True
         self._region_changed = self._loop.create_future()
         try:
             async with asyncio.timeout(timeout_s):
@@ -156,6 +158,7 @@ class Channel:
         """Send `request`; the future is the encoded reply or one of the eight errors, at `deadline` at the latest."""
         if self._closed:
             raise Unavailable("the client is closed", reason="CLIENT_CLOSED")
+        self._check_open()
         if len(request) > REQUEST_BYTES_MAX:
             # A node would end the whole stream for what does not fit in a message.
             raise _too_large(method, len(request))
@@ -170,6 +173,7 @@ class Channel:
         if self._closed:
             stream.ended(Unavailable("the client is closed", reason="CLIENT_CLOSED"))
             return
+        self._check_open()
         size = len(stream.request())
         if size > REQUEST_BYTES_MAX:
             stream.ended(_too_large("Watch", size))
@@ -204,6 +208,10 @@ class Channel:
             changed = self._region_changed
             yield self.region
             await asyncio.shield(changed)
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise RuntimeError("the client is not connected yet: async with ControlPlane.connect(…) as cp")
 
     def _send(self, call: Call) -> None:
         session = self._session

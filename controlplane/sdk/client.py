@@ -84,6 +84,8 @@ class ControlPlane(Calls):
 
         Entering raises Unavailable if no node answers, Denied if the region does not accept the certificate.
         """
+        if mirror_age_max_ms <= 0:
+            raise Invalid("mirror_age_max_ms must be positive", reason="MIRROR_AGE_BAD", field="mirror_age_max_ms")
         given = [addresses] if isinstance(addresses, str) else list(addresses)
         if not given:
             raise Invalid("no address to connect to", reason="ADDRESS_MISSING")

@@ -360,6 +360,8 @@ def _content(given: Credentials) -> bytes:
 
 def checked(address: str, tls: Tls | None) -> str:
     """Return a "host:port"; without TLS only of this machine."""
+    if "://" in address:
+        raise Invalid(f"{address!r} is a URL: say host:port alone", reason="ADDRESS_MALFORMED")
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise Invalid(f"{address!r} is not host:port", reason="ADDRESS_MALFORMED")

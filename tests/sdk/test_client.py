@@ -359,3 +359,18 @@ async def test_tools_are_names_in_any_collection_but_not_one_name(shared: Plane)
         reply = await cp.release(Scope(kind=SCOPE_TOOL, name="search"), reason="test")
         await cp.mirror_synced(reply.header.revision)
         cp.ensure_alive(tools=["search"])
+
+
+async def test_mistakes_in_connecting_are_told_at_once(shared: Plane) -> None:
+    for addresses, options, reason in (
+        ("http://127.0.0.1:7000", {}, "ADDRESS_MALFORMED"),
+        (shared.address, {"mirror_age_max_ms": 0}, "MIRROR_AGE_BAD"),
+    ):
+        with pytest.raises(Invalid) as raised:
+            sdk.ControlPlane.connect(addresses, insecure=True, **options)
+        assert raised.value.reason == reason
+    unentered = shared.connect()
+    with pytest.raises(RuntimeError, match="async with"):
+        await unentered.get_region()
+    with pytest.raises(RuntimeError, match="async with"):
+        await anext(unentered.watch())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.sdk import NotElected, Refused
+from controlplane.sdk import FlagType, NotElected, Refused
 from controlplane.testing import Plane, plane
 
 AN_AUTHOR_S_TEST = """
@@ -52,12 +52,14 @@ async def test_a_lease_nobody_renews_expires(control_plane: Plane) -> None:
 
 
 def test_values_become_flags(control_plane: Plane) -> None:
-    for name, value in [("max_iter", 3), ("agent_model", "m"), ("tools", ["a"]), ("on", True)]:
+    for name, value in [("max_iter", 3), ("agent_model", "m"), ("tools", ["a"]), ("on", True), ("heat", 0.7)]:
         revision = control_plane.set_flag(name, value)
     with control_plane.connect_sync() as cp:
         cp.mirror_synced(revision)
         config = cp.config()
         assert (config.max_iterations, config.model, config.tools_enabled) == (3, "m", ("a",))
+        heat = cp.get_flag("heat").flag.flag
+        assert (heat.type, heat.variants[0].value.number_value) == (FlagType.NUMBER, "0.7")
 
 
 def test_it_stops_and_stays_stopped() -> None:
