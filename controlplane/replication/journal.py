@@ -245,7 +245,10 @@ class Journal:
 
 
 class JournalThread:
-    """The one thread that writes a journal: batches in the order given, each reported when it is durable."""
+    """The one thread that writes a journal: batches in the order given, each reported when it is durable.
+
+    It never ends unnoticed: whatever goes wrong in it, expected or not, is reported as `Fatal`.
+    """
 
     def __init__(self, journal: Journal, done: Callable[[int, float, Fatal | None], None]) -> None:
         """`done(seq, seconds, error)` is called from the thread after each batch, the last time after an error."""
@@ -271,12 +274,21 @@ class JournalThread:
         while (batch := self._batches.get()) is not None:
             seq, ops = batch
             began = time.perf_counter()
-            try:
-                self._journal.write(ops)
-            except Fatal as error:
-                self._done(seq, time.perf_counter() - began, error)
+            error = self._written(ops)
+            self._done(seq, time.perf_counter() - began, error)
+            if error is not None:
                 return
-            self._done(seq, time.perf_counter() - began, None)
+
+    def _written(self, ops: list[Op]) -> Fatal | None:
+        try:
+            self._journal.write(ops)
+        except Fatal as error:
+            return error
+        except BaseException as error:  # A panic of RocksDB's binding is no Exception.
+            fatal = Fatal(f"defect in the journal's thread: {error!r}")
+            fatal.__cause__ = error
+            return fatal
+        return None
 
 
 def _entry_key(index: int) -> bytes:

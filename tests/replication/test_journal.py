@@ -382,6 +382,27 @@ def test_the_thread_reports_a_disk_that_refuses(tmp_path: Path, monkeypatch: pyt
     assert "Free or replace the disk" in str(error)
 
 
+class Panic(BaseException):
+    """As a panic in RocksDB's binding: no `Exception`."""
+
+
+@pytest.mark.parametrize("defect", [MemoryError, Panic])
+def test_the_thread_reports_what_nobody_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defect: type[BaseException]
+) -> None:
+    journal = Journal(tmp_path)
+
+    def explode(*_: object) -> None:
+        raise defect
+
+    monkeypatch.setattr(journal_module, "_sealed", explode)
+    ((seq, error),) = batched(journal, [[Add(1, 1, b"a")]])
+    assert seq == 1
+    assert isinstance(error, Fatal)
+    assert isinstance(error.__cause__, defect)
+    journal.close()
+
+
 def test_rocksdb_applies_a_batch_in_its_own_order(tmp_path: Path) -> None:
     """What `Journal` relies on: a range delete reaches what stands before it in the batch, not what follows."""
     database = raw(tmp_path)

@@ -342,6 +342,31 @@ async def test_b8_a_follower_whose_disk_refuses_stops_alone(tmp_path: Path, monk
         assert len(region.working()) == 2
 
 
+async def test_a_defect_in_the_journal_thread_stops_the_node_and_not_the_region(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its thread a leader writes nothing more: it must not go on leading."""
+    async with running(tmp_path, 3) as region:
+        await fill(region, "a", 5)
+        failing = await region.leader()
+        write = Journal.write
+
+        def explode(journal: Journal, ops: list[Op]) -> None:
+            if journal is failing.log._journal and threading.current_thread() is not threading.main_thread():
+                raise MemoryError("no memory for one batch")
+            write(journal, ops)
+
+        monkeypatch.setattr(Journal, "write", explode)
+        with pytest.raises(OutcomeUnknown):
+            await failing.log.append(bytes(raft._INLINE_BYTES_MAX + 1), timeout_s=10)
+        await until(failing.log.failed.done)
+        with pytest.raises(Fatal, match="no memory for one batch"):
+            failing.log.failed.result()
+        # As the entry point does, which waits for `failed`.
+        await region.stop(failing.name)
+        await fill(region, "b", 5)
+
+
 @pytest.mark.parametrize("role", [Role.FOLLOWER, Role.LEADER], ids=["follower", "leader"])
 async def test_a_node_leaves_a_slow_disk_to_its_thread(
     role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
