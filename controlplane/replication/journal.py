@@ -265,10 +265,14 @@ class JournalThread:
         """
         self._batches.put((seq, ops))
 
-    def stop(self, timeout_s: float) -> None:
-        """End the thread after what was given to it; blocks for that long at most."""
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after what was given to it; blocks for that long at most.
+
+        False if it still writes: then the journal must not be closed.
+        """
         self._batches.put(None)
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (batch := self._batches.get()) is not None:

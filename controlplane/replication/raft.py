@@ -156,6 +156,7 @@ class RaftLog:
         self._inline_from = 0.0
         self._serial = 0
         self._open = contextlib.ExitStack()
+        self._writer: JournalThread | None = None
         self._loaded = False
         self._active = False
         self._turning = False
@@ -204,7 +205,6 @@ class RaftLog:
         self._incoming = Incoming(self._folder.snapshots / "in")
         self._open.callback(self._incoming.close)
         self._writer = JournalThread(self._journal, self._written_in_thread)
-        self._open.callback(self._writer.stop, _WRITER_STOP_S)
         self._loaded = True
         await self._on_disk(self._folder.lay_ballast, self.config.ballast_bytes)
         await self.listen()
@@ -213,7 +213,7 @@ class RaftLog:
         self._begin(machine)
 
     async def stop(self) -> None:
-        """See `Log`."""
+        """See `Log`. Leaves the folder open, for the process to end with, if the disk holds up the journal's thread."""
         if self._active and self._guard.role is Role.LEADER and self.config.peers:
             with contextlib.suppress(ControlPlaneError):
                 await self.transfer(None, timeout_s=self.config.handover_timeout_s)
@@ -222,9 +222,10 @@ class RaftLog:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._transport.stop()
-        await self._on_disk(self._close_disk)
+        closed = await self._on_disk(self._close_disk)
         self._disk.shutdown()
-        self._folder.close()
+        if closed:
+            self._folder.close()
 
     async def append(self, entry: bytes, *, timeout_s: float) -> int:
         """See `Log`. Raises ValueError for an entry over the bound, which is the caller's defect."""
@@ -393,13 +394,20 @@ class RaftLog:
         ]
         self._turn()
 
-    def _close_disk(self) -> None:
+    def _close_disk(self) -> bool:
+        """Write what collected and close; False, with everything left open, if the journal's thread does not end."""
         self._scrubs.shutdown()
         self._snapshots_out.shutdown()
         self._snapshots_in.shutdown()
-        if self._ops and not self.failed.done():
-            self._writer.write(self._seq, self._ops)
+        if self._writer is not None:
+            if self._ops and not self.failed.done():
+                self._writer.write(self._seq, self._ops)
+            if not self._writer.stop(_WRITER_STOP_S):
+                # It may be syncing a file whose number would be given to another, in a database that would be gone.
+                _log.error("journal_left_open: its disk took no batch for %g s", _WRITER_STOP_S)
+                return False
         self._open.close()
+        return True
 
     def _deactivate(self) -> None:
         self._active = False
@@ -514,6 +522,7 @@ class RaftLog:
                 self._guard.synced(self._seq, time.monotonic())
             return False
         if not self._may_write_here():
+            assert self._writer is not None
             self._writing = True
             self._writer.write(self._seq, self._collected())
             return False

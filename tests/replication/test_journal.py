@@ -403,6 +403,27 @@ def test_the_thread_reports_what_nobody_expected(
     journal.close()
 
 
+def test_a_thread_that_the_disk_holds_up_says_so_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, hangs, goes_on = Journal(tmp_path), threading.Event(), threading.Event()
+    fdatasync = os.fdatasync
+
+    def held(descriptor: int) -> None:
+        hangs.set()
+        assert goes_on.wait(30)
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", held)
+    thread = JournalThread(journal, lambda *_: None)
+    thread.write(1, [Add(1, 1, b"a")])
+    assert hangs.wait(30)
+    assert not thread.stop(0.01)
+    goes_on.set()
+    assert thread.stop(30)
+    journal.close()
+
+
 def test_rocksdb_applies_a_batch_in_its_own_order(tmp_path: Path) -> None:
     """What `Journal` relies on: a range delete reaches what stands before it in the batch, not what follows."""
     database = raw(tmp_path)

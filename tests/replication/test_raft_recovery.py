@@ -367,6 +367,42 @@ async def test_a_defect_in_the_journal_thread_stops_the_node_and_not_the_region(
         await fill(region, "b", 5)
 
 
+async def test_nothing_is_closed_under_a_journal_thread_that_the_disk_holds_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(raft, "_WRITER_STOP_S", 0.05)
+    hangs, goes_on = threading.Event(), threading.Event()
+    fdatasync = os.fdatasync
+    synced: list[bool] = []
+
+    def held(descriptor: int) -> None:
+        if threading.current_thread().name == "journal":
+            hangs.set()
+            assert goes_on.wait(30)
+            with contextlib.suppress(OSError):
+                fdatasync(descriptor)
+                synced.append(True)
+        else:
+            fdatasync(descriptor)
+
+    async with running(tmp_path, 1) as region:
+        node = await region.leader()
+        monkeypatch.setattr(os, "fdatasync", held)
+        asking = asyncio.create_task(node.log.append(bytes(raft._INLINE_BYTES_MAX + 1), timeout_s=10))
+        await until(hangs.is_set)
+        await region.stop(node.name)
+        with pytest.raises(OutcomeUnknown):
+            await asking
+    assert "journal_left_open" in caplog.text
+    with pytest.raises(Fatal, match="in use"):
+        open_folder(tmp_path / "n1", fleet=FLEET, region=REGION, node="n1", start=Start.NORMAL)
+    goes_on.set()
+    node.log._writer._thread.join(30)
+    assert synced, "the file was closed meanwhile"
+    node.log._close_disk()
+    node.log._folder.close()
+
+
 @pytest.mark.parametrize("role", [Role.FOLLOWER, Role.LEADER], ids=["follower", "leader"])
 async def test_a_node_leaves_a_slow_disk_to_its_thread(
     role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
