@@ -164,6 +164,10 @@ class _Owner:
     def refused(self, peer: str, error: ControlPlaneError) -> None:
         """See `Owner`."""
 
+    def defect(self, error: BaseException) -> None:
+        """See `Owner`."""
+        raise AssertionError("nobody is dialled") from error
+
     def up(self, peer: str) -> None:
         """See `Owner`."""
 

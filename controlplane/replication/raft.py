@@ -743,6 +743,7 @@ class _Links:
         self.hello = log._hello
         self.meet = log._meet
         self.refused = log._refused
+        self.defect = log._fail
         self.received = log._received
         self._log = log
 

@@ -93,6 +93,9 @@ class Owner(Protocol):
     def refused(self, peer: str, error: ControlPlaneError) -> None:
         """Hear that `peer` refused us."""
 
+    def defect(self, error: BaseException) -> None:
+        """Hear that a peer is dialled no more, because of what nobody expected."""
+
     def up(self, peer: str) -> None:
         """Hear that messages go both ways from now on."""
 
@@ -192,7 +195,9 @@ class Transport:
         """Begin to dial every peer, at other addresses than first given if `peers` names them."""
         for link in self._links.values():
             link.address = (peers or {}).get(link.peer, link.address)
-            self._tasks.append(asyncio.create_task(self._keep(link), name=f"link to {link.peer}"))
+            task = asyncio.create_task(self._keep(link), name=f"link to {link.peer}")
+            task.add_done_callback(self._kept)
+            self._tasks.append(task)
 
     async def stop(self) -> None:
         """Say goodbye on every link and close."""
@@ -305,6 +310,10 @@ class Transport:
                     await link.redial.wait()
             link.redial.clear()
             pause_s = min(2 * pause_s, bounds.redial_max_s)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._owner.defect(error)
 
     async def _dialled(self, link: _Link) -> None:
         """Run one stream to its end."""

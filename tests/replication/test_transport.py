@@ -42,6 +42,7 @@ class Listener:
     refusals: list[str] = field(default_factory=list)
     malformed_at: int = 0
     unwanted: str = ""
+    defects: list[BaseException] = field(default_factory=list)
 
     def hello(self, peer: str) -> PeerHello:
         return PeerHello(incarnation=f"of {self.name}")
@@ -53,6 +54,9 @@ class Listener:
 
     def refused(self, peer: str, error: ControlPlaneError) -> None:
         self.refusals.append(error.reason)
+
+    def defect(self, error: BaseException) -> None:
+        self.defects.append(error)
 
     def up(self, peer: str) -> None:
         self.events.append(f"up {peer}")
@@ -142,6 +146,17 @@ async def test_the_end_of_a_peer_is_news_and_so_is_its_return(credentials: Make)
         one.transport.send("n2", RaftMessage(term=7))
         await until(lambda: again.listener.terms == [7])
         await again.stop()
+
+
+async def test_what_ends_the_dialling_of_a_peer_reaches_the_owner(credentials: Make) -> None:
+    async with linked(credentials) as (one, two):
+
+        def explode(peer: str) -> PeerHello:
+            raise ZeroDivisionError
+
+        one.listener.hello = explode  # type: ignore[method-assign]
+        await two.stop()
+        await until(lambda: [type(error) for error in one.listener.defects] == [ZeroDivisionError])
 
 
 CHILD = """
