@@ -137,6 +137,7 @@ class _Link:
     redial: asyncio.Event = field(default_factory=asyncio.Event)
     overflow: asyncio.Event = field(default_factory=asyncio.Event)
     outbound: bool = False
+    greeting: asyncio.Future[PeerFrame] | None = None  # Of a stream that has not said hello.
     inbound: _Inbound | None = None
     up: bool = False
 
@@ -403,12 +404,10 @@ class Transport:
 
     async def serve(self, context: _Context) -> None:
         """Answer one stream: greet, then hand what it brings to the owner until it ends or a newer one replaces it."""
-        async with asyncio.timeout(self._bounds.hello_timeout_s):
-            first = await context.read()
-        if not isinstance(first, PeerFrame):
-            raise Invalid("the stream ended without a hello", reason="HELLO_MISSING")
+        caller = self._caller(context)
+        first = await self._first(caller, context)
         # In one turn of the loop: nothing of an older stream is taken, and none is let in, once this one was.
-        link = self._admit(first, context)
+        link = self._admit(first, caller)
         mine = _Inbound(first.hello.process, first.hello.generation, asyncio.get_running_loop().create_future())
         self._replace(link, mine)
         try:
@@ -433,14 +432,42 @@ class Transport:
             if link.inbound is not mine or not self._take_in(link, frame):
                 return
 
-    def _admit(self, frame: PeerFrame, context: _Context) -> _Link:
-        peer = frame.hello.node
-        if self._credentials is not None:
-            peer = _certified(context, self._me)
-        _check_hello(frame, self._me, peer, self._bounds)
+    def _caller(self, context: _Context) -> _Link | None:
+        """The peer whose certificate this is; None where there are no certificates. Raises `Denied`."""
+        return self._link(_certified(context, self._me)) if self._credentials is not None else None
+
+    def _link(self, peer: str) -> _Link:
         link = self._links.get(peer)
         if link is None:
             raise Denied(f"{peer} is not a node of this region", reason="PEER_UNKNOWN")
+        return link
+
+    async def _first(self, caller: _Link | None, context: _Context) -> PeerFrame:
+        """Wait for the first frame, unless another stream of the same caller comes meanwhile. Raises TimeoutError."""
+        reading = asyncio.ensure_future(context.read())
+        if caller is not None:
+            if caller.greeting is not None:
+                caller.greeting.cancel()
+            caller.greeting = reading
+        try:
+            await asyncio.wait({reading}, timeout=self._bounds.hello_timeout_s)
+            if not reading.done():
+                raise TimeoutError
+            if reading.cancelled():
+                raise Refused("a newer stream is open", reason="STREAM_STALE")
+            first = reading.result()
+        finally:
+            reading.cancel()
+            if caller is not None and caller.greeting is reading:
+                caller.greeting = None
+        if not isinstance(first, PeerFrame):
+            raise Invalid("the stream ended without a hello", reason="HELLO_MISSING")
+        return first
+
+    def _admit(self, frame: PeerFrame, caller: _Link | None) -> _Link:
+        peer = caller.peer if caller is not None else frame.hello.node
+        _check_hello(frame, self._me, peer, self._bounds)
+        link = self._link(peer)
         newest = link.inbound
         if newest and newest.process == frame.hello.process and newest.generation >= frame.hello.generation:
             raise Refused("a newer stream is open", reason="STREAM_STALE")

@@ -294,6 +294,40 @@ async def test_b11_a_certificate_of_another_authority_or_none_or_an_expired_one_
         assert await reason(one.transport.port, ours, PeerFrame(hello=hello())) == ""
 
 
+async def silent(port: int, credentials: Pem) -> tuple[Any, Any]:
+    """Open a stream and say nothing; return its channel and the call, which the server answers or not."""
+    channel = grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials.of_client())
+    return channel, PeerStub(channel).Stream(timeout=30)
+
+
+async def test_who_is_no_peer_holds_no_stream(authority: Authority, credentials: Make) -> None:
+    """It is refused at once, and not when it has kept a stream from the peers for as long as a hello may take."""
+    agent = signed_by(authority, Identity(FLEET, "prod", REGION, "agent", "a1"))
+    async with alone(credentials, hello_timeout_s=600.0) as one:
+        channel, call = await silent(one.transport.port, agent)
+        with pytest.raises(grpc.aio.AioRpcError, match="may not open peer streams"):
+            await call.read()
+        assert one.transport.counters.streams_refused == 1
+        await channel.close()
+
+
+async def test_of_one_peers_streams_only_the_newest_waits_for_its_hello(credentials: Make) -> None:
+    async with alone(credentials, hello_timeout_s=600.0, streams_max=4) as one:
+        opened_so_far: list[tuple[Any, Any]] = []
+        for count in range(10):
+            opened_so_far.append(await silent(one.transport.port, credentials("n3")))
+            waiting = opened_so_far[-1][1]
+            await until(lambda: one.transport._links["n3"].greeting is not None)
+            await until(lambda count=count: one.transport.counters.streams_refused == count)  # type: ignore[misc]
+        assert not waiting.done()
+        for _, call in opened_so_far[:-1]:
+            with pytest.raises(grpc.aio.AioRpcError, match="newer stream"):
+                await call.read()
+        assert await reason(one.transport.port, credentials("n2"), PeerFrame(hello=hello())) == ""
+        for channel, _ in opened_so_far:
+            await channel.close()
+
+
 @pytest.mark.parametrize(
     ("frame", "expected"),
     [
