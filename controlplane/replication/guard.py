@@ -701,14 +701,16 @@ class Guard(CoreEvents):
         while progress.next_index <= self._tail.last_index and not self._window_full(progress):
             entries = self._batch(progress)
             self._send_append(peer, progress, entries)
-            progress.next_index += len(entries)
-            progress.flights.append(progress.next_index - 1)
+            progress.sent_entries(entries)
             beat = False
         if beat:
             self._send_append(peer, progress, [])
 
     def _window_full(self, progress: Progress) -> bool:
-        return len(progress.flights) >= self._bounds.appends_in_flight_max
+        bounds = self._bounds
+        return (
+            len(progress.flights) >= bounds.appends_in_flight_max or progress.flying_bytes >= bounds.bytes_in_flight_max
+        )
 
     def _batch(self, progress: Progress) -> list[Entry]:
         return self._tail.batch(progress.next_index, self._bounds.append_bytes_max)

@@ -69,11 +69,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Everything here that could grow. An append is at most one entry or `append_bytes_max` of them."""
+    """Everything here that could grow. An append is at most one entry or `append_bytes_max` of them.
+
+    Another leaves for a follower while less than `appends_in_flight_max` and `bytes_in_flight_max` are on their way.
+    """
 
     entry_bytes_max: int = limits.ENTRY_BYTES_MAX
     append_bytes_max: int = 256 * 1024
     appends_in_flight_max: int = 32
+    bytes_in_flight_max: int = 8 * 1024 * 1024
     chunk_bytes: int = 256 * 1024
     chunks_in_flight_max: int = 8
     proposals_max: int = 1024
@@ -81,6 +85,12 @@ class Bounds:
     applies_per_tick_max: int = 512
     # What the log may grow to only because a snapshot is under way; beyond it the transfer starts again.
     held_bytes_max: int = 256 * 1024 * 1024
+
+    @property
+    def follower_bytes_max(self) -> int:
+        """The most that is on its way to one follower: a link must be able to hold it."""
+        one_append = max(self.entry_bytes_max, self.append_bytes_max)
+        return self.bytes_in_flight_max + one_append + self.chunks_in_flight_max * self.chunk_bytes
 
 
 class Host(Protocol):

@@ -12,16 +12,18 @@ Theory of operation. A follower is in one of three states, as in etcd:
    STREAM may start sending again at once, from where the follower says its log ends, without a probe in between.
 2. `match_index` only grows while this leadership lasts, but for a follower whose disk was replaced.
 3. A follower that refuses what it acknowledged (its disk was set back) is asked once a beat, not at once again.
-4. Nothing is in flight beyond `appends_max`, `chunks_max`.
+4. What is in flight is bounded by number and by bytes; one append, and one chunk, may always leave.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from math import inf
 
 from controlplane.replication.snapshots import Snapshot
+from controlplane.replication.tail import ENTRY_OVERHEAD_BYTES, Entry
 
 
 class Mode(Enum):
@@ -40,6 +42,7 @@ class Progress:
         "commit_told",
         "fed_index",
         "flights",
+        "flying_bytes",
         "free_bytes",
         "heard",
         "learner",
@@ -64,7 +67,8 @@ class Progress:
         self.commit_told = 0
         self.waiting = False  # PROBE: one append is in flight.
         self.stream = 1
-        self.flights: deque[int] = deque()  # STREAM: last index of each append in flight.
+        self.flights: deque[tuple[int, int]] = deque()  # STREAM: last index and bytes of each append in flight,
+        self.flying_bytes = 0  # and the bytes of all.
         self.heard = now
         self.round = 0
         self.sent = -inf  # When an append last left.
@@ -82,19 +86,30 @@ class Progress:
         self.next_index = self.match_index + 1 if self.match_index else self.next_index
         self.waiting = False
         self.snapshot = None
+        self._land()
+
+    def sent_entries(self, entries: Sequence[Entry]) -> None:
+        """Note that an append with `entries`, the next ones, left. STREAM only."""
+        size = sum(len(entry.payload) + ENTRY_OVERHEAD_BYTES for entry in entries)
+        self.next_index += len(entries)
+        self.flights.append((self.next_index - 1, size))
+        self.flying_bytes += size
+
+    def _land(self) -> None:
         self.flights.clear()
+        self.flying_bytes = 0
 
     def matched(self, match_index: int, equal_index: int) -> None:
         """Note that the follower's log equals ours up to `equal_index` and is on its disk up to `match_index`."""
         self.match_index = max(self.match_index, match_index)
-        while self.flights and self.flights[0] <= self.match_index:
-            self.flights.popleft()
+        while self.flights and self.flights[0][0] <= self.match_index:
+            self.flying_bytes -= self.flights.popleft()[1]
         if self.mode is Mode.PROBE or (self.snapshot and self.match_index >= self.snapshot.meta.index):
             self.mode = Mode.STREAM
             self.next_index = equal_index + 1
             self.waiting = False
             self.snapshot = None
-            self.flights.clear()
+            self._land()
         self.next_index = max(self.next_index, self.match_index + 1)
 
     def refused(self, prev_index: int, hint_index: int, stream: int) -> None:
@@ -108,7 +123,7 @@ class Progress:
                 return
             self.stream += 1
             self.next_index = lower
-            self.flights.clear()
+            self._land()
         elif self.mode is Mode.PROBE and prev_index == self.next_index - 1 and lower < self.next_index:
             self.next_index = lower
             self.waiting = False
@@ -126,7 +141,7 @@ class Progress:
         self.sent_offset = self.acked_offset = 0
         self.moved = now
         self.waiting = False
-        self.flights.clear()
+        self._land()
 
     def chunk_written(self, offset: int, now: float) -> None:
         """Note that the follower has written everything below `offset` (0 when it lost or refused what it had)."""

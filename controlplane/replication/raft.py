@@ -101,7 +101,7 @@ class RaftConfig:
     `peers` maps the name of every *other* node to its peer address; `listen` is this node's. Without
     `credentials` all of them must be loopback addresses. The journal keeps at least `keep_entries` and
     `keep_bytes` of applied entries, or whichever is less, for peers that were away, and is trimmed when it
-    holds half as much again.
+    holds half as much again. Raises ValueError if a link could not hold what may be on its way to a follower.
     """
 
     fleet: str
@@ -118,6 +118,11 @@ class RaftConfig:
     ballast_bytes: int = BALLAST_BYTES
     join_timeout_s: float = 60.0
     handover_timeout_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        needed, held = self.bounds.follower_bytes_max, self.links.waiting_bytes_max
+        if needed > held:
+            raise ValueError(f"{needed} bytes may be on their way to a follower, but a link holds {held}")
 
 
 class RaftLog:

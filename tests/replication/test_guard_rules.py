@@ -57,6 +57,25 @@ def test_b3_only_what_conflicts_is_cut() -> None:
     assert node.tail.entry(4) == Entry(4, 2, b"new")
 
 
+def test_b4_what_is_on_its_way_to_a_follower_is_bounded_in_bytes() -> None:
+    node = Solo(bounds=Bounds(append_bytes_max=1, bytes_in_flight_max=5000))
+    node.lead()
+    first = node.tail.last_index + 1
+    for size in (9000, 2000, 2000, 2000, 2000):
+        node.propose(bytes(size))
+    node.tick()
+
+    def sent() -> list[int]:
+        return [entry.index - first for peer, append in node.said("append") if peer == "b" for entry in append.entries]
+
+    assert sent() == [0], "one may always leave, however large"
+    node.sync()
+    node.matched("b", first)
+    assert sent() == [1, 2, 3]
+    node.matched("b", first + 1)
+    assert sent() == [4]
+
+
 @with_and_without("B4")
 def test_b4_a_stale_refusal_moves_nothing(off: frozenset[str]) -> None:
     node = Solo(recovered=holding(40, term=1), off=off)

@@ -19,10 +19,11 @@ from controlplane.credentials import Pem
 from controlplane.datadir import Standing, Start, open_folder
 from controlplane.errors import Fatal, OutcomeUnknown, Unavailable
 from controlplane.replication import Role, raft
-from controlplane.replication.guard import Timing
+from controlplane.replication.guard import Bounds, Timing
 from controlplane.replication.journal import Journal
 from controlplane.replication.raft import RaftConfig, RaftLog
 from controlplane.replication.tail import Add, Op
+from controlplane.replication.transport import LinkBounds
 from tests.replication.livenodes import FLEET, REGION, Region, running, until
 
 SMALL = {"keep_entries": 50, "keep_bytes": 1 << 16}
@@ -116,6 +117,33 @@ async def test_a_node_that_was_away_catches_up_from_the_log(tmp_path: Path, cred
         await region.start(away)
         assert len(await level(region)) == 50
         assert region.nodes[away].machine.reloads == 0
+
+
+async def test_a_node_that_was_away_gets_large_entries_no_faster_than_its_link_holds(tmp_path: Path) -> None:
+    async with running(tmp_path, 3, keep_bytes=64 << 20) as region:
+        leader, (away, *_) = await region.leader(), region.followers()
+        await region.stop(away.name)
+        for _ in range(20):
+            await leader.log.append(os.urandom(1_100_000), timeout_s=10)
+        counters = leader.log.counters
+        broken, dropped = counters.links_broken, counters.messages_dropped
+        await region.start(away.name)
+        assert len(await level(region)) == 20
+        assert counters.links_broken == broken
+        # What was meant for it before its link was there; of the entries nothing.
+        assert counters.messages_dropped - dropped <= 3
+        assert region.nodes[away.name].machine.reloads == 0
+
+
+def test_what_may_be_on_its_way_to_a_follower_fits_its_link() -> None:
+    def config(**bounds: object) -> RaftConfig:
+        return RaftConfig(FLEET, REGION, "n1", "127.0.0.1:0", {}, None, **bounds)  # type: ignore[arg-type]
+
+    assert config().bounds.follower_bytes_max <= config().links.waiting_bytes_max
+    with pytest.raises(ValueError, match="a link holds"):
+        config(bounds=Bounds(bytes_in_flight_max=16 << 20))
+    with pytest.raises(ValueError, match="a link holds"):
+        config(links=LinkBounds(waiting_bytes_max=8 << 20))
 
 
 async def test_a_node_that_was_away_past_compaction_gets_a_snapshot(
