@@ -31,7 +31,7 @@ from controlplane.replication.tail import Entry, Recovered, Tail
 from controlplane.replication.transport import WIRE_VERSION as LINK_VERSION
 from controlplane.replication.transport import Transport
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.peer_pb2 import PeerFrame, PeerHello, RaftBatch
+from controlplane.v1.peer_pb2 import PeerFrame, PeerHello, RaftBatch, RaftPart
 from controlplane.v1.raft_pb2 import Append, AppendAck, LogEntry, RaftMessage, VoteReply
 
 _COMMITTED: Final = 5
@@ -181,6 +181,12 @@ class _Owner:
             self._member.step(0.01)
             self._member.check()
 
+    def heard(self, peer: str, term: int) -> None:
+        """See `Owner`."""
+        self._member.guard.heard_part(peer, term, self._member.now)
+        self._member.step(0.01)
+        self._member.check()
+
 
 class _Frames:
     """What gRPC would hand to the transport: frames, parsed as they are read."""
@@ -211,12 +217,25 @@ class Wire:
         frames = [PeerFrame(hello=hello).SerializeToString()]
         for _ in range(random.randint(1, _FRAMES_MAX)):
             messages = [self._message(random) for _ in range(random.choice((1, 1, 2, 4)))]
-            frame = PeerFrame(batch=RaftBatch(messages=messages))
+            made = [PeerFrame(batch=RaftBatch(messages=messages))]
+            if random.random() < 0.1:
+                made = self._parts(random, messages[0])
             if random.random() < 0.05:
-                frame = drawn(random, PeerFrame)
-            packed = frame.SerializeToString()
-            frames.append(spoiled(random, packed, frames) if random.random() < 0.15 else packed)
+                made = [drawn(random, PeerFrame)]
+            for frame in made:
+                packed = frame.SerializeToString()
+                frames.append(spoiled(random, packed, frames) if random.random() < 0.15 else packed)
         return bytes((random.randrange(2),)) + _packed(frames)
+
+    def _parts(self, random: Random, message: RaftMessage) -> list[PeerFrame]:
+        data, step = message.SerializeToString(), random.choice((1, 7, 40))
+        parts = [
+            RaftPart(term=message.term, size=len(data), offset=offset, data=data[offset : offset + step])
+            for offset in range(0, len(data), step)
+        ]
+        if random.random() < 0.1:
+            redrawn(random, random.choice(parts))
+        return [PeerFrame(part=part) for part in parts]
 
     def _message(self, random: Random) -> RaftMessage:
         """Mostly of a version and a term that get past the first check, and often an append that fits."""

@@ -163,7 +163,16 @@ FAMILIES: dict[str, Family] = {
             trim_entries=10_000,
         ),
     ),
-    # All of these among all other faults.
+    "long-entries": Family(3, ("long-entry", "endless-entry"), (4.0, 6.0)),
+    # These among all other faults.
+    "long-mixed": Family(
+        5,
+        (*FAULTS, *("long-entry", "endless-entry") * 8),
+        (0.5, 4.0),
+        lambda random, _: _conditions(random, random.choice(("lan", "wild"))),
+        QUIET_S,
+    ),
+    # All others among all other faults.
     "mixed": Family(
         5,
         (*FAULTS, "stale-acks", "left-behind", "crash-two", "old-answers", "read-at-once", "lost-disk"),

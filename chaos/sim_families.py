@@ -8,6 +8,9 @@ judges them as it judges every run. Only the family "steady" adds judgements of 
 - SLOW_FAILOVER: when a leader's process dies, another leads before any timer could have run out, and when it falls
   silent soon after.
 - SLOW_WRITE: an entry leaves when it is proposed.
+
+And the family "long-entries": a large entry on slow links costs no election, unless it takes longer than a leader leads
+without an answer; then another leads soon (NEEDLESS_ELECTION, SLOW_FAILOVER).
 """
 
 from __future__ import annotations
@@ -241,6 +244,48 @@ def _leader_away(s: Simulation, fault: Fault, random: Random) -> bool:
     return True
 
 
+# Availability: the family "long-entries".
+
+
+def _long_entry(s: Simulation, fault: Fault, random: Random) -> bool:
+    """An entry is on its way to every follower for longer than they wait for a silent leader (parts)."""
+    leader = s.nodes[s.leader()]
+    if leader is None or leader.role is not Role.LEADER:
+        return False
+    term, for_s = leader.tail.term, random.uniform(0.5, 0.8) * s.conditions.timing.fallback_s
+    _occupy(s, leader, for_s)
+
+    def still_leads() -> None:
+        if leader.role is not Role.LEADER or leader.tail.term != term:
+            raise Violation(f"NEEDLESS_ELECTION a large entry took {for_s:.2f} s, and {leader.name} leads no longer")
+
+    if s.schedule.profile == "long-entries":
+        s.at(for_s + 2 * s.conditions.timing.election_max_s, still_leads)
+    return True
+
+
+def _endless_entry(s: Simulation, fault: Fault, random: Random) -> bool:
+    """An entry is on its way for so long that its leader gives up: nobody waits for the rest (patience)."""
+    leader, timing = s.nodes[s.leader()], s.conditions.timing
+    if leader is None or leader.role is not Role.LEADER:
+        return False
+    _occupy(s, leader, 4 * timing.fallback_s)
+
+    def replaced() -> None:
+        if _leader_but(s, leader.name) is None:
+            raise Violation(f"SLOW_FAILOVER {leader.name} was not answered for long, and nobody else leads")
+
+    if s.schedule.profile == "long-entries":
+        s.at(timing.fallback_s + 3 * timing.election_max_s, replaced)
+    return True
+
+
+def _occupy(s: Simulation, leader: Node, for_s: float) -> None:
+    for name in s.names:
+        if name != leader.name:
+            s.network.occupy((leader.name, name), leader.tail.term, for_s)
+
+
 def judge_steady(s: Simulation) -> None:
     """Judge what can only be judged at the end."""
     if len(s.failovers) >= 3 and not any(s.failovers):
@@ -257,5 +302,7 @@ FAMILY_STRIKES: dict[str, Strike] = {
     "follower-away": _follower_away,
     "leader-dies": _leader_dies,
     "leader-away": _leader_away,
+    "long-entry": _long_entry,
+    "endless-entry": _endless_entry,
 }
 """One for each kind that `schedule.FAMILIES` names and `schedule.FAULTS` does not."""

@@ -3,7 +3,8 @@
 A blocked link delays (nothing is lost while the connection lives) and resumes late, as TCP does after a back-off. A
 connection dies when one side sees it closed or hears nothing for too long; then what was under way is gone. Every
 connection has a generation, and messages of an older one are dropped. With `disorder` messages also overtake each
-other, come twice, get lost, and reach across generations, which is worse than the real transport allows.
+other, come twice, get lost, and reach across generations, which is worse than the real transport allows. A link that is
+*occupied* carries one large message in parts: what is sent after it waits for its end.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from chaos.schedule import Conditions
 
 Link = tuple[str, str]
+
+
+class Part(NamedTuple):
+    """A part of a message that was sent in `term`."""
+
+    term: int
+
+
+_PART_S = 0.01
 _CLOSED = None
 _ALIVE = "alive"
 
@@ -97,6 +107,22 @@ class Network:
             self._at(0.0, self._close, stream)
         else:
             self._put(stream, message, now)
+
+    def occupy(self, link: Link, term: int, for_s: float) -> None:
+        """Have a message of `term` leave on `link` that is so large that it takes `for_s`: its parts, and no more."""
+        stream, now = self._streams[link], self._clock()
+        if not stream.up:
+            return
+        begin = max(now + self._delay_s, stream.last_at)
+        stream.last_at = begin + for_s
+        for number in range(1, round(for_s / _PART_S) + 1):
+            at = begin + number * _PART_S
+            if self._disorder:
+                self._at(at - now, self._put_disordered, stream, Part(term))
+            else:
+                stream.queue.append((at, stream.generation, Part(term)))
+                self._at(at - now, self._pump, stream)
+            self.counts["parts"] += 1
 
     def process_died(self, name: str, *, silent: bool) -> None:
         """Close every connection of `name`; with `silent` nobody is told (the host vanished)."""

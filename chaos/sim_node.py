@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from chaos.schedule import Conditions
 from chaos.sim_disk import Applied, Disk, State
-from chaos.sim_network import Network
+from chaos.sim_network import Network, Part
 from chaos.sim_oracle import Oracle, Violation
 from controlplane.errors import Fatal
 from controlplane.replication import Role
@@ -177,7 +177,10 @@ class Node:
         now = self.clock.now()
         try:
             for peer, message in messages:
-                self.guard.receive(peer, message, now)
+                if isinstance(message, Part):
+                    self.guard.heard_part(peer, message.term, now)
+                else:
+                    self.guard.receive(peer, message, now)
         except (Fatal, Malformed) as error:
             raise self._gave_up(error) from error
         self.pump()

@@ -49,6 +49,8 @@ PLANTS: dict[str, Plant] = {
     "readterm": _plant("a new leader answers reads before it committed", "readterm", profile="new-leaders"),
     "nonce": _plant("an answer to an earlier process counts", "nonce", profile="old-answers"),
     "replace": _plant("an empty disk votes and counts at once", "replace"),
+    "parts": _plant("a large entry on a slow link is taken for silence", "parts", profile="long-entries"),
+    "patience": _plant("parts are waited for when their leader has given up", "patience", profile="long-entries"),
     "recount": _plant("a leader counts on a disk that was replaced", "recount", profile="lost-disk", nodes=5),
 }
 

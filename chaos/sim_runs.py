@@ -96,7 +96,7 @@ def simulate(
 
 
 ROUND: tuple[tuple[Settings, int], ...] = (
-    (Settings(3, profile="lan"), 20),
+    (Settings(3, profile="lan"), 18),
     (Settings(3, profile="wan"), 10),
     (Settings(3, profile="wild"), 10),
     (Settings(3, profile="wan-wild"), 12),

@@ -32,6 +32,10 @@ name can be switched off with `off`, for planting defects in tests and for nothi
 17. B21: entries and messages are bounded.
 18. `replace`: a node whose disk was replaced neither votes nor counts until it has all that was committed, and then
     votes only in terms above any that a peer knew of. `recount`: a leader that counted the lost disk steps down.
+19. `parts`: a part of a message from the leader that a node follows says that it is alive, so that a large entry on a
+    slow link costs nobody leadership. It postpones this node's election and nothing else: it is not answered, so no
+    round, ack or leadership rests on it. `patience`: and that only for as long after a whole message as a leader leads
+    without an answer, or a leader that has given up would hold the others up with what is still on its links.
 
 (B19, one clock, is in `engine`.)
 """
@@ -119,7 +123,7 @@ class Guard(CoreEvents):
 
         self._role = Role.FOLLOWER
         self._leader: str | None = None
-        self._leader_seen = -inf
+        self._leader_seen = self._leader_spoke = -inf  # When it was last heard, and last said something whole.
         self._pre_votes: tuple[int, set[str]] | None = None
         self._votes: tuple[int, set[str]] = (0, set())
         self._forced = False
@@ -255,6 +259,15 @@ class Guard(CoreEvents):
             raise Malformed(f"a message from {peer} that no peer sends")
         self._heard_at[peer] = now
         _HANDLERS[body](self, peer, message.term, getattr(message, body))
+
+    def heard_part(self, peer: str, term: int, now: float) -> None:
+        """Note that a part came, not the last one, of a message that `peer` sent in `term`."""
+        self._now = self._heard_at[peer] = now
+        follows = self._role is Role.FOLLOWER and peer == self._leader and term == self._tail.term
+        patient = now - self._leader_spoke < self._timing.fallback_s or "patience" in self._off
+        if follows and patient and self._linked[peer] and "parts" not in self._off:
+            self._leader_seen = now
+            self._rearm()
 
     def acknowledged(self, peer: str) -> int:
         """The highest entry that `peer` said is on its disk, to this node as the leader; 0 if it does not lead."""
@@ -442,7 +455,8 @@ class Guard(CoreEvents):
         self._enter_term(term)
         if peer != self._leader:
             self._reads.recall()
-        self._leader, self._leader_seen, self._pre_votes = peer, self._now, None
+        self._leader, self._pre_votes = peer, None
+        self._leader_seen = self._leader_spoke = self._now
         self._rearm()
         if term != tail.term or self._role is not Role.FOLLOWER or commit > tail.commit:
             self._core.follow(peer, term, (tail.last_index, tail.last_term), commit, (), self._now)

@@ -760,6 +760,10 @@ class _Links:
         """See `transport.Owner`."""
         self._log._tell(lambda guard, now: guard.disconnected(peer, now))
 
+    def heard(self, peer: str, term: int) -> None:
+        """See `transport.Owner`."""
+        self._log._tell(lambda guard, now: guard.heard_part(peer, term, now))
+
 
 class _Host:
     """`RaftLog` as the guard sees it. Nothing here calls the guard back."""

@@ -8,17 +8,21 @@ are.
 1. **Identity.** The caller's certificate must say role peer, this fleet, this region and the node that its
    hello claims. The hello must also name us, this wire version, and the incarnation of its data folder; the
    owner decides on that. Refusals carry a stable reason. The dialling side relies on the fleet's CA and on
-   the address in the certificate.
+   the address in the certificate. The certificate is looked at before anything is read: who is no peer of this
+   region holds no stream, and of one peer's streams only the newest may keep us waiting for its hello.
 2. **Order.** One stream per direction and peer. A newer one (by generation) replaces the older, whose
    messages are dropped from then on.
 3. **A broken link is news.** The end of either stream is reported at once; silence is found by keepalive
    within about two seconds and, earlier, by the owner's own timers.
 4. **Bounded.** What waits for a peer is bounded in bytes and count; when full it is dropped and the link
    starts again: the protocol above tolerates loss. Whatever waits while a write is under way leaves as one
-   frame.
-5. **Nothing received is trusted further than its type.** Garbage ends the stream, is counted and harms nobody
+   frame, if it fits one.
+5. **A slow link is not a silent one.** A message larger than a frame leaves in parts, one after the other, and each of
+   them is told to the owner: a large message may take longer than a peer may be silent. At most one message is under
+   way on a stream, in parts that follow each other and within `message_bytes_max`; anything else ends the stream.
+6. **Nothing received is trusted further than its type.** Garbage ends the stream, is counted and harms nobody
    else.
-6. **Warm.** Every peer is dialled from the start and again within half a second after a break; a peer that
+7. **Warm.** Every peer is dialled from the start and again within half a second after a break; a peer that
    dials us is dialled back at once.
 """
 
@@ -28,7 +32,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
@@ -42,7 +46,7 @@ from controlplane.credentials import Credentials
 from controlplane.errors import ControlPlaneError, Denied, Invalid, Refused, Unavailable
 from controlplane.identity import Identity
 from controlplane.replication.guard import Malformed
-from controlplane.v1.peer_pb2 import Goodbye, PeerFrame, PeerHello, RaftBatch
+from controlplane.v1.peer_pb2 import Goodbye, PeerFrame, PeerHello, RaftBatch, RaftPart
 from controlplane.v1.peer_pb2_grpc import PeerServicer, PeerStub, add_PeerServicer_to_server
 from controlplane.v1.raft_pb2 import RaftMessage
 
@@ -53,11 +57,15 @@ _REDIAL_AT_LEAST_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class LinkBounds:
-    """Bounds and times of a link; seconds and bytes."""
+    """Bounds and times of a link; seconds and bytes.
+
+    `frame_bytes`: how much leaves at once. A peer hears nothing from us for as long as that takes on a slow link, so it
+    is far less than what the slowest link carries in an election timeout.
+    """
 
     waiting_bytes_max: int = 16 << 20
     waiting_count_max: int = 8192
-    frame_bytes: int = 1 << 20
+    frame_bytes: int = 64 << 10
     message_bytes_max: int = 4 << 20
     text_bytes_max: int = 256
     hello_timeout_s: float = 1.0
@@ -105,6 +113,9 @@ class Owner(Protocol):
     def received(self, peer: str, messages: Sequence[RaftMessage]) -> None:
         """Take messages, in the order sent. Raises `Malformed` to have the link closed."""
 
+    def heard(self, peer: str, term: int) -> None:
+        """Hear that a part came, not the last one, of a message that `peer` sent in `term`."""
+
 
 class Disturbance(Protocol):
     """What a drill does to the links. Called on the loop; must neither raise nor block."""
@@ -116,6 +127,38 @@ class Disturbance(Protocol):
         """Whether messages that came from `peer` are handed on."""
 
 
+class _Parts:
+    """The message that is under way on a stream in parts, if any."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._data = bytearray()
+        self._of = (0, 0)  # Term and size.
+
+    def __bool__(self) -> bool:
+        return bool(self._data)
+
+    def add(self, part: RaftPart) -> RaftMessage | None:
+        """Take the next part; return the message once it is whole. Raises `Malformed`."""
+        if not self._data:
+            self._of = (part.term, part.size)
+        follows = (part.term, part.size) == self._of and part.offset == len(self._data)
+        if not follows or not part.data or part.offset + len(part.data) > part.size or part.size > self._bytes_max:
+            raise Malformed("a part that does not fit its message")
+        self._data += part.data
+        return self._whole(part.term) if len(self._data) == part.size else None
+
+    def _whole(self, term: int) -> RaftMessage:
+        try:
+            message = RaftMessage.FromString(bytes(self._data))
+        except DecodeError as error:
+            raise Malformed("parts that make no message") from error
+        if message.term != term:
+            raise Malformed(f"parts of term {term} make a message of term {message.term}")
+        self._data.clear()
+        return message
+
+
 @dataclass(slots=True)
 class _Inbound:
     """The stream we listen to."""
@@ -123,6 +166,7 @@ class _Inbound:
     process: bytes
     generation: int
     replaced: asyncio.Future[None]
+    parts: _Parts
 
 
 @dataclass(slots=True, eq=False)
@@ -378,7 +422,20 @@ class Transport:
             await link.work.wait()
             link.work.clear()
             while link.waiting:
-                await call.write(PeerFrame(batch=RaftBatch(messages=self._take(link))))
+                for frame in self._frames(self._take(link)):
+                    self.counters.frames_sent += 1
+                    await call.write(frame)
+
+    def _frames(self, messages: list[RaftMessage]) -> Iterator[PeerFrame]:
+        """The frames that carry what `_take` returned."""
+        step = self._bounds.frame_bytes
+        if len(messages) > 1 or messages[0].ByteSize() <= step:
+            yield PeerFrame(batch=RaftBatch(messages=messages))
+            return
+        term, data = messages[0].term, messages[0].SerializeToString()
+        for offset in range(0, len(data), step):
+            part = RaftPart(term=term, size=len(data), offset=offset, data=data[offset : offset + step])
+            yield PeerFrame(part=part)
 
     def _take(self, link: _Link) -> list[RaftMessage]:
         """What waits, up to one frame; one message at least."""
@@ -391,7 +448,6 @@ class Transport:
             size += next_bytes
             taken.append(link.waiting.popleft())
         link.waiting_bytes -= size
-        self.counters.frames_sent += 1
         self.counters.messages_sent += len(taken)
         return taken
 
@@ -408,7 +464,9 @@ class Transport:
         first = await self._first(caller, context)
         # In one turn of the loop: nothing of an older stream is taken, and none is let in, once this one was.
         link = self._admit(first, caller)
-        mine = _Inbound(first.hello.process, first.hello.generation, asyncio.get_running_loop().create_future())
+        replaced = asyncio.get_running_loop().create_future()
+        parts = _Parts(self._bounds.message_bytes_max)
+        mine = _Inbound(first.hello.process, first.hello.generation, replaced, parts)
         self._replace(link, mine)
         try:
             await context.write(PeerFrame(hello=self._hello(link.peer)))
@@ -429,7 +487,7 @@ class Transport:
 
     async def _hear(self, link: _Link, mine: _Inbound, context: _Context) -> None:
         while isinstance(frame := await context.read(), PeerFrame):
-            if link.inbound is not mine or not self._take_in(link, frame):
+            if link.inbound is not mine or not self._take_in(link, mine.parts, frame):
                 return
 
     def _caller(self, context: _Context) -> _Link | None:
@@ -485,21 +543,33 @@ class Transport:
         link.redial.set()
         self._changed(link)
 
-    def _take_in(self, link: _Link, frame: PeerFrame) -> bool:
+    def _take_in(self, link: _Link, parts: _Parts, frame: PeerFrame) -> bool:
         """Hand one frame on; False ends the stream."""
-        if frame.WhichOneof("frame") != "batch":
-            if not frame.HasField("goodbye"):
-                self.counters.frames_malformed += 1
+        if frame.HasField("goodbye"):
             return False
-        self.counters.messages_received += len(frame.batch.messages)
-        if self.disturbance is not None and not self.disturbance.arriving(link.peer):
-            return True
         try:
-            self._owner.received(link.peer, frame.batch.messages)
+            messages = _messages(parts, frame)
+            self.counters.messages_received += len(messages)
+            if self.disturbance is not None and not self.disturbance.arriving(link.peer):
+                return True
+            if messages:
+                self._owner.received(link.peer, messages)
+            elif frame.HasField("part"):
+                self._owner.heard(link.peer, frame.part.term)
         except Malformed:
             self.counters.frames_malformed += 1
             return False
         return True
+
+
+def _messages(parts: _Parts, frame: PeerFrame) -> Sequence[RaftMessage]:
+    """What is whole with `frame`. Raises `Malformed`."""
+    if frame.HasField("part"):
+        message = parts.add(frame.part)
+        return [] if message is None else [message]
+    if frame.HasField("batch") and not parts:
+        return frame.batch.messages
+    raise Malformed("a frame that may not stand here")
 
 
 class _Unfit(Exception):

@@ -25,25 +25,27 @@ _sym_db = _symbol_database.Default()
 from controlplane.v1 import raft_pb2 as controlplane_dot_v1_dot_raft__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ontrolplane/v1/peer.proto\x12\x0f\x63ontrolplane.v1\x1a\x1a\x63ontrolplane/v1/raft.proto\"\x9b\x01\n\tPeerFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.controlplane.v1.PeerHelloH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.RaftBatchH\x00\x12+\n\x07goodbye\x18\x03 \x01(\x0b\x32\x18.controlplane.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"\x91\x02\n\tPeerHello\x12\x0c\n\x04wire\x18\x01 \x01(\r\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\n\n\x02to\x18\x05 \x01(\t\x12\x0f\n\x07process\x18\x06 \x01(\x0c\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x13\n\x0bincarnation\x18\x08 \x01(\t\x12\r\n\x05known\x18\t \x01(\t\x12+\n\x08standing\x18\n \x01(\x0e\x32\x19.controlplane.v1.Standing\x12\x11\n\tlog_empty\x18\x0b \x01(\x08\x12\x0c\n\x04term\x18\x0c \x01(\x04\x12\x17\n\nlast_index\x18\r \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_last_index\";\n\tRaftBatch\x12.\n\x08messages\x18\x01 \x03(\x0b\x32\x1c.controlplane.v1.RaftMessage\"\t\n\x07Goodbye\"\\\n\x0eSnapshotHeader\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\x04\x12\x0c\n\x04term\x18\x05 \x01(\x04*m\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTANDING_MEMBER\x10\x01\x12\x1a\n\x16STANDING_BOOTSTRAPPING\x10\x02\x12\x16\n\x12STANDING_REPLACING\x10\x03\x32L\n\x04Peer\x12\x44\n\x06Stream\x12\x1a.controlplane.v1.PeerFrame\x1a\x1a.controlplane.v1.PeerFrame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63ontrolplane/v1/peer.proto\x12\x0f\x63ontrolplane.v1\x1a\x1a\x63ontrolplane/v1/raft.proto\"\xc6\x01\n\tPeerFrame\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.controlplane.v1.PeerHelloH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.RaftBatchH\x00\x12+\n\x07goodbye\x18\x03 \x01(\x0b\x32\x18.controlplane.v1.GoodbyeH\x00\x12)\n\x04part\x18\x04 \x01(\x0b\x32\x19.controlplane.v1.RaftPartH\x00\x42\x07\n\x05\x66rame\"\x91\x02\n\tPeerHello\x12\x0c\n\x04wire\x18\x01 \x01(\r\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\n\n\x02to\x18\x05 \x01(\t\x12\x0f\n\x07process\x18\x06 \x01(\x0c\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x13\n\x0bincarnation\x18\x08 \x01(\t\x12\r\n\x05known\x18\t \x01(\t\x12+\n\x08standing\x18\n \x01(\x0e\x32\x19.controlplane.v1.Standing\x12\x11\n\tlog_empty\x18\x0b \x01(\x08\x12\x0c\n\x04term\x18\x0c \x01(\x04\x12\x17\n\nlast_index\x18\r \x01(\x04H\x00\x88\x01\x01\x42\r\n\x0b_last_index\";\n\tRaftBatch\x12.\n\x08messages\x18\x01 \x03(\x0b\x32\x1c.controlplane.v1.RaftMessage\"D\n\x08RaftPart\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\t\n\x07Goodbye\"\\\n\x0eSnapshotHeader\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05\x66leet\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\r\n\x05index\x18\x04 \x01(\x04\x12\x0c\n\x04term\x18\x05 \x01(\x04*m\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTANDING_MEMBER\x10\x01\x12\x1a\n\x16STANDING_BOOTSTRAPPING\x10\x02\x12\x16\n\x12STANDING_REPLACING\x10\x03\x32L\n\x04Peer\x12\x44\n\x06Stream\x12\x1a.controlplane.v1.PeerFrame\x1a\x1a.controlplane.v1.PeerFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STANDING']._serialized_start=675
-  _globals['_STANDING']._serialized_end=784
+  _globals['_STANDING']._serialized_start=788
+  _globals['_STANDING']._serialized_end=897
   _globals['_PEERFRAME']._serialized_start=76
-  _globals['_PEERFRAME']._serialized_end=231
-  _globals['_PEERHELLO']._serialized_start=234
-  _globals['_PEERHELLO']._serialized_end=507
-  _globals['_RAFTBATCH']._serialized_start=509
-  _globals['_RAFTBATCH']._serialized_end=568
-  _globals['_GOODBYE']._serialized_start=570
-  _globals['_GOODBYE']._serialized_end=579
-  _globals['_SNAPSHOTHEADER']._serialized_start=581
-  _globals['_SNAPSHOTHEADER']._serialized_end=673
-  _globals['_PEER']._serialized_start=786
-  _globals['_PEER']._serialized_end=862
+  _globals['_PEERFRAME']._serialized_end=274
+  _globals['_PEERHELLO']._serialized_start=277
+  _globals['_PEERHELLO']._serialized_end=550
+  _globals['_RAFTBATCH']._serialized_start=552
+  _globals['_RAFTBATCH']._serialized_end=611
+  _globals['_RAFTPART']._serialized_start=613
+  _globals['_RAFTPART']._serialized_end=681
+  _globals['_GOODBYE']._serialized_start=683
+  _globals['_GOODBYE']._serialized_end=692
+  _globals['_SNAPSHOTHEADER']._serialized_start=694
+  _globals['_SNAPSHOTHEADER']._serialized_end=786
+  _globals['_PEER']._serialized_start=899
+  _globals['_PEER']._serialized_end=975
 # @@protoc_insertion_point(module_scope)

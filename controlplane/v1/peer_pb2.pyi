@@ -20,14 +20,16 @@ STANDING_BOOTSTRAPPING: Standing
 STANDING_REPLACING: Standing
 
 class PeerFrame(_message.Message):
-    __slots__ = ("hello", "batch", "goodbye")
+    __slots__ = ("hello", "batch", "goodbye", "part")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     batch: RaftBatch
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., batch: _Optional[_Union[RaftBatch, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    part: RaftPart
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., batch: _Optional[_Union[RaftBatch, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., part: _Optional[_Union[RaftPart, _Mapping]] = ...) -> None: ...
 
 class PeerHello(_message.Message):
     __slots__ = ("wire", "fleet", "region", "node", "to", "process", "generation", "incarnation", "known", "standing", "log_empty", "term", "last_index")
@@ -64,6 +66,18 @@ class RaftBatch(_message.Message):
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[_raft_pb2.RaftMessage]
     def __init__(self, messages: _Optional[_Iterable[_Union[_raft_pb2.RaftMessage, _Mapping]]] = ...) -> None: ...
+
+class RaftPart(_message.Message):
+    __slots__ = ("term", "size", "offset", "data")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    size: int
+    offset: int
+    data: bytes
+    def __init__(self, term: _Optional[int] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ()

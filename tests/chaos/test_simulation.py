@@ -121,6 +121,8 @@ CAUGHT = {
     "readterm": 1,
     "nonce": 1,
     "replace": 2,
+    "parts": 1,
+    "patience": 1,
     "recount": 1,
 }
 """The seed of the schedule, in the profile that suits the plant, that catches it."""

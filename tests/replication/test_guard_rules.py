@@ -786,3 +786,82 @@ def test_a_round_for_a_read_leaves_at_once_all_the_same() -> None:
     node.matched("b", node.tail.last_index, round=rounds[0])
     node.tick()
     assert node.reads == [True]
+
+
+def following(off: frozenset[str] = frozenset()) -> Solo:
+    """A follower of "b", which leads term 1, that heard from it now."""
+    node = Solo(off=off)
+    node.append("b", 1, (0, 0))
+    node.sync()
+    node.sent.clear()
+    return node
+
+
+def parts_for(node: Solo, seconds: float, *, peer: str = "b", term: int = 1, step: float = 0.05) -> None:
+    for _ in range(round(seconds / step)):
+        node.now += step
+        node.guard.heard_part(peer, term, node.now)
+        node.tick()
+
+
+def asked_for_a_vote(node: Solo) -> bool:
+    """Whether it would be given in a pre-vote."""
+    node.sent.clear()
+    node.hear("c", 1, pre_vote=wire.PreVote(next_term=2, last_index=0, last_term=0, nonce=1))
+    return [reply.granted for _, reply in node.said("pre_vote_reply")] == [True]
+
+
+@with_and_without("parts")
+def test_parts_of_a_message_say_that_the_leader_is_alive(off: frozenset[str]) -> None:
+    node = following(off)
+    parts_for(node, TIMING.fallback_s - 0.1)
+    assert bool(node.said("pre_vote")) == bool(off)
+    assert asked_for_a_vote(node) == bool(off)
+    assert node.guard.leader == (None if off else "b")
+
+
+@with_and_without("patience")
+def test_parts_are_waited_for_no_longer_than_their_leader_leads_without_an_answer(off: frozenset[str]) -> None:
+    node = following(off)
+    parts_for(node, TIMING.fallback_s + TIMING.election_max_s + 0.1)
+    assert bool(node.said("pre_vote")) == (not off)
+    node = following(off)
+    for _ in range(3):
+        parts_for(node, TIMING.fallback_s - 0.1)
+        node.append("b", 1, (0, 0))
+    assert not node.said("pre_vote"), "what is whole begins it anew"
+
+
+@pytest.mark.parametrize(("peer", "term"), [("c", 1), ("b", 0), ("b", 2), ("c", 2)])
+def test_parts_of_anybody_else_or_of_another_term_say_nothing(peer: str, term: int) -> None:
+    node = following()
+    parts_for(node, TIMING.election_max_s + 0.1, peer=peer, term=term)
+    assert node.said("pre_vote")
+    assert (node.guard.term, node.guard.leader) == (1, None)
+    parts_for(node, 0.1)
+    assert asked_for_a_vote(node), "who stands follows nobody"
+
+
+def test_parts_on_a_link_that_broke_say_nothing() -> None:
+    node = following()
+    node.guard.disconnected("b", node.now)
+    parts_for(node, TIMING.election_min_s / 2, step=0.01)
+    assert node.said("pre_vote")
+
+
+def test_parts_are_not_answered_and_prove_nothing() -> None:
+    node = following()
+    node.read()
+    node.tick()
+    node.sent.clear()
+    parts_for(node, 0.3)
+    assert not node.sent
+    assert not node.reads
+    leader = Solo()
+    leader.lead()
+    leader.read()
+    leader.tick()
+    for peer in ("b", "c"):
+        parts_for(leader, TIMING.fallback_s / 2 + 0.1, peer=peer)
+    assert leader.guard.role is Role.FOLLOWER, "nobody has answered it for so long"
+    assert leader.reads == [False]

@@ -24,7 +24,7 @@ from controlplane.errors import ControlPlaneError, Refused
 from controlplane.identity import Identity
 from controlplane.replication.guard import Malformed
 from controlplane.replication.transport import LinkBounds, Transport
-from controlplane.v1.peer_pb2 import PeerFrame, PeerHello, RaftBatch
+from controlplane.v1.peer_pb2 import PeerFrame, PeerHello, RaftBatch, RaftPart
 from controlplane.v1.peer_pb2_grpc import PeerStub
 from controlplane.v1.raft_pb2 import Append, LogEntry, RaftMessage
 from tests.replication.livenodes import FLEET, REGION, signed_by, until
@@ -43,6 +43,7 @@ class Listener:
     malformed_at: int = 0
     unwanted: str = ""
     defects: list[BaseException] = field(default_factory=list)
+    parts_heard: list[tuple[int, int]] = field(default_factory=list)  # Term, and how many messages were there before.
 
     def hello(self, peer: str) -> PeerHello:
         return PeerHello(incarnation=f"of {self.name}")
@@ -68,6 +69,9 @@ class Listener:
         self.terms += [message.term for message in messages]
         if self.malformed_at in self.terms and self.malformed_at:
             raise Malformed("as told")
+
+    def heard(self, peer: str, term: int) -> None:
+        self.parts_heard.append((term, len(self.terms)))
 
 
 @dataclass
@@ -126,12 +130,16 @@ async def test_messages_arrive_in_order_both_ways(credentials: Make, secure: boo
         assert one.transport.counters.frames_sent < 300
 
 
-async def test_messages_larger_than_a_frame_go_alone(credentials: Make) -> None:
+async def test_a_message_larger_than_a_frame_leaves_in_parts_and_each_is_told(credentials: Make) -> None:
     async with linked(credentials, frame_bytes=1000) as (one, two):
         for n in range(1, 6):
-            entry = LogEntry(index=n, payload=os.urandom(2_000_000 if n == 3 else 400))
+            entry = LogEntry(index=n, payload=os.urandom(200_000 if n == 3 else 400))
             one.transport.send("n2", RaftMessage(term=n, append=Append(entries=[entry])))
         await until(lambda: two.listener.terms == [1, 2, 3, 4, 5])
+        # The last one is the message itself.
+        assert two.listener.parts_heard == [(3, 2)] * 200
+        assert one.transport.counters.messages_sent == two.transport.counters.messages_received == 5
+        assert two.transport.counters.frames_malformed == 0
 
 
 async def test_the_end_of_a_peer_is_news_and_so_is_its_return(credentials: Make) -> None:
@@ -410,6 +418,71 @@ async def test_b12_an_older_stream_that_comes_while_a_newer_one_is_greeted_is_re
             await asyncio.wait_for(one.transport.serve(Greeted(PeerFrame(hello=hello(generation=5)))), 30)
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
+
+
+WHOLE = RaftMessage(term=3, append=Append(entries=[LogEntry(payload=b"p" * 300)]))
+
+
+def parts(message: RaftMessage = WHOLE, **changes: Any) -> list[PeerFrame]:
+    """`message` in two parts, of which the second is changed."""
+    data = message.SerializeToString()
+    first = RaftPart(term=3, size=len(data), offset=0, data=data[:100])
+    second = {"term": 3, "size": len(data), "offset": 100, "data": data[100:], **changes}
+    return [PeerFrame(part=first), PeerFrame(part=RaftPart(**second))]
+
+
+@pytest.mark.parametrize(
+    ("frames", "told"),
+    [
+        (parts(offset=99), 1),
+        (parts(offset=101), 1),
+        (parts(offset=0), 1),
+        (parts(size=1000), 1),
+        (parts(term=4), 1),
+        (parts(data=b""), 1),
+        (parts(data=b"p" * 1000), 1),
+        (parts(RaftMessage(term=4, append=WHOLE.append)), 1),
+        ([parts()[0], PeerFrame(batch=RaftBatch(messages=[WHOLE]))], 1),
+        ([parts()[0], PeerFrame(hello=hello())], 1),
+        (parts()[1:], 0),
+        ([PeerFrame(part=RaftPart(term=3, size=100_001, data=b"p"))], 0),
+        ([PeerFrame(part=RaftPart(term=3, size=1 << 62, data=b"p"))], 0),
+        ([PeerFrame(part=RaftPart(term=3))], 0),
+        ([PeerFrame(part=RaftPart(term=3, size=50, data=b"\xff" * 50))], 0),
+    ],
+)
+async def test_b11_parts_that_make_no_message_end_the_stream(frames: list[PeerFrame], told: int) -> None:
+    async with alone(None, message_bytes_max=100_000) as one:
+        channel, call = await opened(one.transport.port, None, PeerFrame(hello=hello()), *frames)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while isinstance(await call.read(), PeerFrame):
+                pass
+        assert one.transport.counters.frames_malformed == 1
+        assert one.listener.terms == []
+        assert len(one.listener.parts_heard) == told
+        await channel.close()
+
+
+async def test_a_drill_that_loses_parts_loses_their_message_and_no_more(credentials: Make) -> None:
+    @dataclass
+    class Deaf:
+        left: int
+
+        def leaving(self, peer: str, message: RaftMessage) -> bool:
+            return True
+
+        def arriving(self, peer: str) -> bool:
+            self.left -= 1
+            return self.left < 0
+
+    async with linked(credentials, frame_bytes=1000) as (one, two):
+        large = Append(entries=[LogEntry(payload=bytes(5000))])
+        two.transport.disturbance = Deaf(left=6)
+        for term in (1, 2):
+            one.transport.send("n2", RaftMessage(term=term, append=large))
+        await until(lambda: two.listener.terms == [2])
+        assert two.listener.parts_heard == [(2, 0)] * 5
+        assert one.listener.events == ["up n2"]
 
 
 async def raw_stream(port: int, credentials: Pem, *frames: bytes) -> grpc.StatusCode:
