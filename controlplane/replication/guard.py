@@ -986,8 +986,10 @@ class Guard(CoreEvents):
 
     def _apply_some(self) -> None:
         top = min(self._applicable, self._applied + self._bounds.applies_per_tick_max)
-        while self._applied < top:
+        left = self._bounds.apply_bytes_per_tick_max
+        while self._applied < top and left > 0:
             entry = self._tail.entry(self._applied + 1)
+            left -= len(entry.payload)
             self._machine.apply(entry.index, entry.term, entry.payload)
             self._applied, self._applied_term = entry.index, entry.term
             if self._pending:

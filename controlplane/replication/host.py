@@ -82,7 +82,9 @@ class Bounds:
     chunks_in_flight_max: int = 8
     proposals_max: int = 1024
     reads_max: int = 4096
+    # Bounds how long one tick holds the loop: a full entry takes a hundred times as long to apply as a small one.
     applies_per_tick_max: int = 512
+    apply_bytes_per_tick_max: int = 64 * 1024
     # What the log may grow to only because a snapshot is under way; beyond it the transfer starts again.
     held_bytes_max: int = 256 * 1024 * 1024
 

@@ -788,6 +788,18 @@ def test_a_round_for_a_read_leaves_at_once_all_the_same() -> None:
     assert node.reads == [True]
 
 
+def test_b9_what_one_tick_applies_is_bounded_in_number_and_in_bytes() -> None:
+    log = tuple(Entry(index, 1, bytes(size)) for index, size in enumerate((10, 10, 10, 10, 500, 90, 90, 90), 1))
+    node = Solo(
+        recovered=Recovered(0, 0, log, 1, None, 8), bounds=Bounds(applies_per_tick_max=3, apply_bytes_per_tick_max=100)
+    )
+    applied = []
+    while node.guard.deadline <= node.now:
+        node.tick()
+        applied.append(node.applied[0])
+    assert applied == [3, 5, 7, 8]
+
+
 def following(off: frozenset[str] = frozenset()) -> Solo:
     """A follower of "b", which leads term 1, that heard from it now."""
     node = Solo(off=off)
