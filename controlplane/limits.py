@@ -48,7 +48,9 @@ ELECTIONS_MAX = 10_000
 ENTRY_BYTES_MAX = 2 * 1024 * 1024
 """One entry of the log. A batch closes before it would grow beyond this."""
 BATCH_TXNS_MAX = 256
-"""Bounds how long planning holds the event loop."""
+"""Transactions of one entry."""
+PLAN_S_MAX = 0.02
+"""A batch closes when planning it has held the event loop for so long, however few there are in it."""
 GATHER_PAUSE_S = 0.001
 """A batch is planned when nothing was added to it for so long,"""
 GATHER_S_MAX = 0.008

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -631,6 +631,8 @@ class Node:
             while self._queue:
                 await self._gather()
                 await self._plan_round()
+                # A round may have waited for nothing: everybody else has a turn before the next.
+                await asyncio.sleep(0)
 
     async def _gather(self) -> None:
         """Let a batch become as large as the callers of the last one make it: an entry costs more than a call does.
@@ -677,8 +679,7 @@ class Node:
         size, now = 0, self.clock()
         asked: dict[tuple[str, bytes], Waiting] = {}
         # A transaction can be twice as large as a value (the reply may repeat it), so the last one still fits.
-        while self._queue and len(batch) < limits.BATCH_TXNS_MAX and size < limits.ENTRY_BYTES_MAX // 4:
-            waiting = self._queue.pop()
+        for waiting in self._next(until=now + limits.PLAN_S_MAX):
             if waiting.done.done() or joins_twin(waiting, asked) or self._told(working, waiting):
                 continue
             txn = self._plan_one(working, waiting, now)
@@ -690,8 +691,17 @@ class Node:
             batch.append(waiting)
             if waiting.request is not None:
                 asked[waiting.request.identity, waiting.request.nonce] = waiting
+            if len(batch) >= limits.BATCH_TXNS_MAX or size >= limits.ENTRY_BYTES_MAX // 4:
+                break
         entry.txns.extend(txns)
         return batch, working, entry
+
+    def _next(self, until: float) -> Iterator[Waiting]:
+        """What is to be planned, one at least, as long as there is time."""
+        while self._queue:
+            yield self._queue.pop()
+            if self.clock() >= until:
+                return
 
     def _told(self, working: Working, waiting: Waiting) -> bool:
         """Answer a request that has an outcome already, or none any more; true if that was all."""

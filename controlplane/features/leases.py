@@ -8,8 +8,6 @@ resource compares it with the live record, so a holder that sleeps through its o
 
 from __future__ import annotations
 
-from itertools import islice
-
 from controlplane import limits
 from controlplane.errors import Invalid, Refused
 from controlplane.features import checks
@@ -122,5 +120,5 @@ def _process(value: bytes) -> bytes:
 
 
 def _room_for_one_more(tx: Tx) -> None:
-    if sum(1 for _ in islice(tx.list(ELECTION), limits.ELECTIONS_MAX)) >= limits.ELECTIONS_MAX:
+    if tx.count(ELECTION) >= limits.ELECTIONS_MAX:
         raise Refused(f"{limits.ELECTIONS_MAX} elections are held already", reason="ELECTIONS_FULL")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -73,14 +73,21 @@ def event_at(view: View, key: bytes) -> Event | None:
     return None if packed is None else Event.FromString(packed)
 
 
+def count_of(view: View, prefix: bytes) -> int:
+    """How many records there are whose keys start with `prefix`."""
+    return view.count(prefix) if isinstance(view, Records) else _count(view, prefix)
+
+
 class RecentEvents:
     """The newest events of the records written last, bounded by count and bytes: what is written is soon read again.
 
+    And how many records there are of what was counted once, so that nobody counts them again.
     Belongs to one store: whoever applies to it hands every `Applied` to `took`, and whoever replaces it calls `clear`.
     """
 
     def __init__(self, count_max: int = 4096, bytes_max: int = 8 * 1024 * 1024) -> None:
         self.events: OrderedDict[bytes, Event] = OrderedDict()
+        self._counts: dict[bytes, int] = {}
         self._sizes: dict[bytes, int] = {}
         self._bytes = 0
         self._count_max, self._bytes_max = count_max, bytes_max
@@ -89,6 +96,8 @@ class RecentEvents:
         """Remember what an entry wrote, and forget what it deleted."""
         for changed in applied.changed:
             key, event = changed.key, changed.event
+            if self._counts:
+                self._recount(key, event)
             self._bytes -= self._sizes.pop(key, 0)
             self.events.pop(key, None)
             if event.HasField("value"):
@@ -102,8 +111,24 @@ class RecentEvents:
     def clear(self) -> None:
         """Forget everything."""
         self.events.clear()
+        self._counts.clear()
         self._sizes.clear()
         self._bytes = 0
+
+    def count(self, store: View, prefix: bytes) -> int:
+        """How many records there are in `store` whose keys start with `prefix`; looked up once, then kept."""
+        count = self._counts.get(prefix)
+        if count is None:
+            count = self._counts[prefix] = _count(store, prefix)
+        return count
+
+    def _recount(self, key: bytes, event: Event) -> None:
+        # A deletion of what is not there is no change.
+        more = (event.created == event.revision) if event.HasField("value") else -1
+        if more:
+            for prefix in self._counts:
+                if key.startswith(prefix):
+                    self._counts[prefix] += more
 
 
 class Records(Overlay):
@@ -112,29 +137,57 @@ class Records(Overlay):
     def __init__(self, base: View, recent: RecentEvents | None = None) -> None:
         super().__init__(base)
         self._events: dict[bytes, Event | None] = {}
-        self._recent: Mapping[bytes, Event] = recent.events if recent is not None else {}
+        self._recent = recent if recent is not None else RecentEvents()
+        self._counts: dict[bytes, int] = {}
 
     def event(self, key: bytes) -> Event | None:
         """See `event_at`."""
         event = self._events.get(key)
         if event is not None or key in self._events:
             return event
-        event = self._recent.get(key)
+        event = self._recent.events.get(key)
         if event is None:
             packed = self.get(keys.RECORD + key)
             event = None if packed is None else Event.FromString(packed)
         self._events[key] = event
         return event
 
+    def count(self, prefix: bytes) -> int:
+        """How many records there are whose keys start with `prefix`, what was written here included."""
+        count = self._counts.get(prefix)
+        if count is None:
+            count = self._counts[prefix] = self._recent.count(self._base, prefix) + self._added(prefix)
+        return count
+
     def write(self, key: bytes, event: Event, encoded: bytes) -> None:
         """Set a record."""
+        if self._counts:
+            self._recount(key, present=True)
         self._events[key] = event
         self.put(keys.RECORD + key, encoded)
 
     def erase(self, key: bytes) -> None:
         """Delete a record."""
+        if self._counts:
+            self._recount(key, present=False)
         self._events[key] = None
         self.delete(keys.RECORD + key)
+
+    def _recount(self, key: bytes, *, present: bool) -> None:
+        more = present - (self.event(key) is not None)
+        if more:
+            for prefix in self._counts:
+                if key.startswith(prefix):
+                    self._counts[prefix] += more
+
+    def _added(self, prefix: bytes) -> int:
+        start = keys.RECORD + prefix
+        mine = ((key, value) for key, value in self.changes().items() if key.startswith(start))
+        return sum((value is not None) - (self._base.get(key) is not None) for key, value in mine)
+
+
+def _count(view: View, prefix: bytes) -> int:
+    return sum(1 for _ in view.scan(*keys.children(keys.RECORD + prefix)))
 
 
 def outcome_of(view: View, request: RequestId, revision: int, span: int) -> Outcome | None:

@@ -93,6 +93,10 @@ class Reader:
             event = Event.FromString(packed)
             yield row(kind, keys.decode(event.key).name, event)
 
+    def count(self, kind: Kind[M]) -> int:
+        """How many records there are of a kind; not guarded. While one plans, it costs a lookup."""
+        return machine.count_of(self._view, self._scope + keys.text(kind.name))
+
     def history(self, kind: Kind[M], name: str, before: int = 0) -> Iterator[Row[M] | None]:
         """Versions of a record at revisions below `before` (0: all), newest first; None stands for a deletion."""
         key = keys.within(self._scope, kind.name, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from controlplane.features import flags, switches
 from controlplane.kernel import keys
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
-from tests.node.harness import OTHER, PROCESS, Region
+from tests.node.harness import OTHER, PROCESS, Region, Scanned
 
 NAMES = ["a", "a b", "aa", "ab", "a\u00ff", "b", "ba", "\u00e9", "\U0001f600"]
 
@@ -183,6 +184,39 @@ async def test_the_number_of_elections_is_bounded(monkeypatch: pytest.MonkeyPatc
         again = api.CampaignRequest(name="e0", process=PROCESS, ttl_ms=1000)
         assert (await region.call("Campaign", again)).elected
         assert not (await region.call("Campaign", again, actor=OTHER)).elected
+
+
+async def test_campaigning_does_not_look_at_every_election() -> None:
+    store = Scanned()
+    async with Region(store=store) as region:
+        await asyncio.gather(
+            *(
+                region.call("Campaign", api.CampaignRequest(name=f"e{n}", process=PROCESS, ttl_ms=1000))
+                for n in range(50)
+            )
+        )
+        store.rows = 0
+        for n in range(50, 60):
+            await region.call("Campaign", api.CampaignRequest(name=f"e{n}", process=PROCESS, ttl_ms=1000))
+        assert store.rows == 0
+
+
+async def test_elections_that_ended_make_room_and_those_of_one_batch_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ELECTIONS_MAX", 3)
+
+    async def campaign(region: Region, *names: str) -> list[Any]:
+        asked = [api.CampaignRequest(name=name, process=PROCESS, ttl_ms=1000) for name in names]
+        return await asyncio.gather(*(region.call("Campaign", each) for each in asked), return_exceptions=True)
+
+    async with Region() as region:
+        first, *others = await campaign(region, "a", "b", "c", "d", "e")
+        assert [type(told) for told in others] == [api.CampaignReply, api.CampaignReply, Refused, Refused]
+        await region.call("Resign", api.ResignRequest(name="a", process=PROCESS, fence=first.holder.fence))
+        taken, refused = await campaign(region, "f", "g")
+        assert taken.elected
+        assert isinstance(refused, Refused)
+        held = await region.call("ListElections", api.ListElectionsRequest())
+        assert [view.election.name for view in held.elections] == ["b", "c", "f"]
 
 
 # Schema ranges

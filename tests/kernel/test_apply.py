@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from controlplane import limits
 from controlplane.errors import Fatal
 from controlplane.kernel import keys, machine
-from controlplane.kernel.machine import Working
-from controlplane.kernel.store import MemoryStore, Store
+from controlplane.kernel.machine import RecentEvents, Working
+from controlplane.kernel.store import MemoryStore, Store, View
 from controlplane.storage import RocksStore
 from controlplane.v1.state_pb2 import Entry, Event, Guard, Outcome, Range, Refusal, RequestId, Txn, Write
 from tests.kernel import material
@@ -84,6 +84,32 @@ def test_what_was_planned_is_what_is_applied(history: list[Planned], txns: list[
     assert finished == applied
     assert applied.outcomes == planned
     assert rows(leader) == rows(follower)
+
+
+@given(HISTORIES, st.lists(TXNS, min_size=1, max_size=5), st.integers(0, 4))
+def test_what_was_counted_once_is_counted_on(history: list[Planned], txns: list[Txn], early: int) -> None:
+    """A count that is kept from entry to entry, and within one, is the number of rows."""
+    store, recent = fresh(), RecentEvents()
+    prefixes = [scope + keys.text("thing") for scope in (STATE, CONFIG)]
+
+    def counted(view: View) -> bool:
+        return [machine.count_of(view, prefix) for prefix in prefixes] == [
+            sum(1 for _ in view.scan(*keys.children(keys.RECORD + prefix))) for prefix in prefixes
+        ]
+
+    for n, plan in enumerate(history):
+        if n == early:
+            assert counted(Working(store, recent).view)
+        recent.took(machine.apply(store, n + 1, 1, plan.packed(store), recent=recent))
+    assert counted(Working(store, recent).view)
+    working = Working(store, recent)
+    for n, each in enumerate(txns):
+        if n >= early:
+            assert counted(working.view)
+        working.run(each)
+    assert counted(working.view)
+    recent.clear()
+    assert counted(working.view)
 
 
 def sound(working: Working, each: Txn) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import count
 from types import TracebackType
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from controlplane import features, limits
 from controlplane.errors import OutcomeUnknown, Unavailable
-from controlplane.kernel.store import MemoryStore, Store
+from controlplane.kernel.store import MemoryStore, Row, Store
 from controlplane.node import Call, Node
 from controlplane.replication import LogStatus, Machine, Role
 from controlplane.v1 import api_pb2 as api
@@ -50,6 +50,19 @@ DEV = Partition(
 BARE = Partition(id="eu.bare", home="eu", epoch=1, reach=Reach.HOME_ONLY, environment="bare", default_for=["flag"])
 PARTITIONS = (CONFIG, STATE, SPARE, DEV, BARE)
 PATIENCE_S = 20.0
+
+
+class Scanned(MemoryStore):
+    """Counts the rows that scans of it take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Row]:
+        for row in super().scan(start, end, reverse=reverse):
+            self.rows += 1
+            yield row
 
 
 class Attempt:

@@ -22,11 +22,12 @@ from controlplane.errors import (
 )
 from controlplane.kernel import machine
 from controlplane.kernel.store import Batch
+from controlplane.kernel.transaction import Tx
 from controlplane.node import Call
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
 from controlplane.v1.state_pb2 import Entry, Txn
-from tests.node.harness import AGENT, DEV, OTHER, PROCESS, SPARE, Attempt, Region, reply_of, settle, within
+from tests.node.harness import AGENT, DEV, OTHER, PROCESS, SPARE, STATE, Attempt, Region, reply_of, settle, within
 
 
 def entry_of(packed: bytes) -> Entry:
@@ -146,6 +147,31 @@ async def test_a_batch_is_bounded_by_count(monkeypatch: pytest.MonkeyPatch) -> N
         for future in futures:
             await within(future)
         assert [len(entry_of(entry).txns) for entry in region.log.entries] == [4, 4, 2]
+
+
+async def test_a_batch_closes_when_planning_it_has_taken_long() -> None:
+    async with Region() as region:
+        turns: list[int] = []
+
+        def slow(_: Tx) -> api.RequestHeader:
+            region.now_s += limits.PLAN_S_MAX / 2
+            turns.append(loop_turns)
+            return api.RequestHeader()
+
+        def wrong(_: Tx) -> api.RequestHeader:
+            region.now_s += limits.PLAN_S_MAX
+            turns.append(loop_turns)
+            raise Invalid("no", reason="WRONG")
+
+        loop_turns = 0
+        futures = [region.node.transact(STATE, "Slow", slow, timeout_s=60) for _ in range(6)]
+        futures += [region.node.transact(STATE, "Wrong", wrong, timeout_s=60) for _ in range(6)]
+        while not all(future.done() for future in futures):
+            loop_turns += 1
+            await asyncio.sleep(0)
+        assert [len(entry_of(entry).txns) for entry in region.log.entries] == [2, 2, 2]
+        assert all(isinstance(future.exception(), Invalid) for future in futures[6:])
+        assert max(turns.count(turn) for turn in turns) == 2, "others have a turn between two rounds"
 
 
 async def test_what_is_wrong_whatever_the_state_leaves_no_trace() -> None:
