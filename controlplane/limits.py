@@ -51,6 +51,10 @@ BATCH_TXNS_MAX = 256
 """Transactions of one entry."""
 PLAN_S_MAX = 0.02
 """A batch closes when planning it has held the event loop for so long, however few there are in it."""
+TURN_S = 0.01
+"""Answering reads holds one turn of the event loop for so long; the rest waits for the turns that follow,"""
+TURN_CALLS_MAX = 128
+"""and so do those beyond so many: what an answer sets off in its caller takes time of its own."""
 GATHER_PAUSE_S = 0.001
 """A batch is planned when nothing was added to it for so long,"""
 GATHER_S_MAX = 0.008
@@ -79,6 +83,8 @@ PAGE_BYTES_MAX = 1024 * 1024
 """Values in one page of a list."""
 EVENTS_SCANNED_MAX = 4096
 """Events that one page of a listing is looked for among: bounds how long a narrow filter holds the event loop."""
+SWITCHES_SCANNED_MAX = 2048
+"""Switches that one page of the engaged ones is looked for among."""
 OPERATIONS_PER_SESSION_MAX = 4096
 """Operations in flight on one session."""
 READS_PER_SESSION_MAX = 64

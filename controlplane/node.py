@@ -11,7 +11,8 @@ next batch.
    `PLAN_ATTEMPTS_MAX` times.
 3. A refusal (`Refused`, `NotFound`) is an answer: it is replicated. What is wrong whatever the state (`Invalid`,
    `Denied`) and what has no room (`STORE_FULL`) is answered at once and leaves no trace.
-4. A linearizable read waits for a barrier that began after it arrived. All reads that wait share one.
+4. A linearizable read waits for a barrier that began after it arrived. All reads that wait share one; they are
+   answered over several turns of the loop, each from the state of its turn, which is newer or the same.
 5. Time is `clock` (seconds, monotonic) for deadlines and `wall_ms` for the record; neither decides what is applied.
 6. A batch waits a few milliseconds for the callers of the one before, unless a kill switch, a renewal or a call of the
    region's own is in it.
@@ -24,6 +25,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -54,7 +56,7 @@ from controlplane.replication import Log, LogStatus
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Cursor, Move, Partition, Reach
 from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
-from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
+from controlplane.waiting import Asked, Feature, Queue, Turns, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Following, Tail, Watches, filter_of
 
 AGE_UNKNOWN_MS = federation.AGE_UNKNOWN_MS
@@ -116,12 +118,14 @@ class NodeStatus:
     conflicts: int
 
 
-class _Read(NamedTuple):
-    """A linearizable read on its way: `run` answers it, given the age of the state."""
+@dataclass(slots=True)
+class _Read:
+    """A read on its way: `run` answers it, given the age of the state; `late` does once its deadline has passed."""
 
     deadline: float
     run: Callable[[int], bytes]
     done: asyncio.Future[bytes]
+    late: Callable[[], ControlPlaneError]
 
 
 @dataclass(slots=True)
@@ -170,6 +174,7 @@ class Node:
         self._queue = Queue()
         self._reads: list[_Read] = []
         self._readers: set[asyncio.Future[bytes]] = set()
+        self._turns = Turns(clock)
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
         self._ready = False
         self._recent = machine.RecentEvents()
@@ -796,20 +801,34 @@ class Node:
     def _submit_read(self, call: Call, done: asyncio.Future[bytes]) -> None:
         run, header = self._reading(call)
         _check_consistency(header)
-        newest = header.revision if header.consistency == api.AT_LEAST else 0
-        if header.consistency != api.LINEARIZABLE and newest <= self._state.revision:
-            _answer_read(done, run, self.fresh_ms())
-            return
-        if len(self._readers) >= limits.QUEUE_CALLS_MAX:
-            raise overloaded()
-        self._readers.add(done)
-        done.add_done_callback(self._readers.discard)
+        read = _Read(call.deadline, run, done, _no_turn)
         if header.consistency == api.LINEARIZABLE:
-            self._reads.append(_Read(call.deadline, run, done))
+            read.late = _no_majority
+            self._await(read, self._readers)
+            self._reads.append(read)
             self._read_work.set()
-            self._end_by(call.deadline, done)
+        elif header.consistency == api.AT_LEAST and header.revision > self._state.revision:
+            read.late = partial(_not_reached, header.revision)
+            self._await(read, self._readers)
+            self._own(self._read_later(header, read))
         else:
-            self._own(self._read_later(call, header, done, run))
+            if not self._turns.room:
+                self._await(read, self._readers)
+            self._turns.run(partial(self._answer_read, read, self.fresh_ms))
+
+    def _await(self, read: _Read, among: set[asyncio.Future[bytes]]) -> None:
+        """Let a read wait until its own deadline. Raises `Unavailable` if there is no room."""
+        if len(among) >= limits.QUEUE_CALLS_MAX:
+            raise overloaded()
+        among.add(read.done)
+        left = max(0.0, read.deadline - self.clock())
+        timer = asyncio.get_running_loop().call_later(left, self._turns.run, partial(_give_up, read))
+
+        def ended(done: asyncio.Future[bytes]) -> None:
+            timer.cancel()
+            among.discard(done)
+
+        read.done.add_done_callback(ended)
 
     def _reading(self, call: Call) -> tuple[Callable[[int], bytes], api.RequestHeader]:
         """What answers a read, given the age of the state it reads."""
@@ -909,15 +928,13 @@ class Node:
             reply = api.GetOutcomeReply(known=api.GetOutcomeReply.NOT_APPLIED)
         return self.header(revision, partition.epoch, age_ms) + reply.SerializeToString()
 
-    async def _read_later(
-        self, call: Call, header: api.RequestHeader, done: asyncio.Future[bytes], run: Callable[[int], bytes]
-    ) -> None:
+    async def _read_later(self, header: api.RequestHeader, read: _Read) -> None:
         try:
-            await self.consistent(header, call.deadline)
+            await self.consistent(header, read.deadline)
         except ControlPlaneError as error:
-            fail(done, error)
+            fail(read.done, error)
             return
-        _answer_read(done, run, self.fresh_ms())
+        self._turns.run(partial(self._answer_read, read, self.fresh_ms))
 
     async def consistent(self, header: api.RequestHeader, deadline: float) -> None:
         """Wait until this node's state is as new as `header` asks for, or raise `Unavailable` at the deadline."""
@@ -928,9 +945,7 @@ class Node:
                 async with asyncio.timeout(max(0.0, deadline - self.clock())):
                     await self._watches.reached(header.revision)
             except TimeoutError:
-                raise Unavailable(
-                    f"this node has not reached revision {header.revision}", reason="REVISION_NOT_REACHED"
-                ) from None
+                raise _not_reached(header.revision) from None
 
     async def _read_forever(self) -> None:
         while True:
@@ -949,15 +964,17 @@ class Node:
             for read in waiting:
                 fail(read.done, error)
             return
-        age_ms = ceil(1000 * (self.clock() - began))
         for read in waiting:
-            _answer_read(read.done, read.run, age_ms)
+            read.late = _no_turn
+            self._turns.run(partial(self._answer_read, read, lambda: ceil(1000 * (self.clock() - began))))
 
-    def _end_by(self, deadline: float, done: asyncio.Future[bytes]) -> None:
-        """Let a read end by its own deadline: the round that it shares lasts as long as the most patient in it."""
-        late = Unavailable("no majority confirmed this node's state in time", reason="NO_MAJORITY")
-        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - self.clock()), fail, done, late)
-        done.add_done_callback(lambda _: timer.cancel())
+    def _answer_read(self, read: _Read, age_ms: Callable[[], int]) -> None:
+        if read.done.done():
+            return
+        try:
+            read.done.set_result(read.run(age_ms()))
+        except ControlPlaneError as error:
+            read.done.set_exception(error)
 
     # -- odds and ends
 
@@ -1017,13 +1034,8 @@ def _require(tx: Tx, region: str, elections: Partition | None, fence: api.Fence)
     leases.require(tx, scope_of(elections), elections.epoch, fence)
 
 
-def _answer_read(done: asyncio.Future[bytes], run: Callable[[int], bytes], age_ms: int) -> None:
-    if done.done():
-        return
-    try:
-        done.set_result(run(age_ms))
-    except ControlPlaneError as error:
-        done.set_exception(error)
+def _give_up(read: _Read) -> None:
+    fail(read.done, read.late())
 
 
 def _settle(done: asyncio.Future[bytes], outcome: Outcome, partition: Partition, node: Node) -> None:
@@ -1093,6 +1105,20 @@ def _digest(method: str, request: Any) -> bytes:
     if since is not None:
         header.since = since
     return hashlib.sha256(method.encode() + b"\0" + asked).digest()[:16]
+
+
+def _no_majority() -> Unavailable:
+    return Unavailable("no majority confirmed this node's state in time", reason="NO_MAJORITY")
+
+
+def _no_turn() -> Unavailable:
+    return Unavailable(
+        "this node had too much else to read in time", reason="OVERLOADED", hint="back off, then ask again"
+    )
+
+
+def _not_reached(revision: int) -> Unavailable:
+    return Unavailable(f"this node has not reached revision {revision}", reason="REVISION_NOT_REACHED")
 
 
 def _check_consistency(header: api.RequestHeader) -> None:

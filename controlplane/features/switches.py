@@ -68,10 +68,27 @@ def release(tx: Tx, request: api.ReleaseSwitchRequest) -> api.ReleaseSwitchReply
 
 
 def list_switches(reader: Reader, request: api.ListSwitchesRequest) -> api.ListSwitchesReply:
-    """Switches by the name of their scope."""
-    wanted = (row for row in reader.list(SWITCH, after=request.after) if row.value.engaged or not request.engaged_only)
-    rows, more = checks.page(wanted, request.limit)
-    return api.ListSwitchesReply(switches=[_view(row) for row in rows], more=more, next=rows[-1].name if more else "")
+    """Switches by the name of their scope.
+
+    A page of the engaged ones ends, with what it has found, where `limits.SWITCHES_SCANNED_MAX` were looked at: it may
+    be empty, and there may be more all the same.
+    """
+    looked_at, seen = 0, ""
+
+    def wanted() -> Iterator[Row[Switch]]:
+        nonlocal looked_at, seen
+        for row in reader.list(SWITCH, after=request.after):
+            if looked_at == limits.SWITCHES_SCANNED_MAX:
+                return
+            looked_at, seen = looked_at + 1, row.name
+            if row.value.engaged or not request.engaged_only:
+                yield row
+
+    rows, more = checks.page(wanted(), request.limit)
+    following = rows[-1].name if more else ""
+    if not more and looked_at == limits.SWITCHES_SCANNED_MAX:
+        more, following = True, seen
+    return api.ListSwitchesReply(switches=[_view(row) for row in rows], more=more, next=following)
 
 
 def check(reader: Reader, request: api.CheckSwitchesRequest) -> api.CheckSwitchesReply:
@@ -228,6 +245,8 @@ class Abroad:
 
         Those for whose scope this region has a switch or an exception say what they stop.
         """
+        if not self._readers:
+            return
         own = [row.name for row in self._own.list(SWITCH)]
         own += [scope_of_exception(row.name) for row in self._own.list(EXCEPTION)]
         known = {opaque(self._fleet, self._environment, name): name for name in own}

@@ -116,20 +116,26 @@ class Reader:
                 reason="REVISION_IN_FUTURE",
                 hint="ask with AT_LEAST and that revision",
             )
-        oldest: Row[M] | None = None
-        for version in self.history(kind, name):
-            if version is None:
-                break
-            if version.revision <= revision:
+        key = keys.within(self._scope, kind.name, name)
+        newest = machine.event_at(self._view, key)
+        if newest is not None:
+            # What was there before the record last came to be is another's past.
+            version = next(self.history(kind, name, revision + 1), None) if newest.created <= revision else None
+            if version is not None:
                 return version
-            oldest = version
-        if oldest is not None and oldest.version > 1:
-            raise Compacted(
-                f"{kind.name} is kept from revision {oldest.revision} on",
-                reason="HISTORY_COMPACTED",
-                oldest=oldest.revision,
-            )
+            oldest = self._oldest(key, max(newest.created, revision + 1))
+            if oldest is not None and oldest.version > 1:
+                raise Compacted(
+                    f"{kind.name} is kept from revision {oldest.revision} on",
+                    reason="HISTORY_COMPACTED",
+                    oldest=oldest.revision,
+                )
         raise NotFound(f"no such {kind.name} at revision {revision}", reason=f"{kind.name.upper()}_NOT_FOUND")
+
+    def _oldest(self, key: bytes, revision: int) -> Event | None:
+        """The oldest kept version of a key at `revision` or later."""
+        rows = self._view.scan(keys.history(key, revision), keys.history(key, (1 << 63) - 1))
+        return next((Event.FromString(packed) for _, packed in rows), None)
 
 
 class Tx(Reader):

@@ -93,6 +93,28 @@ async def test_switches_are_listed_in_pages(limit: int) -> None:
             assert [view.switch.scope.name for view in taken] == wanted
 
 
+async def test_a_page_of_engaged_switches_looks_at_so_many_and_says_where_to_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def move(request: api.ListSwitchesRequest, reply: api.ListSwitchesReply) -> None:
+        assert store.rows <= 5
+        store.rows = 0
+        request.after = reply.next
+
+    store, names = Scanned(), [f"t{n:02}" for n in range(20)]
+    async with Region(store=store) as region:
+        for name in names:
+            await region.call("EngageSwitch", engagement(scope(name)))
+        for name in set(names) - {"t02", "t03", "t15"}:
+            await region.call("ReleaseSwitch", api.ReleaseSwitchRequest(scope=scope(name), header={"reason": "over"}))
+        monkeypatch.setattr(limits, "SWITCHES_SCANNED_MAX", 4)
+        store.rows = 0
+        request = api.ListSwitchesRequest(engaged_only=True)
+        taken, pages = await paged(region, "ListSwitches", request, "switches", move)
+        assert [view.switch.scope.name for view in taken] == ["t02", "t03", "t15"]
+        assert pages == 6
+
+
 @pytest.mark.parametrize("limit", [1, 3, 0])
 async def test_histories_are_read_in_pages(limit: int) -> None:
     def move(request: Any, reply: Any) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from controlplane import limits
 from controlplane.errors import ControlPlaneError, Invalid, Refused, Unavailable
-from controlplane.kernel import machine
+from controlplane.kernel import keys, machine
+from controlplane.kernel.store import MemoryStore
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.state_pb2 import Entry, Txn
 from tests.node.harness import Region, reply_of, settle, until, within
@@ -183,6 +184,77 @@ async def test_reads_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
             (await within(region.log.barriers.get())).answer()
             await settle()
         assert await version(waiting[0]) == 1
+
+
+class Slow(MemoryStore):
+    """Looking a record up takes more than half of what reads may take of one turn."""
+
+    region: Region
+
+    def get(self, key: bytes) -> bytes | None:
+        if key.startswith(keys.RECORD):
+            self.region.now_s += 0.6 * limits.TURN_S
+        return super().get(key)
+
+
+async def slow_region() -> Region:
+    store = Slow()
+    store.region = Region(store=store)
+    return store.region
+
+
+async def answered_in_turns(reads: list[asyncio.Future[bytes]]) -> list[int]:
+    """How many of `reads` each turn of the loop answered."""
+    counts = []
+    for _ in range(200):
+        before = sum(read.done() for read in reads)
+        await asyncio.sleep(0)
+        counts.append(sum(read.done() for read in reads) - before)
+    assert all(read.done() for read in reads)
+    return [count for count in counts if count]
+
+
+@pytest.mark.parametrize("consistency", [LINEARIZABLE, AT_LEAST, LOCAL])
+async def test_reads_that_could_be_answered_together_leave_turns_to_others(consistency: int) -> None:
+    async with await slow_region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        reads = [reading(region, deadline_s=60.0, consistency=consistency, revision=2) for _ in range(10)]
+        if consistency == LINEARIZABLE:
+            (await within(region.log.barriers.get())).answer()
+        region.log.commit(refusal(region))
+        done = sum(read.done() for read in reads)
+        assert done == (2 if consistency == LOCAL else 0)
+        assert await answered_in_turns(reads) == [2] * ((10 - done) // 2)
+
+
+async def test_answers_are_bounded_by_number_too_and_each_is_of_the_state_of_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "TURN_CALLS_MAX", 4)
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        reads = [reading(region) for _ in range(10)]
+        barrier = await within(region.log.barriers.get())
+        barrier.answer()
+        reads[0].add_done_callback(lambda _: region.log.commit(refusal(region)))
+        assert await answered_in_turns(reads) == [4, 4, 2]
+        revisions = [reply_of("GetWorkflow", read.result()).header.revision for read in reads]
+        assert (revisions[0], revisions[-1]) == (1, 2)
+        assert revisions == sorted(revisions)
+
+
+async def test_local_reads_that_wait_for_their_turn_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TURN_CALLS_MAX", 1)
+    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 3)
+    async with Region() as region:
+        await region.create("w")
+        reads = [reading(region, consistency=LOCAL) for _ in range(5)]
+        assert [read.done() for read in reads] == [True, False, False, False, True]
+        assert (await failure(reads[4])).reason == "OVERLOADED"
+        assert [await version(read) for read in reads[:4]] == [1] * 4
+        assert not region.node._readers
 
 
 @pytest.mark.parametrize("consistency", [3, -1, 1 << 30])
