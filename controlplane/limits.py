@@ -52,9 +52,9 @@ BATCH_TXNS_MAX = 256
 PLAN_S_MAX = 0.02
 """A batch closes when planning it has held the event loop for so long, however few there are in it."""
 TURN_S = 0.01
-"""Answering reads holds one turn of the event loop for so long; the rest waits for the turns that follow,"""
+"""Answering reads holds one turn of the event loop for so long; the rest waits until others had as much of it."""
 TURN_CALLS_MAX = 128
-"""and so do those beyond so many: what an answer sets off in its caller takes time of its own."""
+"""Reads answered in one turn at most: what an answer sets off in its caller takes time of its own."""
 GATHER_PAUSE_S = 0.001
 """A batch is planned when nothing was added to it for so long,"""
 GATHER_S_MAX = 0.008

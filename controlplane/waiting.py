@@ -125,10 +125,11 @@ class Queue:
 
 
 class Turns:
-    """Shares the turns of the loop between work that is short by itself and too long together.
+    """Shares the event loop between everybody and work that is short by itself and too long together.
 
-    Work begins at once while this turn has room (`limits.TURN_S` on `clock`, `limits.TURN_CALLS_MAX`), and otherwise in
-    one of the turns that follow, in order. It must not raise.
+    Work begins at once while there is room (`limits.TURN_S` on `clock`, `limits.TURN_CALLS_MAX`), and otherwise later,
+    in order. After a turn that was full for its time the others have as much: what else a node does, its word to its
+    peers before all, takes many turns from one end to the other. Work must not raise.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -147,7 +148,7 @@ class Turns:
         if self.room:
             self._do(work)
         else:
-            # The turn is full of what was done in it, so the next is due.
+            # There is no room because something was done, so the next turn is due.
             self._waiting.append(work)
 
     def _left(self) -> bool:
@@ -163,6 +164,10 @@ class Turns:
         self._begun += 1
 
     def _next(self) -> None:
+        if self._spent_s >= limits.TURN_S:
+            asyncio.get_running_loop().call_later(self._spent_s, self._next)
+            self._spent_s, self._begun = 0.0, limits.TURN_CALLS_MAX
+            return
         self._spent_s, self._begun, self._next_due = 0.0, 0, False
         while self._waiting and self._left():
             self._do(self._waiting.popleft())
