@@ -96,6 +96,10 @@ SESSION_REPLIES_BYTES_MAX = 4 * 1024 * 1024
 CALLS_PER_NODE_MAX = 8192
 """Calls outside of sessions in flight at one node."""
 WATCHES_PER_NODE_MAX = 10_000
+LISTINGS_PER_NODE_MAX = 64
+"""Watchers that are being shown more than a page of what there is: each holds a page, and a view of the store."""
+LISTING_PAUSE_S_MAX = 60.0
+"""A watcher that takes no page of its listing for so long has to begin again: a view holds disk and memory."""
 SESSIONS_PER_NODE_MAX = 10_000
 
 CALL_TIMEOUT_S = 5.0

@@ -53,10 +53,11 @@ from controlplane.kernel.store import Store
 from controlplane.kernel.transaction import Reader, Tx, scope_of
 from controlplane.places import Places
 from controlplane.replication import Log, LogStatus
+from controlplane.turns import Turns
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Cursor, Move, Partition, Reach
 from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
-from controlplane.waiting import Asked, Feature, Queue, Turns, Waiting, fail, fail_all, joins_twin, overloaded, reused
+from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Following, Tail, Watches, filter_of
 
 AGE_UNKNOWN_MS = federation.AGE_UNKNOWN_MS
@@ -186,7 +187,7 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._conflicts = 0
         self._header_tails: dict[int, bytes] = {}
-        self._watches = Watches(region, Tail(self._state.revision))
+        self._watches = Watches(region, Tail(self._state.revision), self._turns)
         self.abroad = Abroad(region)
         """What is known of other regions."""
         self.abroad.look(store, clock())

@@ -10,7 +10,9 @@ its place is no longer kept it is told `Compacted`.
 3. Quiet changes (lease renewals) are no events.
 4. A listing and its revision are one moment: what comes after the listing was not in it. A message of copies says
    the epoch that their partition has at home.
-5. A watcher holds one page at most; messages that are encoded for many count as part of the tail.
+5. A watcher holds one page at most, in rows and in bytes; messages that are encoded for many count as part of the
+   tail. Few are shown a long listing at the same time.
+6. What is read from the store is read page by page, among the reads of the node.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ import asyncio
 import bisect
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import merge
-from itertools import groupby, islice
+from itertools import groupby
 
 from controlplane import features, limits
 from controlplane.errors import Compacted, Unavailable
@@ -31,6 +34,7 @@ from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied, Changed
 from controlplane.kernel.store import Store, View
 from controlplane.kernel.transaction import scope_of
+from controlplane.turns import Turns
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition, Retention
 from controlplane.v1.state_pb2 import Event
@@ -162,9 +166,12 @@ def _wake(waiting: deque[asyncio.Future[None]]) -> None:
 class Watches:
     """All watchers of a node."""
 
-    def __init__(self, region: str, tail: Tail) -> None:
+    def __init__(self, region: str, tail: Tail, turns: Turns) -> None:
+        """`turns` are those of all reading from the store."""
+        self.turns = turns
         self._region = region
         self._tail = tail
+        self._listings = 0
         self._groups: dict[Filter, _Group] = {}
         self._revision = tail.floor
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
@@ -299,6 +306,23 @@ class Watches:
         if not group.watchers and self._groups.get(wanted) is group:
             del self._groups[wanted]
 
+    def remembers(self, group: _Group, cursor: int) -> bool:
+        """Whether `read` finds what it needs in memory."""
+        return cursor >= group.touched or cursor >= self._tail.floor
+
+    @contextmanager
+    def listing(self) -> Iterator[None]:
+        """Count one more that is being shown a long listing. Raises `Unavailable`."""
+        if self._listings >= limits.LISTINGS_PER_NODE_MAX:
+            raise Unavailable(
+                "too many watchers are being shown what there is", reason="WATCHES_FULL", hint="watch at another node"
+            )
+        self._listings += 1
+        try:
+            yield
+        finally:
+            self._listings -= 1
+
     def read(
         self, store: Store, wanted: Filter, group: _Group, cursor: int
     ) -> tuple[list[tuple[int, bytes]], int, bool]:
@@ -355,13 +379,15 @@ class Following:
         self._ready: deque[bytes] = deque()
         self._complete, self._wakes = True, self._group.wakes - 1
         self._beginning: Generator[bytes, None, None] | None = self._begin(snapshot=snapshot)
+        self._synced = False
+        self._pause: asyncio.TimerHandle | None = None
 
     def __aiter__(self) -> Following:
         return self
 
     async def __anext__(self) -> bytes:
         if self._beginning is not None:
-            first = next(self._beginning, None)
+            first = await self._first(self._beginning)
             if first is not None:
                 return first
             self._beginning = None
@@ -371,25 +397,56 @@ class Following:
 
     async def aclose(self) -> None:
         """Count no more. A second call does nothing."""
-        if self._beginning is not None:
-            self._beginning.close()
+        self._end_beginning()
         if self._joined:
             self._joined = False
             self._watches.leave(self._wanted, self._group)
 
+    async def _first(self, beginning: Generator[bytes, None, None]) -> bytes | None:
+        """The next message of the beginning, or None. Whoever does not take it in time has to begin again."""
+        if self._pause is not None:
+            self._pause.cancel()
+        message: bytes | None = await self._watches.turns.call(partial(next, beginning, None))
+        if message is not None:
+            loop = asyncio.get_running_loop()
+            self._pause = loop.call_later(limits.LISTING_PAUSE_S_MAX, self._end_beginning)
+        elif not self._synced:
+            raise Compacted(
+                "the listing was not read for too long",
+                reason="LISTING_ENDED",
+                hint="list the present records again (snapshot), and read faster",
+                oldest=self._watches.revision + 1,
+            )
+        return message
+
+    def _end_beginning(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._beginning is not None:
+            self._beginning.close()
+
     def _begin(self, *, snapshot: bool) -> Generator[bytes, None, None]:
         stamp, reply = self._stamp, api.WatchReply
         if not snapshot:
+            self._synced = True
             yield stamp(reply(kind=reply.STARTED, revision=self._cursor))
             return
         if self._group.outdated:
             # A listing of the partitions of before must not pass for one of now.
             raise _partitions_changed(self._watches.revision)
         cursor = self._cursor = self._watches.revision
+        first = deque([reply(kind=reply.STARTED, revision=cursor)])
         with closing(self._store.snapshot()) as view:
-            yield stamp(reply(kind=reply.STARTED, revision=cursor))
-            for part in _listing(view, self._wanted, cursor):
-                yield stamp(part)
+            pages = _listing(view, self._wanted, cursor)
+            for page in pages:
+                first.append(page)
+                if sum(map(api.WatchReply.ByteSize, first)) > _PAGE_BYTES // 2:
+                    with self._watches.listing():
+                        yield from map(stamp, _taken(first))
+                        yield from map(stamp, pages)
+        # What is as short as most are needs no view of the store while it is sent.
+        yield from map(stamp, _taken(first))
+        self._synced = True
         yield stamp(reply(kind=reply.SYNCED, revision=cursor))
 
     async def _read(self) -> None:
@@ -400,7 +457,12 @@ class Following:
         elif self._wakes == group.wakes:
             await group.woken()
         self._wakes = group.wakes
-        page, seen, self._complete = self._watches.read(self._store, self._wanted, group, self._cursor)
+        watches = self._watches
+        if watches.remembers(group, self._cursor):
+            page, seen, self._complete = watches.read(self._store, self._wanted, group, self._cursor)
+        else:
+            read = partial(watches.read, self._store, self._wanted, group, self._cursor)
+            page, seen, self._complete = await watches.turns.call(read)
         self._cursor = max(self._cursor, seen)
         if page:
             self._ready.extend(message for _, message in page)
@@ -453,26 +515,26 @@ def _check_floor(view: View, region: str, cursor: int) -> None:
 
 
 def _listing(view: View, wanted: Filter, revision: int) -> Iterator[api.WatchReply]:
-    """All records that match, in messages of bounded size."""
+    """All records that match, in messages of bounded size; no more is taken apart than makes the next message."""
     for prefix in wanted.prefixes:
-        rows = view.scan(*keys.children(keys.RECORD + prefix))
-        while page := [Event.FromString(packed) for _, packed in islice(rows, _PAGE)]:
-            epoch = page[0].origin.epoch
-            for part in _bounded(list(map(change_of, page))):
-                yield api.WatchReply(kind=api.WatchReply.SNAPSHOT, revision=revision, changes=part, epoch=epoch)
+        page, size = api.WatchReply(), 0
+        for _, packed in view.scan(*keys.children(keys.RECORD + prefix)):
+            if page.changes and (len(page.changes) == _PAGE or size + len(packed) > _PAGE_BYTES):
+                yield page
+                page, size = api.WatchReply(), 0
+            event = Event.FromString(packed)
+            if not page.changes:
+                page.kind, page.revision, page.epoch = api.WatchReply.SNAPSHOT, revision, event.origin.epoch
+            page.changes.append(change_of(event))
+            size += len(packed)
+        if page.changes:
+            yield page
 
 
-def _bounded(changes: list[api.Change]) -> Iterator[list[api.Change]]:
-    part: list[api.Change] = []
-    size = 0
-    for change in changes:
-        size += change.ByteSize()
-        if part and size > limits.MESSAGE_BYTES_MAX // 4:
-            yield part
-            part, size = [], change.ByteSize()
-        part.append(change)
-    if part:
-        yield part
+def _taken(replies: deque[api.WatchReply]) -> Iterator[api.WatchReply]:
+    """All of `replies`, none of which is held on to."""
+    while replies:
+        yield replies.popleft()
 
 
 def _stored(store: Store, wanted: Filter, after: int, last: int) -> tuple[list[tuple[int, bytes]], int]:

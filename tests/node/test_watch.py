@@ -23,7 +23,7 @@ from controlplane.storage import RocksStore
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Retention, Scope, ScopeKind, Variant, Workflow
 from controlplane.v1.state_pb2 import Entry, Range, Txn, Write
-from tests.node.harness import AGENT, CONFIG, PROCESS, SPARE, STATE, Region, message, settle, within
+from tests.node.harness import AGENT, CONFIG, PROCESS, SPARE, STATE, Region, Scanned, message, settle, until, within
 
 STARTED, SNAPSHOT, SYNCED = api.WatchReply.STARTED, api.WatchReply.SNAPSHOT, api.WatchReply.SYNCED
 CHANGES, PROGRESS = api.WatchReply.CHANGES, api.WatchReply.PROGRESS
@@ -176,6 +176,92 @@ async def test_a_snapshot_of_nothing_is_complete() -> None:
     async with Region() as region:
         following = region.watch(wanted(snapshot=True))
         assert [(await message(following)).kind for _ in range(3)] == [STARTED, SYNCED, PROGRESS]
+
+
+class Shown(Scanned):
+    """Its views count in the rows that are taken from it, and in what is held of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = 0
+
+    def snapshot(self) -> Shown:
+        self.open += 1
+        return self
+
+    def close(self) -> None:
+        self.open -= 1
+
+
+async def large(region: Region, count: int = 20) -> None:
+    """Workflows of which few are a page."""
+    for n in range(count):
+        region.log.commit(bulk(region, [f"w{n:02}"], value=b"v" * (300 * 1024)))
+
+
+async def test_a_listing_takes_no_more_from_the_store_than_is_read() -> None:
+    store = Shown()
+    async with Region(store=store) as region:
+        await large(region)
+        store.rows = 0
+        following = region.watch(wanted(snapshot=True))
+        assert (await message(following)).kind == STARTED
+        assert store.rows <= 4
+        listed = []
+        while (reply := await message(following)).kind == SNAPSHOT:
+            assert reply.ByteSize() < 1100 * 1024
+            listed += [change.name for change in reply.changes]
+            assert store.rows <= len(listed) + 4
+        assert listed == [f"w{n:02}" for n in range(20)]
+        assert (reply.kind, store.open) == (SYNCED, 0)
+
+
+async def test_long_listings_are_bounded_and_short_ones_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LISTINGS_PER_NODE_MAX", 1)
+    store = Shown()
+    async with Region(store=store) as region:
+        await large(region)
+        await region.call("Campaign", api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000))
+        first = region.watch(wanted(snapshot=True))
+        await message(first)
+        with pytest.raises(Unavailable) as caught:
+            await message(region.watch(wanted(snapshot=True)))
+        assert caught.value.reason == "WATCHES_FULL"
+        assert store.open == 1
+        short = region.watch(api.WatchRequest(kinds=["election"], snapshot=True))
+        assert (await message(short)).kind == STARTED
+        assert store.open == 1
+        assert [(await message(short)).kind for _ in range(2)] == [SNAPSHOT, SYNCED]
+        await first.aclose()
+        assert store.open == 0
+        assert (await message(region.watch(wanted(snapshot=True)))).kind == STARTED
+
+
+async def test_a_listing_that_nobody_reads_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LISTING_PAUSE_S_MAX", 0.01)
+    store = Shown()
+    async with Region(store=store) as region:
+        await large(region)
+        following = region.watch(wanted(snapshot=True))
+        await message(following)
+        assert store.open == 1
+        await until(lambda: store.open == 0)
+        with pytest.raises(Compacted) as caught:
+            await message(following)
+        assert caught.value.reason == "LISTING_ENDED"
+
+
+async def test_listings_leave_turns_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TURN_CALLS_MAX", 1)
+    store = Shown()
+    async with Region(store=store) as region:
+        await large(region)
+        store.rows = 0
+        beginnings = [asyncio.ensure_future(anext(region.watch(wanted(snapshot=True)))) for _ in range(8)]
+        while not all(beginning.done() for beginning in beginnings):
+            before = store.rows
+            await asyncio.sleep(0)
+            assert store.rows - before <= 4
 
 
 async def test_a_large_listing_comes_in_messages_of_bounded_size() -> None:
