@@ -60,9 +60,10 @@ GATHER_PAUSE_S = 0.001
 GATHER_S_MAX = 0.008
 """and after so long in any case."""
 QUEUE_CALLS_MAX = 8192
-"""Calls that wait to be planned, and reads that wait for their turn; beyond it the node answers Unavailable at once."""
+"""Calls of one sort that wait to be planned, and reads that wait for their turn; beyond it the node answers
+Unavailable at once."""
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes of the ordinary requests that wait to be planned."""
+"""Bytes of the requests of one sort that wait to be planned."""
 PLAN_ATTEMPTS_MAX = 5
 """Times a call is planned again after a conflict before it is Contended."""
 

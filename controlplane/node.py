@@ -57,13 +57,13 @@ from controlplane.turns import Turns
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Cursor, Move, Partition, Reach
 from controlplane.v1.state_pb2 import Entry, Outcome, Refusal, RequestId, State, Txn
-from controlplane.waiting import Asked, Feature, Queue, Waiting, fail, fail_all, joins_twin, overloaded, reused
+from controlplane.waiting import Asked, Feature, Queue, Sort, Waiting, fail, fail_all, joins_twin, overloaded, reused
 from controlplane.watch import Following, Tail, Watches, filter_of
 
 AGE_UNKNOWN_MS = federation.AGE_UNKNOWN_MS
 """Age of a state that was never proven current."""
 
-_DUE_WITH_FULL_STORE = frozenset({"Resign", "Renew", "EraseRecord"})
+_DUE = frozenset({"Resign", "Renew", "EraseRecord"})
 _MARKS_KEPT = 512
 
 
@@ -346,7 +346,9 @@ class Node:
         It holds `HomedElsewhere` for what only another region can answer. A copy of another region's records is read
         with `LOCAL` or `AT_LEAST`, and says how old it is.
         Writes are for the leader (`Unavailable` with reason NOT_LEADER elsewhere), reads for any node. Writes handed in
-        one after the other are planned in that order, except that kill switches, renewals and resignations go first.
+        one after the other are planned in that order, except that kill switches (and exceptions from them) go before
+        everything, then the region's own calls, then renewals, resignations and erasures. Each of these finds room
+        however many of the others wait.
         """
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         try:
@@ -374,7 +376,7 @@ class Node:
         """
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         actor, until = actor or self.actor, self.clock() + timeout_s
-        waiting = Waiting(feature, partition, actor, action, reason, None, until, 0, reserved=True, done=done)
+        waiting = Waiting(feature, partition, actor, action, reason, None, until, 0, Sort.OWN, done)
         try:
             self._enqueue(waiting)
         except ControlPlaneError as error:
@@ -557,8 +559,8 @@ class Node:
                 rid,
                 call.deadline,
                 len(call.request),
-                reserved=method.kind.reserved or call.method in _DUE_WITH_FULL_STORE,
-                done=done,
+                _sort(call.method),
+                done,
                 dated=header.HasField("since") and not call.region,
             )
         )
@@ -1037,6 +1039,12 @@ def _require(tx: Tx, region: str, elections: Partition | None, fence: api.Fence)
 
 def _give_up(read: _Read) -> None:
     fail(read.done, read.late())
+
+
+def _sort(method: str) -> Sort:
+    if features.WRITES[method].kind.reserved:
+        return Sort.STOP
+    return Sort.DUE if method in _DUE else Sort.ORDINARY
 
 
 def _settle(done: asyncio.Future[bytes], outcome: Outcome, partition: Partition, node: Node) -> None:

@@ -1,6 +1,7 @@
 """Writes between arrival and answer: what waits, in which order, and which of them are one request.
 
-1. Kill switches, renewals and the region's own calls go first and have room of their own; each sort keeps its order.
+1. Kill switches go first, then the region's own calls, then what is due on time, then the rest. Each sort has room of
+   its own, which no other can take, and keeps its order.
 2. Two attempts at one request in the same batch share one answer.
 3. A request is new for certain only if its caller had seen a revision since when everything was planned here.
 """
@@ -11,6 +12,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 
 from google.protobuf.message import Message
@@ -28,6 +30,19 @@ Feature = Callable[[Tx], Message | None]
 """What is planned: returns the reply message, or None to leave no trace (nothing to do)."""
 
 
+class Sort(IntEnum):
+    """What goes first, in this order."""
+
+    STOP = 0
+    """What is stopped, let go, or not heeded: kill switches and exceptions."""
+    OWN = 1
+    """The region's own calls."""
+    DUE = 2
+    """What its caller has to do on time, or must always be able to: renewals, resignations, erasures."""
+    ORDINARY = 3
+    """Everything else."""
+
+
 @dataclass(slots=True)
 class Waiting:
     """A write between arrival and answer. `dated`: its caller said since when; else it may be older than it looks."""
@@ -40,10 +55,15 @@ class Waiting:
     request: RequestId | None
     deadline: float
     size: int
-    reserved: bool
+    sort: Sort
     done: asyncio.Future[bytes]
     dated: bool = False
     attempts: int = 0
+
+    @property
+    def reserved(self) -> bool:
+        """Whether it is admitted where ordinary writes are not any more."""
+        return self.sort != Sort.ORDINARY
 
 
 class Asked:
@@ -75,51 +95,58 @@ class Asked:
         self._applied.clear()
 
 
-class Queue:
-    """Calls that wait to be planned: kill switches, renewals and the region's own first, each sort in order."""
+class _Line:
+    """Calls of one sort, in order."""
 
     def __init__(self) -> None:
-        self._first: deque[Waiting] = deque()
-        self._rest: deque[Waiting] = deque()
-        self._rest_bytes = 0
+        self.calls: deque[Waiting] = deque()
+        self.bytes = 0
+
+
+class Queue:
+    """Calls that wait to be planned, sort by sort, each in order."""
+
+    def __init__(self) -> None:
+        self._lines = tuple(_Line() for _ in Sort)
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._first) + len(self._rest)
+        return self._count
 
     @property
     def urgent(self) -> bool:
         """Whether something waits that goes first."""
-        return bool(self._first)
+        return any(line.calls for line in self._lines[: Sort.ORDINARY])
 
     def push(self, waiting: Waiting) -> None:
-        """Add at the end. Raises `Unavailable` if there is no room; ordinary calls leave the others theirs."""
-        queue = self._first if waiting.reserved else self._rest
-        full = not waiting.reserved and self._rest_bytes + waiting.size > limits.QUEUE_BYTES_MAX
-        if full or len(queue) >= limits.QUEUE_CALLS_MAX:
+        """Add at the end. Raises `Unavailable` if there is no room for its sort."""
+        line = self._lines[waiting.sort]
+        if len(line.calls) >= limits.QUEUE_CALLS_MAX or line.bytes + waiting.size > limits.QUEUE_BYTES_MAX:
             raise overloaded()
-        queue.append(waiting)
-        self._rest_bytes += 0 if waiting.reserved else waiting.size
+        line.calls.append(waiting)
+        line.bytes += waiting.size
+        self._count += 1
 
     def pop(self) -> Waiting:
         """Take the next."""
-        if self._first:
-            return self._first.popleft()
-        waiting = self._rest.popleft()
-        self._rest_bytes -= waiting.size
+        line = next(line for line in self._lines if line.calls)
+        waiting = line.calls.popleft()
+        line.bytes -= waiting.size
+        self._count -= 1
         return waiting
 
     def put_back(self, batch: Sequence[Waiting]) -> None:
         """Return what was popped to where it stood; there is always room for that."""
         for waiting in reversed(batch):
-            (self._first if waiting.reserved else self._rest).appendleft(waiting)
-            self._rest_bytes += 0 if waiting.reserved else waiting.size
+            line = self._lines[waiting.sort]
+            line.calls.appendleft(waiting)
+            line.bytes += waiting.size
+        self._count += len(batch)
 
     def clear(self) -> list[Waiting]:
         """Take all."""
-        taken = [*self._first, *self._rest]
-        self._first.clear()
-        self._rest.clear()
-        self._rest_bytes = 0
+        taken = [waiting for line in self._lines for waiting in line.calls]
+        self._lines, self._count = tuple(_Line() for _ in Sort), 0
         return taken
 
 

@@ -274,6 +274,30 @@ async def test_kill_switches_and_renewals_neither_queue_behind_the_rest_nor_find
             await within(future)
 
 
+async def test_each_sort_of_call_has_room_and_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many renewals wait, a kill switch is admitted, and goes before them; so do the region's own calls."""
+    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 3)
+    async with Region() as region:
+        won = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", won)).holder.fence
+        renewal = api.RenewRequest(name="e", process=PROCESS, fence=fence)
+        region.log.automatic = False
+        region.submit("CreateWorkflow", creation("first"))
+        attempt = await within(region.log.appends.get())
+        ordinary = [region.submit("CreateWorkflow", creation(f"w{n}")) for n in range(4)]
+        due = [region.submit("Renew", api.RenewRequest.FromString(renewal.SerializeToString())) for _ in range(4)]
+        own = [region.node.transact(STATE, "Own", lambda _: api.RequestHeader(), timeout_s=60) for _ in range(4)]
+        stops = [region.submit("EngageSwitch", engagement(tenant=f"t{n}")) for n in range(4)]
+        for over in (ordinary.pop(), due.pop(), own.pop(), stops.pop()):
+            assert (await failure(over)).reason == "OVERLOADED"
+        attempt.commit()
+        attempt = await within(region.log.appends.get())
+        actions = [txn.action for txn in entry_of(attempt.entry).txns]
+        assert actions == [*["EngageSwitch"] * 3, *["Own"] * 3, *["Renew"] * 3, *["CreateWorkflow"] * 3]
+        attempt.commit()
+        await within(asyncio.gather(*ordinary, *due, *own, *stops))
+
+
 # Leadership
 
 
