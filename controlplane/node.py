@@ -187,7 +187,7 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._conflicts = 0
         self._header_tails: dict[int, bytes] = {}
-        self._watches = Watches(region, Tail(self._state.revision), self._turns)
+        self._watches = Watches(region, Tail(self._state.revision), self._turns, self.broken)
         self.abroad = Abroad(region)
         """What is known of other regions."""
         self.abroad.look(store, clock())
@@ -358,7 +358,18 @@ class Node:
                 self._submit_read(call, done)
         except (ControlPlaneError, HomedElsewhere) as error:
             done.set_exception(error)
+        except Exception as error:
+            done.set_exception(self.broken(error))
         return done
+
+    def broken(self, error: Exception) -> Exception:
+        """Fail as a whole because of `error`, which is none of the eight; what to tell whoever met it."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+        if isinstance(error, Fatal):
+            # What is wrong with this node's disk is not wrong with the others.
+            return Unavailable("this node cannot go on", reason="NODE_FAILED", hint="ask another node")
+        return error
 
     def transact(
         self,
@@ -388,8 +399,17 @@ class Node:
 
         Of kind "stop" alone, and without a partition in the header: those of all regions, in this environment.
         Raises `Invalid`, `Denied`, `NotFound`, `Compacted` or `Unavailable`; what it returns raises `Compacted` if the
-        caller reads so slowly that its place is no longer kept, and `Unavailable` when the node stops. Close it.
+        caller reads so slowly that its place is no longer kept, and `Unavailable` when the node stops, or has to
+        because its store cannot be read. Close it.
         """
+        try:
+            return await self._watch(call)
+        except (ControlPlaneError, HomedElsewhere):
+            raise
+        except Exception as error:
+            raise self.broken(error) from error
+
+    async def _watch(self, call: Call) -> Following:
         request = call.read(api.WatchRequest)
         _check_consistency(request.header)
         everywhere = not request.header.partition and [*request.kinds] == [switches.STOP.name]
@@ -978,6 +998,8 @@ class Node:
             read.done.set_result(read.run(age_ms()))
         except ControlPlaneError as error:
             read.done.set_exception(error)
+        except Exception as error:
+            read.done.set_exception(self.broken(error))
 
     # -- odds and ends
 
@@ -1012,9 +1034,10 @@ class Node:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and not self.failed.done():
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failed.done():
             # Nothing below may raise but the eight errors, and those were answered: an invariant is broken.
-            self.failed.set_exception(task.exception() or Fatal("a task of the node ended"))
+            self.failed.set_exception(error)
 
 
 def _seen(failed: asyncio.Future[None]) -> None:

@@ -28,7 +28,7 @@ from heapq import merge
 from itertools import groupby
 
 from controlplane import features, limits
-from controlplane.errors import Compacted, Unavailable
+from controlplane.errors import Compacted, ControlPlaneError, Unavailable
 from controlplane.features import checks, partitions
 from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Applied, Changed
@@ -166,9 +166,9 @@ def _wake(waiting: deque[asyncio.Future[None]]) -> None:
 class Watches:
     """All watchers of a node."""
 
-    def __init__(self, region: str, tail: Tail, turns: Turns) -> None:
-        """`turns` are those of all reading from the store."""
-        self.turns = turns
+    def __init__(self, region: str, tail: Tail, turns: Turns, broken: Callable[[Exception], Exception]) -> None:
+        """`turns` are those of all reading from the store; `broken` is told what is none of the eight errors."""
+        self.turns, self.broken = turns, broken
         self._region = region
         self._tail = tail
         self._listings = 0
@@ -386,6 +386,14 @@ class Following:
         return self
 
     async def __anext__(self) -> bytes:
+        try:
+            return await self._next()
+        except ControlPlaneError:
+            raise
+        except Exception as error:
+            raise self._watches.broken(error) from error
+
+    async def _next(self) -> bytes:
         if self._beginning is not None:
             first = await self._first(self._beginning)
             if first is not None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from controlplane import limits
-from controlplane.errors import ControlPlaneError, Invalid, Refused, Unavailable
+from controlplane.errors import ControlPlaneError, Fatal, Invalid, Refused, Unavailable
 from controlplane.kernel import keys, machine
-from controlplane.kernel.store import MemoryStore
+from controlplane.kernel.store import MemoryStore, Row
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.state_pb2 import Entry, Txn
-from tests.node.harness import PATIENCE_S, Region, reply_of, settle, until, within
+from tests.node.harness import PATIENCE_S, Region, message, reply_of, settle, until, within
 
 LINEARIZABLE, AT_LEAST, LOCAL = api.LINEARIZABLE, api.AT_LEAST, api.LOCAL
 
@@ -268,6 +271,75 @@ async def test_local_reads_that_wait_for_their_turn_are_bounded(monkeypatch: pyt
         assert (await failure(reads[4])).reason == "OVERLOADED"
         assert [await version(read) for read in reads[:4]] == [1] * 4
         assert not region.node._readers
+
+
+class Damaged(MemoryStore):
+    """Cannot be read once it is `bad`."""
+
+    bad: Exception | None = None
+
+    def get(self, key: bytes) -> bytes | None:
+        self._check()
+        return super().get(key)
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Row]:
+        self._check()
+        return super().scan(start, end, reverse=reverse)
+
+    def snapshot(self) -> Damaged:
+        return self
+
+    def _check(self) -> None:
+        if self.bad is not None:
+            raise self.bad
+
+
+@asynccontextmanager
+async def damaged(error: Exception) -> AsyncIterator[Region]:
+    """A node that was well until its store was found damaged, and which that has to stop."""
+    store = Damaged()
+    region = Region(store=store)
+    await region.node.start()
+    region.log.commit(refusal(region))
+    store.bad = error
+    yield region
+    with pytest.raises(type(error)):
+        await within(region.node.failed)
+    await region.node.stop()
+
+
+@pytest.mark.parametrize(
+    "header", [{"consistency": LOCAL}, {"consistency": AT_LEAST, "revision": 2}, {"consistency": AT_LEAST}, {}]
+)
+@pytest.mark.parametrize("error", [Fatal("block checksum mismatch"), KeyError("a defect")])
+async def test_what_a_read_finds_broken_stops_the_node_and_is_answered(
+    error: Exception, header: dict[str, int]
+) -> None:
+    async with damaged(error) as region:
+        read = reading(region, deadline_s=60.0, **header)
+        if header.get("revision"):
+            region.log.lose()
+            region.node._watches._reach(2)
+        with pytest.raises((Unavailable, KeyError)) as caught:
+            await within(read)
+        assert isinstance(caught.value, Unavailable) == isinstance(error, Fatal)
+        assert getattr(caught.value, "reason", "NODE_FAILED") == "NODE_FAILED"
+
+
+@pytest.mark.parametrize("where", ["start", "listing", "behind"])
+async def test_what_a_watch_finds_broken_stops_the_node_and_is_told(where: str) -> None:
+    async with damaged(Fatal("block checksum mismatch")) as region:
+        store: Any = region.store
+        following = region.watch(api.WatchRequest(kinds=["workflow"], snapshot=where == "listing"))
+        if where == "behind":
+            store.bad, error = None, store.bad
+            await message(following)
+            await region.create("w")
+            region.node.forget_past()
+            store.bad = error
+        with pytest.raises(Unavailable) as caught:
+            await message(following)
+        assert caught.value.reason == "NODE_FAILED"
 
 
 @pytest.mark.parametrize("consistency", [3, -1, 1 << 30])
