@@ -62,6 +62,8 @@ GATHER_S_MAX = 0.008
 QUEUE_CALLS_MAX = 8192
 """Calls of one sort that wait to be planned, and reads that wait for their turn; beyond it the node answers
 Unavailable at once."""
+READS_AHEAD_MAX = 8192
+"""Reads that wait for a revision which is not there yet. They take no room from those that any majority can answer."""
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 """Bytes of the requests of one sort that wait to be planned."""
 PLAN_ATTEMPTS_MAX = 5

@@ -175,6 +175,7 @@ class Node:
         self._queue = Queue()
         self._reads: list[_Read] = []
         self._readers: set[asyncio.Future[bytes]] = set()
+        self._ahead: set[asyncio.Future[bytes]] = set()
         self._turns = Turns(clock)
         self._work, self._read_work = asyncio.Event(), asyncio.Event()
         self._ready = False
@@ -218,7 +219,7 @@ class Node:
         await asyncio.gather(*tasks, return_exceptions=True)
         error = Unavailable("the node is stopping", reason="STOPPING", hint="ask another node")
         self._fail_waiting(error)
-        for done in tuple(self._readers):
+        for done in (*self._readers, *self._ahead):
             fail(done, error)
         self._watches.close()
         await self.log.stop()
@@ -827,21 +828,21 @@ class Node:
         read = _Read(call.deadline, run, done, _no_turn)
         if header.consistency == api.LINEARIZABLE:
             read.late = _no_majority
-            self._await(read, self._readers)
+            self._await(read, self._readers, limits.QUEUE_CALLS_MAX)
             self._reads.append(read)
             self._read_work.set()
         elif header.consistency == api.AT_LEAST and header.revision > self._state.revision:
             read.late = partial(_not_reached, header.revision)
-            self._await(read, self._readers)
-            self._own(self._read_later(header, read))
+            self._await(read, self._ahead, limits.READS_AHEAD_MAX)
+            self._read_later(header.revision, read)
         else:
             if not self._turns.room:
-                self._await(read, self._readers)
+                self._await(read, self._readers, limits.QUEUE_CALLS_MAX)
             self._turns.run(partial(self._answer_read, read, self.fresh_ms))
 
-    def _await(self, read: _Read, among: set[asyncio.Future[bytes]]) -> None:
-        """Let a read wait until its own deadline. Raises `Unavailable` if there is no room."""
-        if len(among) >= limits.QUEUE_CALLS_MAX:
+    def _await(self, read: _Read, among: set[asyncio.Future[bytes]], most: int) -> None:
+        """Let a read wait, one of `most`, until its own deadline. Raises `Unavailable` if there is no room."""
+        if len(among) >= most:
             raise overloaded()
         among.add(read.done)
         left = max(0.0, read.deadline - self.clock())
@@ -951,24 +952,33 @@ class Node:
             reply = api.GetOutcomeReply(known=api.GetOutcomeReply.NOT_APPLIED)
         return self.header(revision, partition.epoch, age_ms) + reply.SerializeToString()
 
-    async def _read_later(self, header: api.RequestHeader, read: _Read) -> None:
-        try:
-            await self.consistent(header, read.deadline)
-        except ControlPlaneError as error:
-            fail(read.done, error)
-            return
-        self._turns.run(partial(self._answer_read, read, self.fresh_ms))
+    def _read_later(self, revision: int, read: _Read) -> None:
+        reached = self._watches.reached(revision)
+
+        def ended(_: asyncio.Future[bytes]) -> None:
+            self._watches.give_up(reached)
+
+        def begin(_: asyncio.Future[None]) -> None:
+            if not reached.cancelled():
+                read.late = _no_turn
+                self._turns.run(partial(self._answer_read, read, self.fresh_ms))
+
+        read.done.add_done_callback(ended)
+        reached.add_done_callback(begin)
 
     async def consistent(self, header: api.RequestHeader, deadline: float) -> None:
         """Wait until this node's state is as new as `header` asks for, or raise `Unavailable` at the deadline."""
         if header.consistency == api.LINEARIZABLE:
             await self.log.barrier(timeout_s=max(0.0, deadline - self.clock()))
-        elif header.consistency == api.AT_LEAST:
+        elif header.consistency == api.AT_LEAST and header.revision > self._state.revision:
+            reached = self._watches.reached(header.revision)
             try:
                 async with asyncio.timeout(max(0.0, deadline - self.clock())):
-                    await self._watches.reached(header.revision)
+                    await reached
             except TimeoutError:
                 raise _not_reached(header.revision) from None
+            finally:
+                self._watches.give_up(reached)
 
     async def _read_forever(self) -> None:
         while True:
@@ -985,7 +995,7 @@ class Node:
             await self.log.barrier(timeout_s=max(0.0, max(read.deadline for read in waiting) - began))
         except ControlPlaneError as error:
             for read in waiting:
-                fail(read.done, error)
+                self._turns.run(partial(fail, read.done, error))
             return
         for read in waiting:
             read.late = _no_turn

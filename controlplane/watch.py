@@ -18,13 +18,12 @@ its place is no longer kept it is told `Compacted`.
 from __future__ import annotations
 
 import asyncio
-import bisect
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import merge
+from heapq import heapify, heappop, heappush, merge
 from itertools import groupby
 
 from controlplane import features, limits
@@ -174,7 +173,8 @@ class Watches:
         self._listings = 0
         self._groups: dict[Filter, _Group] = {}
         self._revision = tail.floor
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._arrivals, self._given_up = 0, 0
         self._next_progress = 0.0
         self._closed = False
 
@@ -242,16 +242,24 @@ class Watches:
         self._closed = True
         self._wake_all()
 
-    async def reached(self, revision: int) -> None:
-        """Return once `revision` is applied here. The caller sets the deadline."""
-        if revision > self._revision:
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            bisect.insort(self._waiting, (revision, done), key=lambda waiting: waiting[0])
-            try:
-                await done
-            except asyncio.CancelledError:
-                self._waiting = [waiting for waiting in self._waiting if waiting[1] is not done]
-                raise
+    def reached(self, revision: int) -> asyncio.Future[None]:
+        """What ends once `revision`, which is above the present one, is applied here. Give it up with `give_up`."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._arrivals += 1
+        heappush(self._waiting, (revision, self._arrivals, done))
+        return done
+
+    def give_up(self, reached: asyncio.Future[None]) -> None:
+        """Wait no more for what `reached` returned."""
+        if reached.done() and not reached.cancelled():
+            return
+        reached.cancel()
+        # It stays where it is: to take out each by itself would be as many searches as there are that wait.
+        self._given_up += 1
+        if 2 * self._given_up > len(self._waiting):
+            self._waiting = [each for each in self._waiting if not each[-1].done()]
+            heapify(self._waiting)
+            self._given_up = 0
 
     def list_events(
         self, store: Store, partition: Partition, request: api.ListEventsRequest, last: int
@@ -346,8 +354,10 @@ class Watches:
     def _reach(self, revision: int) -> None:
         self._revision = revision
         while self._waiting and self._waiting[0][0] <= revision:
-            _, done = self._waiting.pop(0)
-            if not done.done():
+            _, _, done = heappop(self._waiting)
+            if done.done():
+                self._given_up -= 1
+            else:
                 done.set_result(None)
 
     def _wake_all(self) -> None:
@@ -387,20 +397,17 @@ class Following:
 
     async def __anext__(self) -> bytes:
         try:
-            return await self._next()
+            if self._beginning is not None:
+                first = await self._first(self._beginning)
+                if first is not None:
+                    return first
+                self._beginning = None
+            while not self._ready:
+                await self._read()
         except ControlPlaneError:
             raise
         except Exception as error:
             raise self._watches.broken(error) from error
-
-    async def _next(self) -> bytes:
-        if self._beginning is not None:
-            first = await self._first(self._beginning)
-            if first is not None:
-                return first
-            self._beginning = None
-        while not self._ready:
-            await self._read()
         return self._ready.popleft()
 
     async def aclose(self) -> None:

@@ -174,12 +174,58 @@ async def test_at_least_gives_up_at_its_deadline_and_leaves_nothing_behind() -> 
         await until(lambda: not region.node._readers)
 
 
-async def test_reads_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 3)
+async def test_many_who_give_up_waiting_for_a_revision_cost_no_more_each_than_one() -> None:
+    looked_at = 0
+
+    class Counted(asyncio.Future[None]):
+        def done(self) -> bool:
+            nonlocal looked_at
+            looked_at += 1
+            return super().done()
+
+    async with Region() as region:
+        watches = region.node._watches
+        stays = [watches.reached(revision) for revision in (7, 6, 5)]
+        leaves = [Counted() for _ in range(300)]
+        for n, each in enumerate(leaves):
+            watches._waiting.append((100, 100 + n, each))
+        for each in leaves:
+            watches.give_up(each)
+        assert looked_at < 5 * 300
+        assert len(watches._waiting) <= 2 * len(stays)
+        watches._reach(6)
+        assert [each.done() for each in stays] == [False, True, True]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_reads_that_fail_together_are_told_over_several_turns(
+    monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    monkeypatch.setattr(limits, "TURN_CALLS_MAX", 4)
     async with Region() as region:
         await region.create("w")
         region.log.automatic = False
-        waiting = [reading(region), reading(region, consistency=AT_LEAST, revision=9), reading(region)]
+        header = {"consistency": AT_LEAST, "revision": 9} if ahead else {}
+        reads = [reading(region, deadline_s=-1.0 if ahead else 60.0, **header) for _ in range(20)]
+        if not ahead:
+            (await within(region.log.barriers.get())).discard()
+        assert await answered_in_turns(reads) == [4] * 5
+        reasons = {error.reason for read in reads if isinstance(error := read.exception(), Unavailable)}
+        assert reasons == {"REVISION_NOT_REACHED" if ahead else "NO_LEADER"}
+        await settle()
+        assert region.node._watches._waiting == []
+
+
+async def test_reads_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait for a revision take no room from the others."""
+    monkeypatch.setattr(limits, "QUEUE_CALLS_MAX", 2)
+    monkeypatch.setattr(limits, "READS_AHEAD_MAX", 3)
+    async with Region() as region:
+        await region.create("w")
+        region.log.automatic = False
+        for _ in range(3):
+            reading(region, consistency=AT_LEAST, revision=9)
+        waiting = [reading(region), reading(region)]
         for header in ({}, {"consistency": AT_LEAST, "revision": 9}):
             assert (await failure(reading(region, **header))).reason == "OVERLOADED"
         assert reading(region, consistency=LOCAL).done()
