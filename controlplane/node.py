@@ -689,6 +689,9 @@ class Node:
         except asyncio.CancelledError:
             fail_all(batch, OutcomeUnknown("the node stopped before the outcome was known", reason="STOPPING"))
             raise
+        except Exception:
+            fail_all(batch, OutcomeUnknown("the node failed before the outcome was known", reason="NODE_FAILED"))
+            raise
         finally:
             self._planned = None
         if planned.again is None:
