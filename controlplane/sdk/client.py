@@ -22,13 +22,14 @@ import asyncio
 import inspect
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 from controlplane.errors import Invalid, Refused
 from controlplane.limits import MIRROR_AGE_MAX_MS
 from controlplane.sdk import clock as clocks
-from controlplane.sdk.calls import Calls, WriteOptions
+from controlplane.sdk.calls import Calls, ReadOptions, WriteOptions
 from controlplane.sdk.channel import Channel
 from controlplane.sdk.clock import Clock
 from controlplane.sdk.codec import JSON, Codec
@@ -196,46 +197,17 @@ class ControlPlane(Calls):
     ) -> S:
         """Change a workflow's state by compare-and-swap; return the new state, once it is committed.
 
-        `mutator` gets the present state and returns the new one. It may be a coroutine function, may run several
-        times, and must have no other effect. The state is JSON unless `codec` says otherwise (`RAW`: bytes).
-        Schema and code version stay what they were unless given. Raises ConflictError when others were first
-        `max_retries` times, NotFound if there is no such workflow.
-        """
-        if "request_id" in options:
-            raise Invalid("one request id cannot name several attempts", reason="REQUEST_ID_SHARED")
-        for tries in range(max_retries):
-            found = await self._get_for_update(workflow_id, schema_range, options)
-            old = found.workflow
-            changed: Any = mutator(codec.decode(old.state))
-            new: S = await changed if inspect.isawaitable(changed) else changed
-            try:
-                await self.compare_and_swap(
-                    workflow_id,
-                    found.version,
-                    codec.encode(new),
-                    schema_version=old.schema_version if schema_version is None else schema_version,
-                    code_version=old.code_version if code_version is None else code_version,
-                    **options,
-                )
-            except Refused as error:
-                if error.reason != VERSION_MISMATCH:
-                    raise
-            else:
-                return new
-            # Those who collided would collide again.
-            await asyncio.sleep(random.uniform(0, min(COLLISION_REST_MAX_S, COLLISION_REST_S * 2**tries)))  # noqa: S311
-        raise ConflictError(workflow_id, max_retries)
+        `mutator` gets the present state and returns the new one. It runs in the event loop, may be a coroutine
+        function, may run several times, and must have no other effect. The state is JSON unless `codec` says otherwise
+        (`RAW`: bytes). Schema and code version stay what they were unless given.
 
-    async def _get_for_update(
-        self, workflow_id: str, schema_range: tuple[int, int], options: WriteOptions
-    ) -> api.WorkflowView:
-        reply = await self.get_workflow(
-            workflow_id,
-            schema_range=schema_range,
-            partition=options.get("partition", ""),
-            timeout_s=options.get("timeout_s", self._timeout_s),
-        )
-        return reply.workflow
+        Raises ConflictError when others were first `max_retries` times, NotFound if there is no such workflow. Raises
+        ValueError if the present state is not what the codec reads, what the codec raises if it cannot write the new
+        one, and TypeError if that is None where there was a state: a `return` was forgotten. (None for None is fine;
+        to empty a workflow on purpose, `compare_and_swap`.) After any of these nothing was written.
+        """
+        update = Update(workflow_id, mutator, max_retries, codec, schema_range, schema_version, code_version, options)
+        return await update.apply(self.get_workflow, self.compare_and_swap, asyncio.sleep)
 
     # Elections and watches
 
@@ -294,3 +266,89 @@ class ControlPlane(Calls):
             async for reply in watch:
                 if reply.changes or progress:
                     yield reply
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Generic[S]):
+    """One `update_state_with_retry`, for the asyncio and the synchronous client: all of it but how calls are made."""
+
+    workflow_id: str
+    mutator: Callable[[S], S | Awaitable[S]]
+    max_retries: int
+    codec: Codec[S]
+    schema_range: tuple[int, int]
+    schema_version: int | None
+    code_version: str | None
+    options: WriteOptions
+
+    async def apply(
+        self,
+        get: Callable[..., Awaitable[api.GetWorkflowReply]],
+        swap: Callable[..., Awaitable[api.CompareAndSwapWorkflowReply]],
+        rest: Callable[[float], Awaitable[None]],
+    ) -> S:
+        """Return the state as it was stored. `get` and `swap` are a client's calls. Waits for nothing but the three.
+
+        The mutator runs here, in the thread of whoever drives this.
+        """
+        if "request_id" in self.options:
+            raise Invalid("one request id cannot name several attempts", reason="REQUEST_ID_SHARED")
+        for tries in range(self.max_retries):
+            found = (await get(self.workflow_id, schema_range=self.schema_range, **self._reading())).workflow
+            old = found.workflow
+            new = await self._changed(old.state)
+            stored = self._encoded(new)
+            # What others will read is what the caller gets: JSON knows no tuples, for one.
+            seen = self._decoded(stored)
+            try:
+                await swap(
+                    self.workflow_id,
+                    found.version,
+                    stored,
+                    schema_version=old.schema_version if self.schema_version is None else self.schema_version,
+                    code_version=old.code_version if self.code_version is None else self.code_version,
+                    **self.options,
+                )
+            except Refused as error:
+                if error.reason != VERSION_MISMATCH:
+                    raise
+            else:
+                return seen
+            # Those who collided would collide again.
+            await rest(random.uniform(0, min(COLLISION_REST_MAX_S, COLLISION_REST_S * 2**tries)))  # noqa: S311
+        raise ConflictError(self.workflow_id, self.max_retries)
+
+    def _reading(self) -> ReadOptions:
+        reading = ReadOptions()
+        if "partition" in self.options:
+            reading["partition"] = self.options["partition"]
+        if "timeout_s" in self.options:
+            reading["timeout_s"] = self.options["timeout_s"]
+        return reading
+
+    async def _changed(self, stored: bytes) -> S:
+        state = self._decoded(stored)
+        # Asked before: the mutator may change the state in place.
+        was_none = state is None
+        changed: Any = self.mutator(state)
+        new: S = await changed if inspect.isawaitable(changed) else changed
+        if new is None and not was_none:
+            raise TypeError(
+                f"the mutator for workflow {self.workflow_id} returned None; it has to return the new state"
+            )
+        return new
+
+    def _decoded(self, stored: bytes) -> S:
+        try:
+            return self.codec.decode(stored)
+        except ValueError as error:
+            raise ValueError(
+                f"the codec cannot read the state of workflow {self.workflow_id}; is it JSON, or has it another codec?"
+            ) from error
+
+    def _encoded(self, state: S) -> bytes:
+        try:
+            return self.codec.encode(state)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"the codec cannot write the new state of workflow {self.workflow_id}")
+            raise

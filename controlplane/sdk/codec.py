@@ -19,10 +19,18 @@ class Codec(Generic[S]):
 
 
 def _to_json(state: Any) -> bytes:
-    return json.dumps(state, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+    return json.dumps(state, separators=(",", ":"), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _plain(state: bytes | bytearray | memoryview) -> bytes:
+    # `bytes` takes more than this: of a number it makes so many zeros.
+    if not isinstance(state, bytes | bytearray | memoryview):
+        raise TypeError(f"RAW stores bytes, not {type(state).__name__}")
+    return bytes(state)
 
 
 JSON: Codec[Any] = Codec(_to_json, json.loads)
-"""Anything that JSON can say, as UTF-8 text; equal states have equal bytes."""
-RAW: Codec[bytes] = Codec(bytes, bytes)
-"""The bytes as they are."""
+"""Anything that JSON can say, as UTF-8 text; equal states have equal bytes. What it cannot say (sets, NaN) raises
+TypeError or ValueError."""
+RAW: Codec[bytes] = Codec(_plain, bytes)
+"""The bytes as they are. Anything but bytes, a bytearray or a memoryview raises TypeError."""

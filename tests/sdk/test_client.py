@@ -131,6 +131,42 @@ async def test_update_of_plain_bytes(shared: Plane) -> None:
             await cp.update_state_with_retry("raw", lambda state: state, request_id=bytes(16), codec=RAW)
 
 
+async def test_a_mutator_that_forgets_to_return_writes_nothing(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        await cp.create_workflow("forgetful", b'{"n":1}')
+        with pytest.raises(TypeError, match=r"workflow forgetful .* return the new state"):
+            await cp.update_state_with_retry("forgetful", lambda state: state.update(n=2))
+        stored = (await cp.get_workflow("forgetful")).workflow
+        assert (stored.version, stored.workflow.state) == (1, b'{"n":1}')
+        await cp.create_workflow("empty", b"null")
+        assert await cp.update_state_with_retry("empty", lambda state: state) is None
+        assert (await cp.get_workflow("empty")).workflow.version == 2
+
+
+async def test_what_a_codec_cannot_say_is_not_written(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        await cp.create_workflow("said", b"{}")
+        with pytest.raises(ValueError, match="JSON compliant") as not_json:
+            await cp.update_state_with_retry("said", lambda _: {"n": float("nan")})
+        assert "workflow said" in not_json.value.__notes__[0]
+        for wrong in (5, "text", [1, 2]):
+            with pytest.raises(TypeError, match="RAW stores bytes"):
+                await cp.update_state_with_retry("said", lambda _, wrong=wrong: wrong, codec=RAW)
+        assert (await cp.get_workflow("said")).workflow.version == 1
+        for plain in (bytearray(b"a"), memoryview(b"a")):
+            assert await cp.update_state_with_retry("said", lambda _, plain=plain: plain, codec=RAW) == b"a"
+        with pytest.raises(ValueError, match="state of workflow said"):
+            await cp.update_state_with_retry("said", lambda state: state)
+
+
+async def test_an_update_returns_what_was_stored(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        await cp.create_workflow("same", b"{}")
+        returned = await cp.update_state_with_retry("same", lambda _: {"pair": (1, 2), "of": {3: "three"}})
+        assert returned == json.loads((await cp.get_workflow("same")).workflow.workflow.state)
+        assert returned == {"pair": [1, 2], "of": {"3": "three"}}
+
+
 async def test_the_mirror_is_complete_on_entry_and_follows(shared: Plane) -> None:
     shared.set_flag("agent_model", "before")
     async with shared.connect() as cp:
