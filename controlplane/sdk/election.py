@@ -8,12 +8,15 @@
 3. What a holder writes should carry `fence=lease.fence`: the server refuses it once someone else was elected, even
    if the holder was paused between looking at the clock and writing.
 4. Renewal starts a third of the way through. One that gets no answer is asked again, counted anew; one that is
-   refused ends the lease at once.
+   refused ends the lease at once, and so does a client that was closed.
+5. A question may fail without having left, and without a turn of the event loop. So between one that failed and the
+   next there is always a rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +36,9 @@ MARGIN_SHARE = 0.1
 RESIGN_TIMEOUT_S = 1.0
 ASK_FOR_S_MIN = 0.05
 """No question is given less time than this."""
+REST_S = 0.1
+"""The longest rest between a question that failed and the next."""
+CLIENT_CLOSED = "CLIENT_CLOSED"
 ASK_AGAIN_S = 1.0
 """A candidate that waits asks again after this long at most, even if the watch shows no change."""
 
@@ -68,7 +74,7 @@ class Lease:
         self.fence = fence
         self.lost = asyncio.Event()
         self.refusal: ControlPlaneError | None = None
-        """Why a renewal was refused; None if the lease was lost, if at all, for want of answers."""
+        """Why a renewal was refused, or could not be asked for; None if the lease was lost for want of answers."""
         self._term = term
         self._over = False
 
@@ -107,7 +113,8 @@ class Election:
         """Wait to be elected, hold the lease for the body, renew it meanwhile and resign afterwards.
 
         When the lease is lost the body is cancelled and LeaseLost raised in its place. Raises NotElected if the
-        campaign is not won within `timeout_s` (absent: waits for as long as it takes).
+        campaign is not won within `timeout_s` (absent: waits for as long as it takes), Unavailable or OutcomeUnknown
+        (CLIENT_CLOSED) if the client is closed.
         """
         process = nonce()
         lease = await self._win(process, timeout_s)
@@ -163,6 +170,8 @@ class Election:
                 raise NotElected(self._name, timeout_s or 0.0)
             elif reply is not None:
                 await self._vacancy(reply.header.revision, give_up)
+            else:
+                await self._rest(give_up)
 
     async def _ask(self, process: bytes, give_up: float | None) -> api.CampaignReply | None:
         """Campaign once; None: no answer, ask again under the same process name."""
@@ -178,8 +187,15 @@ class Election:
                 partition=self._partition,
                 timeout_s=patience_s,
             )
-        except (Unavailable, OutcomeUnknown):
+        except (Unavailable, OutcomeUnknown) as error:
+            if error.reason == CLIENT_CLOSED:
+                raise
             return None
+
+    async def _rest(self, until_s: float | None) -> None:
+        """Let others run before asking again (rule 5), until `until_s` at most."""
+        rest_s = random.uniform(REST_S / 2, REST_S)  # noqa: S311 - only spreads load.
+        await asyncio.sleep(rest_s if until_s is None else max(0.0, min(rest_s, until_s - self._plane.clock())))
 
     async def _vacancy(self, after_revision: int, give_up: float | None) -> None:
         """Wait until the name's record changes, or it is time to ask again anyway."""
@@ -198,15 +214,18 @@ class Election:
     async def _keep(self, lease: Lease, term: Term, process: bytes, body: asyncio.Timeout) -> None:
         while True:
             await asyncio.sleep(max(0.0, term.renew_s - self._plane.clock()))
-            if not await self._renew(lease, term, process):
+            asked_s = self._plane.clock()
+            if not await self._renew(lease, term, process, asked_s):
                 lease._end()
                 body.reschedule(asyncio.get_running_loop().time())
                 return
             body.reschedule(self._on_loop(term.ends_s))
+            if term.asked_s < asked_s:
+                await self._rest(term.ends_s)
 
-    async def _renew(self, lease: Lease, term: Term, process: bytes) -> bool:
+    async def _renew(self, lease: Lease, term: Term, process: bytes, asked_s: float) -> bool:
         """Renew once; False: the lease is lost. It is too when the answer comes after its end: lost stays lost."""
-        asked_s, ends_s = self._plane.clock(), term.ends_s
+        ends_s = term.ends_s
         try:
             await self._plane.renew(
                 self._name,
@@ -215,7 +234,10 @@ class Election:
                 partition=self._partition,
                 timeout_s=max(ASK_FOR_S_MIN, min(term.ttl_s / 3, ends_s - asked_s)),
             )
-        except (Unavailable, OutcomeUnknown):
+        except (Unavailable, OutcomeUnknown) as error:
+            if error.reason == CLIENT_CLOSED:
+                lease.refusal = error
+                return False
             return self._plane.clock() < ends_s
         except ControlPlaneError as error:
             lease.refusal = error

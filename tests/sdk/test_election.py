@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.sdk import LeaseLost, NotElected
+from controlplane.sdk import ControlPlane, LeaseLost, NotElected, OutcomeUnknown, Unavailable
+from controlplane.sdk import clock as clocks
 from controlplane.sdk.election import MARGIN_SHARE, Term
 from controlplane.testing import Plane
 
@@ -88,6 +89,55 @@ async def test_a_campaign_without_a_region_ends_in_time(control_plane: Plane) ->
                 pytest.fail("elected by nobody")
         assert cp.clock() - began < 25
         await asyncio.to_thread(control_plane.regain_leader)
+
+
+async def test_a_campaign_of_a_closed_client_ends_at_once(shared: Plane) -> None:
+    async with shared.connect() as cp, shared.connect() as holder, holder.election("closed").campaign():
+        waiting = asyncio.create_task(cp.election("closed").campaign().__aenter__())
+        await asyncio.sleep(0)
+        await cp.close()
+        with pytest.raises((Unavailable, OutcomeUnknown)) as closed:
+            await waiting
+        assert closed.value.reason == "CLIENT_CLOSED"
+        with pytest.raises(Unavailable) as closed:
+            await cp.election("closed").campaign().__aenter__()
+        assert closed.value.reason == "CLIENT_CLOSED"
+
+
+async def test_a_client_that_is_closed_loses_its_leases(shared: Plane) -> None:
+    async with shared.connect() as cp:
+        with pytest.raises(LeaseLost):  # noqa: PT012 - it ends the body.
+            async with cp.election("left", ttl_s=TTL_S).campaign() as lease:
+                await cp.close()
+                await asyncio.sleep(60)
+        assert lease.refusal is not None
+        assert lease.refusal.reason == "CLIENT_CLOSED"
+
+
+class CountingClock:
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self) -> float:
+        self.asked += 1
+        return clocks.now()
+
+
+async def test_a_client_without_room_rests_between_questions(shared: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every question fails at once, without a turn of the loop: others run all the same, and it goes on with room."""
+    clock, loop = CountingClock(), asyncio.get_running_loop()
+    async with ControlPlane.connect(shared.address, insecure=True, mirror=False, clock=clock) as cp:
+        monkeypatch.setattr("controlplane.sdk.channel.WAITING_MAX", 0)
+        with pytest.raises(NotElected):
+            await cp.election("full").campaign(timeout_s=0.3).__aenter__()
+        loop.call_later(0.3, monkeypatch.undo)
+        async with cp.election("full", ttl_s=TTL_S).campaign() as lease:
+            assert lease.valid
+            monkeypatch.setattr("controlplane.sdk.channel.WAITING_MAX", 0)
+            loop.call_later(TTL_S / 2, monkeypatch.undo)
+            asked_s = lease._term.asked_s
+            await eventually(lambda: lease._term.asked_s > asked_s)
+    assert clock.asked < 2000
 
 
 async def test_the_lease_is_renewed(shared: Plane) -> None:
