@@ -91,7 +91,7 @@ class Lease:
     def ensure(self) -> None:
         """Raise LeaseLost unless the lease is valid."""
         if not self.valid:
-            raise LeaseLost(self.election)
+            raise LeaseLost(self.election) from self.refusal
 
     def _end(self) -> None:
         self._over = True

@@ -7,13 +7,19 @@
 
 A thread of its own runs the asyncio client; every method hands its call over and waits. So it works where a loop is
 running already, and any number of threads may share one object. `config`, `stopped`, `check` and `ensure_alive` do not
-even hand over: they ask the mirror from the calling thread.
+even hand over: they ask the mirror from the calling thread. What the caller passes in to be called, such as a mutator,
+runs in the calling thread too, so that it can neither delay nor end what the thread does for others.
+
+1. Whatever interrupts the waiting (`KeyboardInterrupt`, what a signal handler raises) cancels what was waited for.
+2. After `close`, and from before a fork on, what still runs fails as Unavailable or OutcomeUnknown (`CLIENT_CLOSED`).
+3. Threads that need a connection wait for the same attempt, each for no longer than its call may take.
 
 **Forking.** gRPC does not survive a fork while it runs. So just before `os.fork` (also by `multiprocessing` or a
 pre-forking server) every client of this module waits for the calls under way, closes, and lets gRPC end its threads;
-afterwards parent and child each connect anew when they next need to, with random request ids of their own. They never
-share a connection. What a fork ends: watches and leases of the parent (`LeaseLost`), so campaign after forking. What it
-cannot protect: gRPC used in the same process by anyone else, asyncio clients of this SDK included.
+calls that would begin meanwhile wait for the fork. Afterwards parent and child each connect anew when they next need
+to, with random request ids of their own. They never share a connection. What a fork ends: watches, campaigns and leases
+of the parent (`LeaseLost`), so campaign after forking. What it cannot protect: gRPC used in the same process by anyone
+else, asyncio clients of this SDK included.
 """
 
 from __future__ import annotations
@@ -21,92 +27,238 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import inspect
 import os
 import threading
+import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from controlplane.errors import Unavailable
+from controlplane.errors import ControlPlaneError, Unavailable
 from controlplane.limits import MIRROR_AGE_MAX_MS
 from controlplane.sdk import client
 from controlplane.sdk import clock as clocks
+from controlplane.sdk.calls import WriteOptions
 from controlplane.sdk.clock import Clock
+from controlplane.sdk.codec import JSON, Codec
 from controlplane.sdk.election import Lease
 from controlplane.sdk.mirror import AgentConfig, Mirror
 from controlplane.sdk.session import Credentials
 from controlplane.v1 import api_pb2 as api
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 FORK_WAIT_S = 10.0
 """How long a fork waits for the calls under way. They end by themselves unless given a longer time."""
 
+DRAIN_S = 1.0
+"""How long gRPC may take to let go of a client that was closed."""
+
 
 class _Runner:
-    """A thread with an event loop and a connected client in it."""
+    """A thread with an event loop and a client in it. It connects once, and ends if it cannot, or when told to."""
 
     def __init__(self, make: Callable[[], client.ControlPlane]) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.opened: Future[None] = Future()
+        """Done when the attempt to connect is over; its error is everybody's."""
+        self.client: client.ControlPlane
+        """There once it is `connected`."""
+        self.connected = False
+        self.over = False
+        """Nothing can be run any more."""
+        self.begun: set[Coroutine[Any, Any, Any]] = set()
+        """What runs in the thread for callers."""
+        # Reentrant: the garbage collector may bring `end` about anywhere.
+        self._gate = threading.RLock()
+        self._loop = asyncio.new_event_loop()
+        self._life = self._loop.create_task(self._live(make))
         self._thread = threading.Thread(target=self._main, name="controlplane", daemon=True)
         self._thread.start()
-        try:
-            self.client = self.run(self._open(make))
-        except BaseException:
-            self._end()
-            raise
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread and wait for it; an interrupt here cancels it there."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run a coroutine in the thread and wait for it; whatever interrupts the waiting cancels it there.
+
+        Raises Unavailable (CLIENT_CLOSED) if the thread ends or has ended, RuntimeError in the thread itself.
+        """
+        if self._is_here():
+            work.close()
+            raise RuntimeError("the synchronous client was called in its own thread, which it would wait for for ever")
+        running = self._start(work)
         try:
-            return future.result()
+            return running.result()
         except CancelledError:
-            raise Unavailable("the client was closed, or the process forked", reason="CLIENT_CLOSED") from None
-        except KeyboardInterrupt:
-            future.cancel()
+            raise _closed() from None
+        except BaseException:
+            running.cancel()
             raise
 
-    def stop(self) -> None:
-        """Close the client and end the thread."""
-        self.run(self.client.close())
-        self._end()
+    def end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what ends something, and wait; an interrupt does not stop it. What has ended with the thread is fine.
 
-    @staticmethod
-    async def _open(make: Callable[[], client.ControlPlane]) -> client.ControlPlane:
-        return await make().__aenter__()
+        Does not wait in the thread itself, where the garbage collector may have come upon a generator.
+        """
+        with suppress(Unavailable, CancelledError):
+            running = self._start(work)
+            if not self._is_here():
+                running.result()
+
+    def stop(self) -> None:
+        """Close the client, or give up connecting, and end the thread. Idempotent."""
+        if self._is_here():
+            raise RuntimeError("the synchronous client was closed in its own thread, which it would wait for for ever")
+        if not self.over:
+            with self._gate:
+                if not self.over:
+                    self.over = True
+                    self._loop.call_soon_threadsafe(self._life.cancel)
+        self._thread.join()
+
+    def _is_here(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        # Asked before the lock too: after a fork, its holder may be a thread that is not there.
+        if not self.over:
+            with self._gate:
+                # Whatever gets in here is in the loop's queue before what ends the loop, and so is cancelled with it.
+                if not self.over:
+                    self.begun.add(work)
+                    running = asyncio.run_coroutine_threadsafe(work, self._loop)
+                    running.add_done_callback(lambda _: self.begun.discard(work))
+                    return running
+        work.close()
+        raise _closed()
+
+    async def _live(self, make: Callable[[], client.ControlPlane]) -> None:
+        async with make() as self.client:
+            self.connected = True
+            self.opened.set_result(None)
+            with suppress(asyncio.CancelledError):
+                await self._loop.create_future()
 
     def _main(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        asyncio.set_event_loop(self._loop)
+        failure: Exception = _closed()
+        try:
+            self._loop.run_until_complete(self._life)
+        except asyncio.CancelledError:
+            pass  # Stopped before it was connected.
+        except Exception as error:
+            if self.opened.done():
+                raise
+            failure = error
+        finally:
+            with self._gate:
+                self.over = True
+            self._loop.run_until_complete(self._drain())
+            self._loop.close()
+            if not self.opened.done():
+                self.opened.set_exception(failure)
 
-    def _end(self) -> None:
-        self.run(self._drain())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+    async def _drain(self) -> None:
+        """Let everything end: by cancelling it what callers began, by itself what gRPC did.
 
-    @staticmethod
-    async def _drain() -> None:
-        """Cancel whatever still runs (watches, leases) and let it end."""
-        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        gRPC's threads answer to tasks of its own, cancelled or not, and complain if the loop is closed by then.
+        """
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            if task.get_coro() in self.begun:
+                task.cancel()
+        if rest:
+            _, rest = await asyncio.wait(rest, timeout=DRAIN_S)
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        await asyncio.get_running_loop().shutdown_asyncgens()
+        await self._loop.shutdown_asyncgens()
+
+
+def _closed() -> Unavailable:
+    return Unavailable("the client was closed, or the process forked", reason="CLIENT_CLOSED")
+
+
+class _Forks:
+    """Keeps calls and forks apart: a fork waits for the calls under way, and calls that would begin wait for the fork.
+
+    A call within another one of the same thread (a signal handler's, say) does not wait: the fork waits for both.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin without threads, and with a lock that nobody holds."""
+        self.runners: weakref.WeakSet[_Runner] = weakref.WeakSet()
+        """Those that run, among others; also if their client was dropped without closing it."""
+        self.turn = threading.Condition(threading.RLock())
+        """Held while a connection is looked up or begun, and by a fork from when calls have ended until it is over."""
+        self._calls: dict[int, int] = {}
+        self._pending = 0
+
+    @contextmanager
+    def call(self, timeout_s: float | None) -> Iterator[None]:
+        """Make a call. Raises Unavailable if it has to wait for a fork for longer than `timeout_s`."""
+        me = threading.get_ident()
+        with self.turn:
+            if me not in self._calls and not self.turn.wait_for(lambda: not self._pending, timeout_s):
+                raise Unavailable("the process was about to fork until the call's deadline", reason="DEADLINE")
+            self._calls[me] = self._calls.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self.turn:
+                # A forked process begins without calls, even if its one thread is in one.
+                left = self._calls.pop(me, 1) - 1
+                if left:
+                    self._calls[me] = left
+                elif self._pending:
+                    self.turn.notify_all()
+
+    def before(self) -> None:
+        """Let the calls of other threads end, then every connection."""
+        me = threading.get_ident()
+        self.turn.acquire()
+        self._pending += 1
+        try:
+            self.turn.wait_for(lambda: not self._calls.keys() - {me}, FORK_WAIT_S)
+        finally:
+            runners = list(self.runners)
+            for each in runners:
+                each.stop()
+            if runners:
+                # gRPC ends its threads when the last of its objects goes.
+                gc.collect()
+
+    def after_in_parent(self) -> None:
+        """Go on."""
+        self._pending -= 1
+        self.turn.notify_all()
+        self.turn.release()
+
+    def after_in_child(self) -> None:
+        """Begin anew, in the only thread there is."""
+        self._begin()
+
+
+_forks = _Forks()
+os.register_at_fork(before=_forks.before, after_in_parent=_forks.after_in_parent, after_in_child=_forks.after_in_child)
 
 
 def _blocking(
     method: Callable[Concatenate[client.ControlPlane, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[ControlPlane, P], T]:
-    """Turn a method of the asyncio client into one that waits."""
+    """Turn a method of the asyncio client into one that waits, to connect as well, for as long as the call may take."""
 
     def call(self: ControlPlane, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._connected() as runner:
+        timeout_s, began_s = kwargs.get("timeout_s"), clocks.now()
+        allowed_s = timeout_s if isinstance(timeout_s, int | float) else self._timeout_s
+        with self._connected(allowed_s) as runner:
+            kwargs["timeout_s"] = max(0.0, allowed_s - (clocks.now() - began_s))
             return runner.run(method(runner.client, *args, **kwargs))
 
     functools.update_wrapper(call, method)
@@ -114,7 +266,13 @@ def _blocking(
 
 
 class ControlPlane:
-    """A blocking client of one region. Every method is that of `controlplane.sdk.ControlPlane`, without `await`."""
+    """A blocking client of one region. Every method is that of `controlplane.sdk.ControlPlane`, without `await`.
+
+    Differently done: `campaign` is a context manager and stands for `election(...).campaign`; the constructor stands
+    for `connect`. Not there: `on_kill_change`, whose listener would run in the client's thread (a thread of the
+    caller's can `watch(kinds=("switch",))` or `("stop",)`), and an election's `holder` and `observe` (`get_election`,
+    `watch(kinds=("election",))`).
+    """
 
     def __init__(  # noqa: PLR0913 - each is a choice of the caller's.
         self,
@@ -131,7 +289,11 @@ class ControlPlane:
         follow_leader: bool = True,
         clock: Clock = clocks.now,
     ) -> None:
-        """See `controlplane.sdk.ControlPlane.connect`. Connects when first needed, and again after a fork."""
+        """See `controlplane.sdk.ControlPlane.connect`. Connects when first needed, and again after a fork.
+
+        What cannot connect raises Unavailable (UNREACHABLE): a call at its deadline, everything else when the attempt
+        is given up, after `controlplane.sdk.client.CONNECT_TIMEOUT_S`.
+        """
         self._make = functools.partial(
             client.ControlPlane.connect,
             addresses,
@@ -146,13 +308,19 @@ class ControlPlane:
             follow_leader=follow_leader,
             clock=clock,
         )
+        self._timeout_s = timeout_s
         self._runner: _Runner | None = None
-        self._forget_threads()
-        _clients.add(self)
 
     def __enter__(self) -> Self:
-        with self._connected():
-            return self
+        try:
+            with self._connected():
+                return self
+        except ControlPlaneError:
+            raise
+        except BaseException:
+            # Interrupted while connecting: nobody will leave what was not entered.
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -161,47 +329,50 @@ class ControlPlane:
 
     def close(self) -> None:
         """End the connection. Idempotent; it can be used again, and then connects anew."""
-        with self._turn:
-            runner, self._runner = self._runner, None
-        if runner is not None:
+        with _forks.call(None):
+            runner = self._runner
+            if runner is None:
+                return
             runner.stop()
+            with _forks.turn:
+                if self._runner is runner:
+                    self._runner = None
 
     # Without a call
 
     def config(self, user: str = "", tenant: str = "") -> AgentConfig:
         """Return how to run for a user of a tenant; see `controlplane.sdk.ControlPlane.config`."""
-        return self._at_hand().client.config(user, tenant)
+        return self._at_hand().config(user, tenant)
 
     def stopped(
         self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
     ) -> tuple[api.SwitchView, ...]:
         """Return the engaged kill switches that cover the subject. Raises MirrorStale."""
-        return self._at_hand().client.stopped(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
+        return self._at_hand().stopped(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
 
     def check(self, subject: api.Subject) -> tuple[api.SwitchView, ...]:
         """Do the same as `stopped`, for a subject in one piece."""
-        return self._at_hand().client.check(subject)
+        return self._at_hand().check(subject)
 
     def ensure_alive(
         self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
     ) -> None:
         """Raise Stopped if kill switches cover the subject, MirrorStale if that cannot be known."""
-        self._at_hand().client.ensure_alive(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
+        self._at_hand().ensure_alive(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
 
     @property
     def mirror(self) -> Mirror:
         """The mirror itself."""
-        return self._at_hand().client.mirror
+        return self._at_hand().mirror
 
     @property
     def revision(self) -> int:
         """The newest revision that this client has seen."""
-        return self._ready().client.revision
+        return self._at_hand().revision
 
     # With one
 
     mirror_synced = _blocking(client.ControlPlane.mirror_synced)
-    update_state_with_retry = _blocking(client.ControlPlane.update_state_with_retry)
     create_workflow = _blocking(client.ControlPlane.create_workflow)
     get_workflow = _blocking(client.ControlPlane.get_workflow)
     compare_and_swap = _blocking(client.ControlPlane.compare_and_swap)
@@ -218,10 +389,14 @@ class ControlPlane:
     except_switch = _blocking(client.ControlPlane.except_switch)
     list_switches = _blocking(client.ControlPlane.list_switches)
     check_switches = _blocking(client.ControlPlane.check_switches)
+    renew = _blocking(client.ControlPlane.renew)
+    resign = _blocking(client.ControlPlane.resign)
     get_election = _blocking(client.ControlPlane.get_election)
     list_elections = _blocking(client.ControlPlane.list_elections)
     get_region = _blocking(client.ControlPlane.get_region)
     get_status = _blocking(client.ControlPlane.get_status)
+    get_outline = _blocking(client.ControlPlane.get_outline)
+    list_break_glass = _blocking(client.ControlPlane.list_break_glass)
     erase_record = _blocking(client.ControlPlane.erase_record)
     transfer_region = _blocking(client.ControlPlane.transfer_region)
     list_events = _blocking(client.ControlPlane.list_events)
@@ -229,6 +404,37 @@ class ControlPlane:
     move_partition = _blocking(client.ControlPlane.move_partition)
     list_quarantine = _blocking(client.ControlPlane.list_quarantine)
     get_outcome = _blocking(client.ControlPlane.get_outcome)
+
+    def update_state_with_retry(
+        self,
+        workflow_id: str,
+        mutator: Callable[[S], S],
+        max_retries: int = 5,
+        *,
+        codec: Codec[S] = JSON,
+        schema_range: tuple[int, int] = (0, 0),
+        schema_version: int | None = None,
+        code_version: str | None = None,
+        **options: Unpack[WriteOptions],
+    ) -> S:
+        """Do as `controlplane.sdk.ControlPlane.update_state_with_retry`, with the same errors.
+
+        The mutator and the codec run in the calling thread, between two calls: they may take their time, call this
+        client, fork, or raise anything. The mutator cannot be a coroutine function (TypeError).
+        """
+
+        def change(state: S) -> S:
+            new = mutator(state)
+            if inspect.isawaitable(new):
+                if inspect.iscoroutine(new):
+                    new.close()
+                raise TypeError(f"the mutator for workflow {workflow_id} has to return the new state, not an awaitable")
+            return new
+
+        update = client.Update(
+            workflow_id, change, max_retries, codec, schema_range, schema_version, code_version, options
+        )
+        return _here(update.apply(_plain(self.get_workflow), _plain(self.compare_and_swap), _plain(time.sleep)))
 
     def watch(
         self,
@@ -238,20 +444,39 @@ class ControlPlane:
         after_revision: int | None = None,
         snapshot: bool = False,
         partition: str = "",
-    ) -> Iterator[api.Change]:
+    ) -> Generator[api.Change, None, None]:
         """Yield changes as they happen; close the generator to stop. See `controlplane.sdk.ControlPlane.watch`."""
-        runner = self._ready()
-        changes = runner.client.watch(
-            kinds=kinds, prefix=prefix, after_revision=after_revision, snapshot=snapshot, partition=partition
+        return self._each(
+            lambda plane: plane.watch(
+                kinds=kinds, prefix=prefix, after_revision=after_revision, snapshot=snapshot, partition=partition
+            )
         )
-        try:
-            while True:
-                try:
-                    yield runner.run(_next(changes))
-                except StopAsyncIteration:
-                    return
-        finally:
-            runner.run(_close(changes))
+
+    def watch_transactions(
+        self,
+        *,
+        kinds: Sequence[str] = (),
+        prefix: str = "",
+        after_revision: int | None = None,
+        snapshot: bool = False,
+        partition: str = "",
+        progress: bool = False,
+    ) -> Generator[api.WatchReply, None, None]:
+        """Yield whole transactions. See `controlplane.sdk.ControlPlane.watch_transactions`."""
+        return self._each(
+            lambda plane: plane.watch_transactions(
+                kinds=kinds,
+                prefix=prefix,
+                after_revision=after_revision,
+                snapshot=snapshot,
+                partition=partition,
+                progress=progress,
+            )
+        )
+
+    def watch_region(self) -> Generator[api.Region, None, None]:
+        """Yield the region as it is and then after every change of its leader."""
+        return self._each(lambda plane: plane.watch_region())
 
     @contextmanager
     def campaign(
@@ -266,69 +491,88 @@ class ControlPlane:
         """Wait to be elected and hold the lease for the body, renewed by the client's own thread.
 
         A thread cannot be interrupted: the body has to ask `lease.valid` or `lease.ensure()`, and pass
-        `fence=lease.fence` with its writes. Raises NotElected.
+        `fence=lease.fence` with its writes. If the lease was lost by the end of the body, LeaseLost is raised there,
+        unless the body raised something else. Raises NotElected if the campaign is not won within `timeout_s`,
+        Unavailable if there is no connection by then.
         """
-        runner = self._ready()
-        held = _Held(
-            runner.client.election(name, ttl_s=ttl_s, value=value, partition=partition).campaign(timeout_s=timeout_s)
-        )
-        lease = runner.run(held.begin())
+        began_s = clocks.now()
+        runner = self._ready(timeout_s)
+        if timeout_s is not None:
+            timeout_s = max(0.0, timeout_s - (clocks.now() - began_s))
+        election = runner.client.election(name, ttl_s=ttl_s, value=value, partition=partition)
+        held = _Held(election.campaign(timeout_s=timeout_s), runner.begun)
         try:
+            lease = runner.run(held.begin())
             yield lease
+            lease.ensure()
         finally:
-            runner.run(held.end())
+            # Also if `begin` was interrupted: it may have won by then.
+            runner.end(held.end())
 
     # The thread
 
-    @contextmanager
-    def _connected(self) -> Iterator[_Runner]:
-        """Have the runner for one call; a fork waits until the call is over."""
-        runner = self._ready(calling=True)
+    def _each(self, begin: Callable[[client.ControlPlane], AsyncIterator[T]]) -> Generator[T, None, None]:
+        runner = self._ready()
+        found = begin(runner.client)
         try:
-            yield runner
+            while True:
+                try:
+                    yield runner.run(_next(found))
+                except StopAsyncIteration:
+                    return
         finally:
-            with self._turn:
-                self._calls -= 1
-                self._turn.notify_all()
+            runner.end(_close(found))
 
-    def _at_hand(self) -> _Runner:
-        return self._runner or self._ready()
+    @contextmanager
+    def _connected(self, timeout_s: float | None = None) -> Iterator[_Runner]:
+        """Have the runner for one call, and a fork wait until the call is over.
 
-    def _ready(self, *, calling: bool = False) -> _Runner:
-        with self._turn:
-            if self._runner is None:
-                self._runner = _Runner(self._make)
-            self._calls += calling
-            return self._runner
+        Waits for a connection for `timeout_s`; absent: until the attempt is given up.
+        """
+        began_s = clocks.now()
+        if timeout_s is not None:
+            timeout_s = min(threading.TIMEOUT_MAX, timeout_s)
+        with _forks.call(timeout_s):
+            with _forks.turn:
+                if self._runner is None or self._runner.over:
+                    self._runner = _Runner(self._make)
+                    _forks.runners.add(self._runner)
+                runner = self._runner
+            try:
+                runner.opened.result(None if timeout_s is None else timeout_s - (clocks.now() - began_s))
+            except TimeoutError:
+                raise Unavailable(
+                    f"no connection within {timeout_s:.3f} s", reason="UNREACHABLE", hint="is a node up at the address?"
+                ) from None
+            yield runner
 
-    def _forget_threads(self) -> None:
-        """Begin without a runner, and with a lock that nobody holds."""
-        self._turn = threading.Condition(threading.RLock())
-        self._calls = 0
-        self._runner = None
+    def _ready(self, timeout_s: float | None = None) -> _Runner:
+        with self._connected(timeout_s) as runner:
+            return runner
 
-    def _before_fork(self) -> None:
-        self._turn.acquire()
-        self._turn.wait_for(lambda: not self._calls, FORK_WAIT_S)
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.stop()
-
-    def _after_fork_in_parent(self) -> None:
-        self._turn.release()
+    def _at_hand(self) -> client.ControlPlane:
+        runner = self._runner
+        if runner is None or runner.over or not runner.connected:
+            runner = self._ready()
+        return runner.client
 
 
 class _Held:
     """A lease in the client's thread: entered and left by one task, as its cancellation demands."""
 
-    def __init__(self, campaign: Any) -> None:
+    def __init__(self, campaign: Any, begun: set[Coroutine[Any, Any, Any]]) -> None:
         self._campaign = campaign
+        self._begun = begun
         self._over = asyncio.Event()
+        self._elected = False
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self) -> Lease:
         elected: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._hold(elected))
+        holding = self._hold(elected)
+        self._begun.add(holding)
+        self._task = asyncio.create_task(holding)
+        self._task.add_done_callback(lambda _: self._begun.discard(holding))
         try:
             return await elected
         except asyncio.CancelledError:
@@ -338,20 +582,24 @@ class _Held:
     async def end(self) -> None:
         self._over.set()
         if self._task is not None:
+            if not self._elected:
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _hold(self, elected: asyncio.Future[Lease]) -> None:
         try:
             async with self._campaign as lease:
-                elected.set_result(lease)
+                self._elected = True
+                if not elected.done():
+                    elected.set_result(lease)
                 await self._over.wait()
         except BaseException as error:
-            if elected.done():
-                raise
-            elected.set_exception(error)
+            # Once elected, the lease itself says how it stands.
+            if not elected.done():
+                elected.set_exception(error)
 
 
-async def _next(changes: AsyncIterator[api.Change]) -> api.Change:
+async def _next(changes: AsyncIterator[T]) -> T:
     return await anext(changes)
 
 
@@ -359,29 +607,20 @@ async def _close(changes: Any) -> None:
     await changes.aclose()
 
 
-_clients: weakref.WeakSet[ControlPlane] = weakref.WeakSet()
-_forking: list[ControlPlane] = []
+def _plain(call: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make something that waits look like what `_here` can run."""
+
+    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return call(*args, **kwargs)
+
+    return run
 
 
-def _before_fork() -> None:
-    _forking[:] = _clients
-    for each in _forking:
-        each._before_fork()
-    if _forking:
-        # gRPC ends its threads when the last of its objects goes.
-        gc.collect()
-
-
-def _after_fork_in_parent() -> None:
-    for each in _forking:
-        each._after_fork_in_parent()
-    _forking.clear()
-
-
-def _after_fork_in_child() -> None:
-    for each in _forking:
-        each._forget_threads()
-    _forking.clear()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+def _here(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in this thread, without a loop: everything that it awaits waits by itself (`_plain`)."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+    raise AssertionError("it awaited something else")

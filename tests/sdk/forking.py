@@ -5,16 +5,23 @@ A fork copies whatever else runs in a process, so a test runner with servers ins
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import pytest
+
+from controlplane.sdk import LeaseLost, Unavailable, at_least
 from controlplane.sdk.nonce import nonce
-from controlplane.sdk.sync import ControlPlane
+from controlplane.sdk.sync import FORK_WAIT_S, ControlPlane, _forks
 
 
 def in_child(work: Callable[[], object]) -> None:
@@ -84,6 +91,96 @@ def child_of_a_busy_parent_works(address: str) -> None:
         assert count(cp, "both") == 51
 
 
+def forks_are_not_kept_waiting(address: str) -> None:
+    """However many calls want to begin: they wait for the fork, which waits for those under way. None is cut off."""
+    with ControlPlane(address, insecure=True) as cp, ThreadPoolExecutor(6) as pool:
+        over = threading.Event()
+
+        def call() -> int:
+            calls = 0
+            while not over.is_set():
+                cp.get_region()
+                calls += 1
+            return calls
+
+        calling = [pool.submit(call) for _ in range(6)]
+        try:
+            for _ in range(3):
+                cp.get_region()
+                began = time.monotonic()
+                in_child(lambda: None)
+                assert time.monotonic() - began < FORK_WAIT_S / 2
+        finally:
+            over.set()
+        assert all(each.result() for each in calling)
+
+
+def a_mutator_forks(address: str) -> None:
+    with ControlPlane(address, insecure=True) as cp:
+        cp.create_workflow("mutated", b'{"n":0}')
+
+        def mutate(state: dict[str, int]) -> dict[str, int]:
+            in_child(cp.get_region)
+            return {"n": state["n"] + 1}
+
+        began = time.monotonic()
+        assert cp.update_state_with_retry("mutated", mutate) == {"n": 1}
+        assert time.monotonic() - began < FORK_WAIT_S / 2
+
+
+def a_call_within_a_call_does_not_wait_for_the_fork(address: str) -> None:
+    """A signal handler calls while a fork waits for the call that it interrupted."""
+    with ControlPlane(address, insecure=True) as cp, ThreadPoolExecutor(1) as pool:
+        forking: list[Future[None]] = []
+        inner: list[object] = []
+
+        def handle(*_: object) -> None:
+            forking.append(pool.submit(in_child, lambda: None))
+            while not _forks._pending:
+                assert not forking[0].done()
+            inner.append(cp.get_region())
+
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Unavailable) as late:
+            cp.get_workflow("future", consistency=at_least(10**9), timeout_s=2.0)
+        assert late.value.reason == "DEADLINE"
+        forking[0].result()
+        assert inner
+
+
+def leases_and_watches_end(address: str) -> None:
+    """In the parent, where they were; a child that leaves the body is told the same."""
+    with ControlPlane(address, insecure=True) as cp, ThreadPoolExecutor(1) as pool:
+        cp.create_workflow("watched", b"")
+        changes = cp.watch(kinds=("workflow",), prefix="watched", snapshot=True)
+        assert next(changes).name == "watched"
+        watching = pool.submit(next, changes)
+        try:
+            with cp.campaign("forked") as lease:
+                child = os.fork()
+                assert not lease.valid
+        except LeaseLost:
+            told = True
+        else:
+            told = False
+        if child == 0:
+            os._exit(0 if told and cp.get_region().region.leader else 1)
+        assert told
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pytest.raises(Unavailable) as closed:
+            watching.result(20)
+        assert closed.value.reason == "CLIENT_CLOSED"
+
+
+def a_client_that_was_dropped(address: str) -> None:
+    """Nobody closed it, and it still does not run while the process forks."""
+    ControlPlane(address, insecure=True).get_region()
+    gc.collect()
+    in_child(lambda: None)
+    assert not [thread for thread in threading.enumerate() if thread.name == "controlplane"]
+
+
 def _worker(address: str, workflow: str) -> None:
     with ControlPlane(address, insecure=True) as cp:
         add_one(cp, workflow)
@@ -118,6 +215,11 @@ SCENARIOS = {
         parent_connected,
         parent_busy,
         child_of_a_busy_parent_works,
+        forks_are_not_kept_waiting,
+        a_mutator_forks,
+        a_call_within_a_call_does_not_wait_for_the_fork,
+        leases_and_watches_end,
+        a_client_that_was_dropped,
         by_multiprocessing,
         request_ids_differ,
     )
