@@ -23,7 +23,6 @@ from controlplane import sdk
 from controlplane.sdk import (
     SCOPE_TOOL,
     ConflictError,
-    ControlPlaneError,
     LeaseLost,
     NotElected,
     NotFound,
@@ -236,26 +235,32 @@ def test_what_comes_after_the_end_is_told_so(shared: Plane) -> None:
         runner.stop()
 
 
-def test_calls_meanwhile_end_one_way_or_the_other(shared: Plane) -> None:
-    cp, over = shared.connect_sync(), threading.Event()
+def test_nothing_gets_in_while_it_ends(shared: Plane) -> None:
+    with shared.connect_sync() as cp, ThreadPoolExecutor(2) as pool:
+        runner, begun, ending, over = cp._ready(), threading.Event(), threading.Event(), threading.Event()
 
-    def call() -> set[str]:
-        reasons = set()
-        while not over.is_set():
+        async def linger() -> None:
+            begun.set()
             try:
-                cp.get_region()
-            except ControlPlaneError as error:
-                reasons.add(error.reason)
-        return reasons
+                await asyncio.get_running_loop().create_future()
+            finally:
+                ending.set()
+                over.wait(20)
 
-    with ThreadPoolExecutor(6) as pool:
-        calling = [pool.submit(call) for _ in range(6)]
-        for _ in range(15):
-            cp.get_region()
-            cp.close()
+        lingering = pool.submit(runner.run, linger())
+        assert begun.wait(20)
+        closing = pool.submit(cp.close)
+        assert ending.wait(20)
+        late = asyncio.sleep(0)
+        with pytest.raises(Unavailable) as closed:
+            runner.run(late)
+        assert closed.value.reason == "CLIENT_CLOSED"
+        assert late.cr_frame is None
         over.set()
-        assert set().union(*(each.result(20) for each in calling)) <= {"CLIENT_CLOSED"}
-    cp.close()
+        with pytest.raises(Unavailable) as closed:
+            lingering.result(20)
+        assert closed.value.reason == "CLIENT_CLOSED"
+        closing.result(20)
 
 
 LEAVE_EARLY = """
