@@ -32,7 +32,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -345,7 +345,7 @@ class ControlPlane:
         return self._at_hand().config(user, tenant)
 
     def stopped(
-        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
+        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: Collection[str] = ()
     ) -> tuple[api.SwitchView, ...]:
         """Return the engaged kill switches that cover the subject. Raises MirrorStale."""
         return self._at_hand().stopped(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
@@ -355,7 +355,7 @@ class ControlPlane:
         return self._at_hand().check(subject)
 
     def ensure_alive(
-        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: tuple[str, ...] = ()
+        self, *, tenant: str = "", agent_type: str = "", workflow: str = "", tools: Collection[str] = ()
     ) -> None:
         """Raise Stopped if kill switches cover the subject, MirrorStale if that cannot be known."""
         self._at_hand().ensure_alive(tenant=tenant, agent_type=agent_type, workflow=workflow, tools=tools)
