@@ -18,8 +18,8 @@ its place is no longer kept it is told `Compacted`.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,12 +138,28 @@ class _Group:
         self.wakes = 0
         self.outdated = False
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._due = 0
 
-    def wake(self) -> None:
-        """Wake everyone who waits now; who comes later waits for the next time."""
+    def wake(self) -> bool:
+        """Everyone who waits now is due; who comes later waits for the next time. True if somebody is."""
         self.wakes += 1
-        waiting, self._waiting = self._waiting, deque()
-        _wake(waiting)
+        self._due = len(self._waiting)
+        return self._due > 0
+
+    def let_go(self, most: int) -> int:
+        """Wake some of those who are due, and return how many."""
+        count = min(most, self._due)
+        self._due -= count
+        for _ in range(count):
+            done = self._waiting.popleft()
+            if not done.done():
+                done.set_result(None)
+        return count
+
+    @property
+    def due(self) -> bool:
+        """Whether somebody still has to be woken."""
+        return self._due > 0
 
     def woken(self) -> asyncio.Future[None]:
         """What ends with the next wake."""
@@ -152,14 +168,75 @@ class _Group:
         return done
 
 
-def _wake(waiting: deque[asyncio.Future[None]]) -> None:
-    """Wake some now and the others in the next turns of the loop, which has more to do than to write to watchers."""
-    for _ in range(min(len(waiting), _WOKEN_AT_ONCE)):
-        done = waiting.popleft()
-        if not done.done():
-            done.set_result(None)
-    if waiting:
-        waiting[0].get_loop().call_soon(_wake, waiting)
+class _Wakes:
+    """Wakes some watchers now and the others in the next turns of the loop, which has more to do than to write to them.
+
+    Those who have something to see go before those who are told of progress only.
+    """
+
+    def __init__(self) -> None:
+        self._changed: dict[_Group, None] = {}
+        self._idle: dict[_Group, None] = {}
+        self._left = _WOKEN_AT_ONCE
+        self._next_due = False
+
+    def add(self, group: _Group, *, changed: bool) -> None:
+        """Wake a group."""
+        if not group.wake():
+            return
+        if changed:
+            self._idle.pop(group, None)
+            self._changed[group] = None
+        elif group not in self._changed:
+            self._idle[group] = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for line in (self._changed, self._idle):
+            while line and self._left:
+                group = next(iter(line))
+                self._left -= group.let_go(self._left)
+                if not group.due:
+                    del line[group]
+        if not self._next_due:
+            self._next_due = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._left, self._next_due = _WOKEN_AT_ONCE, False
+        if self._changed or self._idle:
+            self._let_go()
+
+
+class _Index:
+    """Finds the filters that a key is for by the key's beginnings, however many filters there are."""
+
+    def __init__(self) -> None:
+        self._of: dict[bytes, dict[Filter, None]] = {}
+        self._lengths: Counter[int] = Counter()
+
+    def add(self, prefix: bytes, wanted: Filter) -> None:
+        """`wanted` is for keys that start with `prefix`."""
+        if prefix not in self._of:
+            self._lengths[len(prefix)] += 1
+        self._of.setdefault(prefix, {})[wanted] = None
+
+    def remove(self, prefix: bytes, wanted: Filter) -> None:
+        """Undo `add`."""
+        filters = self._of[prefix]
+        del filters[wanted]
+        if not filters:
+            del self._of[prefix]
+            self._lengths[len(prefix)] -= 1
+            self._lengths += Counter()  # Without those that count nothing.
+
+    def find(self, keys_changed: Iterable[bytes]) -> dict[Filter, None]:
+        """All filters that any of these keys is for."""
+        found: dict[Filter, None] = {}
+        for key in keys_changed:
+            for length in self._lengths:
+                found.update(self._of.get(key[:length], {}))
+        return found
 
 
 class Watches:
@@ -172,6 +249,9 @@ class Watches:
         self._tail = tail
         self._listings = 0
         self._groups: dict[Filter, _Group] = {}
+        self._matching, self._choosing = _Index(), _Index()
+        self._wakes = _Wakes()
+        self._watchers = 0
         self._revision = tail.floor
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals, self._given_up = 0, 0
@@ -186,7 +266,7 @@ class Watches:
     @property
     def count(self) -> int:
         """Watchers now."""
-        return sum(group.watchers for group in self._groups.values())
+        return self._watchers
 
     def took(self, applied: Applied) -> None:
         """Take in what an entry changed."""
@@ -198,34 +278,30 @@ class Watches:
                 self._tail.add(_Recent(revision, events, sum(len(changed.encoded) for changed in taken)))
                 touched += events
         self._reach(applied.state.revision)
-        for wanted, group in tuple(self._groups.items()):
-            if wanted.chosen and any(event.key.startswith(wanted.chosen) for event in touched):
-                del self._groups[wanted]
-                group.outdated = True
-                group.wake()
-            elif any(wanted.matches(event.key) for event in touched):
-                group.touched = applied.state.revision
-                group.wake()
+        changed = {event.key for event in touched}
+        for wanted in self._choosing.find(changed):
+            self._outdate(wanted)
+        for wanted in self._matching.find(changed):
+            group = self._groups[wanted]
+            group.touched = applied.state.revision
+            self._wakes.add(group, changed=True)
 
     def outdate(self, scope: bytes) -> None:
         """End the watches of a partition whose records are shown elsewhere from now on; they raise `Compacted`."""
-        for wanted, group in tuple(self._groups.items()):
+        for wanted in tuple(self._groups):
             if any(prefix.startswith(scope) for prefix in wanted.prefixes) and not wanted.chosen:
-                del self._groups[wanted]
-                group.outdated = True
-                group.wake()
+                self._outdate(wanted)
 
     def reset(self, revision: int) -> None:
         """The store was replaced: start the tail anew and let everyone look again."""
         self._tail = Tail(revision)
         self._reach(revision)
-        self._wake_all()
         for wanted, group in tuple(self._groups.items()):
             group.touched = revision
             if wanted.chosen:
                 # Which partitions it would look at now is not known here.
-                del self._groups[wanted]
-                group.outdated = True
+                self._outdate(wanted)
+        self._wake_all()
 
     def forget(self) -> None:
         """Read from the store from now on what happened up to here: some of it was erased there."""
@@ -304,15 +380,35 @@ class Watches:
 
     def join(self, wanted: Filter) -> _Group:
         """Count one more watcher of `wanted`."""
-        group = self._groups.setdefault(wanted, _Group(self._revision))
+        group = self._groups.get(wanted)
+        if group is None:
+            group = self._groups[wanted] = _Group(self._revision)
+            for prefix in set(wanted.prefixes):
+                self._matching.add(prefix, wanted)
+            if wanted.chosen:
+                self._choosing.add(wanted.chosen, wanted)
         group.watchers += 1
+        self._watchers += 1
         return group
 
     def leave(self, wanted: Filter, group: _Group) -> None:
         """Count one watcher less."""
         group.watchers -= 1
+        self._watchers -= 1
         if not group.watchers and self._groups.get(wanted) is group:
-            del self._groups[wanted]
+            self._remove(wanted)
+
+    def _remove(self, wanted: Filter) -> _Group:
+        for prefix in set(wanted.prefixes):
+            self._matching.remove(prefix, wanted)
+        if wanted.chosen:
+            self._choosing.remove(wanted.chosen, wanted)
+        return self._groups.pop(wanted)
+
+    def _outdate(self, wanted: Filter) -> None:
+        group = self._remove(wanted)
+        group.outdated = True
+        self._wakes.add(group, changed=True)
 
     def remembers(self, group: _Group, cursor: int) -> bool:
         """Whether `read` finds what it needs in memory."""
@@ -362,7 +458,7 @@ class Watches:
 
     def _wake_all(self) -> None:
         for group in self._groups.values():
-            group.wake()
+            self._wakes.add(group, changed=False)
 
 
 class Following:

@@ -723,3 +723,60 @@ async def test_many_watchers_leave_room_for_everything_else(monkeypatch: pytest.
             told = [await within(future), await message(stream)]
             assert [each.changes[0].meta.version for each in told] == [2, 3]
             await stream.aclose()
+
+
+async def _idle(region: Region, prefixes: list[str]) -> list[AsyncGenerator[bytes, None]]:
+    """Watchers, each of names of its own, that have heard where they stand and wait."""
+    streams = [region.watch(wanted(prefix=prefix)) for prefix in prefixes]
+    for stream in streams:
+        assert [(await message(stream)).kind for _ in range(2)] == [STARTED, PROGRESS]
+    return streams
+
+
+async def test_watchers_of_many_filters_are_woken_over_several_turns_those_with_something_to_see_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "_WOKEN_AT_ONCE", 10)
+    async with Region() as region:
+        streams = await _idle(region, [f"w{n:02}" for n in range(45)])
+        ended: list[int] = []
+        heard = [asyncio.ensure_future(message(stream)) for stream in streams]
+        for n, future in enumerate(heard):
+            future.add_done_callback(lambda _, n=n: ended.append(n))  # type: ignore[misc]
+        await settle()
+        region.node._watches.tick(region.now_s + 3600)
+        region.log.commit(bulk(region, ["w44"]))
+        steps = []
+        while len(ended) < len(heard):
+            before = len(ended)
+            await asyncio.sleep(0)
+            steps.append(len(ended) - before)
+        assert max(steps) <= 10
+        assert ended.index(44) < 21, "it does not wait for those who are told of progress"
+        assert [each.result().kind for each in heard] == [PROGRESS] * 44 + [CHANGES]
+
+
+async def test_a_change_looks_only_at_the_filters_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+    compare = watch.Filter.matches
+
+    def counted(of: watch.Filter, key: bytes) -> bool:
+        nonlocal looked_at
+        looked_at += 1
+        return compare(of, key)
+
+    monkeypatch.setattr(watch.Filter, "matches", counted)
+    async with Region() as region:
+        streams = await _idle(region, [f"w{n:03}" for n in range(200)] + ["", "w", "w007x"])
+        assert region.node.status().watchers == 203
+        looked_at = 0
+        region.log.commit(bulk(region, ["w007", "other"], ["w007xy"]))
+        assert looked_at == 0
+        for n, seen in ((7, [["w007"], ["w007xy"]]), (201, [["w007"], ["w007xy"]]), (202, [["w007xy"]])):
+            assert [[change.name for change in (await message(streams[n])).changes] for _ in seen] == seen
+        assert [change.name for change in (await message(streams[200])).changes] == ["w007", "other"]
+        for stream in streams:
+            await stream.aclose()
+        assert region.node.status().watchers == 0
+        assert not region.node._watches._matching._of
+        assert not region.node._watches._matching._lengths
