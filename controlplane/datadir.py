@@ -40,6 +40,9 @@ from controlplane.errors import Fatal
 FORMAT = 1
 BALLAST_BYTES = 64 << 20
 _BALLAST_STEP_BYTES = 1 << 20
+_DATA = frozenset({"IDENTITY", "MEMBERS", "journal", "store"})
+# What a start leaves that a crash ended before it knew whose the folder is, and what file systems put into new ones.
+_BEFORE_IDENTITY = frozenset({"LOCK", "IDENTITY.new", "lost+found"})
 
 
 class Start(Enum):
@@ -180,10 +183,11 @@ class DataFolder:
 def open_folder(path: Path, *, fleet: str, region: str, node: str, start: Start) -> DataFolder:
     """Lock the folder and check that it is this node's, creating it where `start` allows that.
 
-    Raises `Fatal` with the next step when another process holds it, it is another node's, it is damaged or of
-    an unknown format, it is empty without a reason, or it holds data that `start` would contradict.
+    Raises `Fatal` with the next step when it cannot be used or holds what is no node's data, another process holds it,
+    it is another node's, it is damaged or of an unknown format, it is empty without a reason, or it holds data that
+    `start` would contradict.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    prepare(path)
     lock = _lock(path)
     try:
         identity = _admit(path, (fleet, region, node), start)
@@ -194,6 +198,29 @@ def open_folder(path: Path, *, fleet: str, region: str, node: str, start: Start)
     except BaseException:
         lock.close()
         raise
+
+
+def prepare(path: Path) -> None:
+    """Make the folder if it is not there. Raises `Fatal` where that cannot be, or if what is in it is no node's data.
+
+    A folder of something else is not taken: what it holds would lie among the node's data from then on, and be moved
+    away with it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        found = sorted(each.name for each in path.iterdir())
+    except OSError as error:
+        raise _unusable(path, error) from error
+    strangers = [name for name in found if name not in _BEFORE_IDENTITY]
+    if strangers and not _DATA.intersection(found):
+        raise Fatal(
+            f"{path} is no data folder and is not empty: {strangers[0]} is in it. Point --data at a folder of its own; "
+            f"it is made if it is not there."
+        )
+
+
+def _unusable(path: Path, error: OSError) -> Fatal:
+    return Fatal(f"{path}: cannot be a data folder: {error.strerror}. Point --data at one that can be written.")
 
 
 def _admit(path: Path, owner: tuple[str, str, str], start: Start) -> Identity:
@@ -226,7 +253,7 @@ def _unwritten(database: Path) -> bool:
 
 
 def _create(path: Path, owner: tuple[str, str, str], start: Start) -> Identity:
-    if any((path / name).exists() for name in ("journal", "store", "MEMBERS")):
+    if any((path / name).exists() for name in _DATA):
         raise Fatal(
             f"{path}: IDENTITY is missing but data is there. Put the file back from a copy of this folder, "
             f"or empty the folder and start with --replace to fetch the data from the peers."
@@ -267,13 +294,16 @@ def _check_start(path: Path, identity: Identity, start: Start) -> None:
 
 
 def _lock(path: Path) -> BinaryIO:
-    file = (path / "LOCK").open("ab")
+    try:
+        file = (path / "LOCK").open("ab")
+    except OSError as error:
+        raise _unusable(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
+            raise _unusable(path, error) from error
         raise Fatal(f"{path} is in use by another process. Stop that one first.") from error
     return file
 
@@ -321,7 +351,10 @@ def _write_checked(path: Path, fields: Mapping[str, str | int]) -> None:
 
 
 def _read_checked(path: Path) -> dict[str, str | int]:
-    checksum, _, body = path.read_text("utf-8", "replace").strip().partition(" ")
+    try:
+        checksum, _, body = path.read_text("utf-8", "replace").strip().partition(" ")
+    except OSError as error:
+        raise Fatal(f"{path}: cannot read: {error.strerror}. Check the disk, then start again.") from error
     if checksum != f"{zlib.crc32(body.encode()):08x}":
         raise Fatal(
             f"{path} is damaged. Restore the node from its peers: move the data folder away and start with --replace."

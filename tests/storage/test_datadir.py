@@ -67,6 +67,41 @@ def test_every_new_folder_is_another_incarnation(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("start", list(Start))
+def test_a_folder_that_cannot_be_made_or_looked_at_is_named(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "below", Path("/proc/x"), tmp_path / ("x" * 300)):
+        with pytest.raises(Fatal, match=f"^{path}: cannot be a data folder: .*Point --data"):
+            opened(path, start)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "LOCK").mkdir()
+    with pytest.raises(Fatal, match="cannot be a data folder: Is a directory"):
+        opened(tmp_path, Start.BOOTSTRAP)
+
+
+def test_an_identity_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "IDENTITY").mkdir()
+    with pytest.raises(Fatal, match="IDENTITY: cannot read: Is a directory"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("start", list(Start))
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(Fatal, match=r"is no data folder and is not empty: letter\.txt"):
+        opened(tmp_path, start)
+    assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_what_a_file_system_or_a_crash_leaves_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    for name in ("LOCK", "IDENTITY.new"):
+        (tmp_path / name).touch()
+    opened(tmp_path, Start.BOOTSTRAP).close()
+
+
 def test_two_processes_cannot_share_it(tmp_path: Path) -> None:
     folder = opened(tmp_path, Start.BOOTSTRAP)
     code = (
