@@ -1,7 +1,7 @@
 """The `controlplane` program: serve a node, try it out, make certificates. The only reader of argv and environment.
 
 Exit codes: 0 done, or stopped as asked; 1 the node may not go on, the message says what to do next; 2 the command line
-or a file it names is wrong.
+or a file it names is wrong; 130 interrupted before it began.
 """
 
 from __future__ import annotations
@@ -17,20 +17,41 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+# gRPC would write lines of its own between ours, also those of JSON. Only its first import asks.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 try:
     import click
 
     from controlplane import certs, config, process
-    from controlplane.datadir import Start
+    from controlplane.datadir import Start, prepare
     from controlplane.drills import supervisor
     from controlplane.errors import Fatal, Invalid
     from controlplane.identity import Identity
     from controlplane.telemetry import configure_logs
 except ModuleNotFoundError as missing:
-    sys.exit(f"controlplane: {missing.name} is not installed: pip install 'controlplane[server]'")
+    sys.exit(
+        f"controlplane: {missing.name} is not installed: "
+        "pip install 'controlplane[server]', or in a clone of it pip install '.[server]'"
+    )
+except KeyboardInterrupt:
+    sys.exit(130)
+
+
+class _Folder(click.Path):
+    """A folder with a name: an empty one, as of a variable that is not set, would be the one at hand."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("name a folder; the one at hand is '.'", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FOLDER = _Folder()
 _region_file = click.argument("region_file", type=_FILE)
 _region_files = click.argument("region_files", type=_FILE, nargs=-1, required=True)
 _force = click.option("--force", is_flag=True, help="Replace what exists.")
@@ -115,6 +136,8 @@ def dev(port: int, data: Path | None, log_format: str, log_level: str) -> None:
     """Run a region of one node for development: no certificates, loopback only, data kept."""
     configure_logs(log_format, log_level)
     folder = data or _state_home() / "controlplane" / "dev"
+    with _reported():
+        prepare(folder)
     _run(lambda stopping: process.dev(port, folder, stopping, click.echo))
 
 

@@ -1,8 +1,12 @@
 """Real processes: starting, stopping, exit codes, and what people are told when something is wrong."""
 
 import contextlib
+import json
+import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -224,6 +228,49 @@ def test_dev_needs_nothing_and_keeps_its_data(tmp_path):
                 assert reply.workflow.version == version
             assert stopped(child) == 0
             child.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "says"),
+    [
+        ("", 2, "name a folder"),
+        ("/dev/null/x", 1, "/dev/null/x: cannot be a data folder: Not a directory"),
+        ("/proc/x", 1, "/proc/x: cannot be a data folder"),
+        ("x" * 300, 1, "cannot be a data folder: File name too long"),
+        (Path(__file__).parent, 1, "is no data folder and is not empty"),
+    ],
+)
+def test_a_data_folder_that_cannot_be_one_is_told(region, data, code, says):
+    for arguments in (("dev", "--port", 0), serve_arguments(region.file, "n1", "--bootstrap")):
+        result = ended(*arguments, "--data", data)
+        assert result.returncode == code
+        assert says in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_every_line_of_a_log_in_json_is_json(region):
+    silent = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    with program(*serve_arguments(region.file, "n1", "--bootstrap", "--log-format", "json"), env=silent) as child:
+        with channel(region):
+            pass
+        host, _, port = region.nodes[0].address.rpartition(":")
+        # Nobody's certificate: what gRPC has to say of it would stand between our lines.
+        nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
+        nobody.set_alpn_protocols(["h2"])
+        with socket.create_connection((host, int(port)), 10) as plain, contextlib.suppress(OSError):
+            nobody.wrap_socket(plain).recv(1)
+        assert stopped(child) == 0
+        lines = child.stderr.read().splitlines()
+    assert {json.loads(line)["event"] for line in lines} >= {"serving", "draining"}
+
+
+def test_ctrl_c_before_a_program_began_is_no_traceback():
+    interrupt = "def find_spec(name, *_):\n if name == 'structlog': raise KeyboardInterrupt"
+    found = "sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))"
+    code = f"import sys, types\n{interrupt}\n{found}\nimport controlplane.__main__"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr) == (130, "")
 
 
 def test_without_the_server_the_programs_say_what_to_install():
