@@ -230,7 +230,11 @@ def _leader(document: Shape) -> RenderableType:
 @run
 async def watch(cpctl: Cpctl, plane: sdk.ControlPlane, /) -> None:
     """Every change of leader, as it happens."""
+    before: tuple[str, int] | None = None
     async for change in plane.watch_region():
+        # A client that comes to another node is told again what it knows.
+        if before == (before := (change.leader, change.term)):
+            continue
         cpctl.show(
             shapes.region(change),
             lambda seen: (

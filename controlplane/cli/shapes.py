@@ -21,7 +21,7 @@ FLAG_TYPES = {records.BOOL: "bool", records.STRING: "string", records.INT: "int"
     records.NUMBER: "number",
     records.JSON: "json",
 }
-# What a node says that has never had proof of being up to date.
+# What a node says of an age that it cannot know: it never had proof of being up to date, or never heard of the member.
 _AGE_UNKNOWN_MS = (1 << 32) - 1
 SCOPE_KINDS = {
     records.SCOPE_REGION: "region",
@@ -78,7 +78,7 @@ def member(message: api.Member) -> Shape:
         "address": message.address,
         "connected": message.connected,
         "match": message.match,
-        "heard_ms": message.heard_ms,
+        "heard_ms": message.heard_ms if message.heard_ms < _AGE_UNKNOWN_MS else None,
         "state": message.state,
     }
 

@@ -41,6 +41,12 @@ def test_empty_messages_have_whole_shapes(shape: shapes.Shape) -> None:
     assert all(key.islower() for key in shape)
 
 
+def test_what_is_not_known_is_null() -> None:
+    unknown = (1 << 32) - 1
+    assert shapes.member(api.Member(heard_ms=unknown))["heard_ms"] is None
+    assert shapes.member(api.Member(heard_ms=7))["heard_ms"] == 7
+
+
 def test_bytes_that_are_no_text_are_base64() -> None:
     assert shapes.content("state", b"a") == {"state": "a", "state_encoding": "utf-8"}
     assert shapes.content("state", b"\xff") == {"state": "/w==", "state_encoding": "base64"}
