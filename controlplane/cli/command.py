@@ -38,7 +38,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controlplane import limits, sdk
-from controlplane.cli import shapes, values
+from controlplane.cli import files, shapes, tls, values
 from controlplane.cli.settings import Settings
 from controlplane.v1 import api_pb2 as api
 
@@ -112,6 +112,11 @@ class Cpctl:
             click.echo(json.dumps(document, ensure_ascii=False))
         elif self.live is not None:
             self.live.update(people(document), refresh=True)
+    async def explained(self) -> sdk.ControlPlaneError | None:
+        """Why no node answers, if that is because of the certificates; None otherwise."""
+        found = self.settings()
+        return await tls.explained(found.addresses, found.authority, found.certificate, found.key)
+
         else:
             console().print(people(document))
 
@@ -183,7 +188,7 @@ def finish(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` to its end; leave the process with the exit code of what it raised."""
     cpctl.start_waiting()
     try:
-        asyncio.run(work)
+        asyncio.run(_told(cpctl, work))
     except sdk.ControlPlaneError as error:
         cpctl.stop_waiting()
         _complain(cpctl, error)
@@ -275,6 +280,38 @@ def reads(body: F) -> F:
 
     @functools.wraps(body)
     def wrapped(
+async def _told(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`; where nobody answered, raise what says that it is because of the certificates, if it is."""
+    try:
+        await work
+    except sdk.Unavailable as error:
+        if error.reason != "UNREACHABLE":
+            raise
+        raise await cpctl.explained() or error from error.__cause__
+
+
+def confirm(cpctl: Cpctl, ask: Callable[[], bool], about: RenderableType | None = None) -> None:
+    """Show people `about`, and return if they say yes to `ask`.
+
+    Raises `Invalid` (NOT_CONFIRMED) if they do not, or nobody is there; `KeyboardInterrupt` at once at Ctrl-C.
+    """
+    if cpctl.as_json or not sys.stdin.isatty():
+        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
+    cpctl.stop_waiting()
+    if about is not None:
+        console(err=True).print(about)
+    # The handler of the event loop only cancels the task, of which a prompt that waits would not hear.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        agreed = ask()
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if not agreed:
+        raise sdk.Invalid("not confirmed, so nothing was done", reason="NOT_CONFIRMED")
+
+
         *args: Any,
         local: bool,
         at_least: int | None,

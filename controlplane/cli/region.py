@@ -320,6 +320,8 @@ async def _everyone(cpctl: Cpctl) -> list[Shape]:
     # What answers names the rest of the region; those are asked as well.
     others = sorted({each["address"] for status in found if status for each in status["members"]} - set(known))
     found += await asyncio.gather(*(_ask(cpctl, address) for address in others))
+    if not any(found) and (problem := await cpctl.explained()):
+        raise problem
     rows = [_row(address, status) for address, status in zip(known + others, found, strict=True)]
     _compare(rows)
     return sorted(rows, key=lambda row: (row["node"] or "~", row["address"]))

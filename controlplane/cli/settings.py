@@ -24,6 +24,9 @@ from typing import Any
 
 import click
 
+from controlplane.cli import tls
+from controlplane.cli.files import FileUnusable, usable
+
 DEV_ADDRESS = "127.0.0.1:7000"
 _FILE_BYTES_MAX = 1 << 20
 _CONTEXTS_MAX = 1000
@@ -47,7 +50,7 @@ class Settings:
         return replace(self, **merged)
 
     def checked(self) -> Settings:
-        """These settings if a connection can be tried with them. Raises `click.UsageError`."""
+        """These settings if a connection can be tried with them. Raises `click.UsageError` or `FileUnusable`."""
         if not self.addresses and not self._paths():
             return Settings(addresses=(DEV_ADDRESS,), insecure=True)
         if not self.addresses:
@@ -60,6 +63,7 @@ class Settings:
         for path in self._paths():
             if not Path(path).is_file():
                 raise click.UsageError(f"{path} is not a file")
+        tls.check(self.authority, self.certificate, self.key)
         return self
 
     def _paths(self) -> list[str]:
@@ -91,14 +95,17 @@ def config_file(environ: Mapping[str, str]) -> Path:
 
 
 def load(file: Path) -> Contexts:
-    """Read the configuration file; none is an empty one. Raises `click.UsageError` naming what is wrong."""
+    """Read the configuration file; none is an empty one.
+
+    Raises `click.UsageError` or `FileUnusable`, which say what is wrong with it.
+    """
     try:
         with file.open("rb") as opened:
             table = tomllib.loads(opened.read(_FILE_BYTES_MAX).decode())
     except FileNotFoundError:
         return Contexts(None, {})
     except OSError as error:
-        raise click.UsageError(f"{file}: {error.strerror}") from None
+        raise FileUnusable(f"{file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{file} is not TOML: {error}") from None
     contexts = table.get("context", {})
@@ -127,7 +134,10 @@ def _settings(value: Any, where: str, file: Path) -> Settings:
 
 
 def save(file: Path, contexts: Contexts) -> None:
-    """Write the configuration file, whole or not at all; readable by its owner only."""
+    """Write the configuration file, whole or not at all; readable by its owner only.
+
+    Raises `click.UsageError` for too many contexts, `FileUnusable` where nothing can be written.
+    """
     if len(contexts.table) > _CONTEXTS_MAX:
         raise click.UsageError(f"more than {_CONTEXTS_MAX} contexts")
     lines = [f"current = {_toml(contexts.current)}", ""] if contexts.current else []
@@ -135,11 +145,12 @@ def save(file: Path, contexts: Contexts) -> None:
         lines.append(f"[context.{_toml(name)}]")
         lines += [f"{each.name} = {_toml(getattr(settings, each.name))}" for each in fields(settings)]
         lines.append("")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".new")
-    fresh.write_text("\n".join(lines), encoding="utf-8")
-    fresh.chmod(0o600)
-    fresh.replace(file)
+    with usable(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".new")
+        fresh.write_text("\n".join(lines), encoding="utf-8")
+        fresh.chmod(0o600)
+        fresh.replace(file)
 
 
 def _toml(value: Any) -> str:
