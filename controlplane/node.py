@@ -447,7 +447,7 @@ class Node:
                 raise Invalid(
                     f"environment {environment} has no default partition for {kind}",
                     reason="PARTITION_MISSING",
-                    hint="name a partition in the header",
+                    hint="name a partition",
                 )
         else:
             found = self._named(header.partition, call)
@@ -542,7 +542,7 @@ class Node:
             raise Invalid(
                 f"these kinds lie in several partitions: {', '.join(sorted(found))}",
                 reason="PARTITION_AMBIGUOUS",
-                hint="name one of them in the header, or ask for kinds of one partition",
+                hint="name one of them, or ask for kinds of one partition",
             )
         return next(iter(found.values()))
 

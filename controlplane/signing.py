@@ -16,14 +16,15 @@ class KeyInvalid(ValueError):
 def new(file: Path) -> Path:
     """Make a key at `file`, readable by its owner only, and its public half beside it; return the latter's path.
 
-    Raises `FileExistsError`: a key is never replaced.
+    Raises `FileExistsError`: a key is never replaced. Any other `OSError` as it comes.
     """
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.parent.exists():  # Asked to make what is a file, the system would say that it exists.
+        file.parent.mkdir(parents=True, exist_ok=True)
     file.touch(mode=0o600, exist_ok=False)
     file.write_bytes(private)
     public_file = file.with_name(file.name + ".pub")

@@ -4,7 +4,7 @@ Exit codes, for scripts:
 
      0  done; or, for a check, it may act
      1  a defect of cpctl or of the region
-     2  the command line or the request is wrong (Invalid)
+     2  the command line, a file it names or the request is wrong, or was not confirmed (Invalid)
      3  not known, or not allowed (Denied)
      4  no such thing (NotFound)
      5  the rules said no (Refused)
@@ -15,18 +15,23 @@ Exit codes, for scripts:
     10  a check found that kill switches stop the subject
     11  some members of the region, or regions of the fleet, are not healthy, or do not answer
     12  a drill, or a record of one, does not show what it should
+    13  it is done, but the output, or a file, could not be written
    130  interrupted
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import functools
 import json
+import os
 import secrets
+import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -60,6 +65,8 @@ EXIT_CODES: dict[type[sdk.ControlPlaneError], int] = {
     sdk.Unavailable: 8,
     sdk.OutcomeUnknown: 9,
 }
+_OF_DISKS = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC})
+JSON_VARIABLE = "CONTROLPLANE_JSON"
 _WIDTH_OF_PIPES = 200
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -105,6 +112,11 @@ class Cpctl:
         finally:
             await plane.close()
 
+    async def explained(self) -> sdk.ControlPlaneError | None:
+        """Why no node answers, if that is because of the certificates; None otherwise."""
+        found = self.settings()
+        return await tls.explained(found.addresses, found.authority, found.certificate, found.key)
+
     def show(self, document: Any, people: Callable[[Any], RenderableType]) -> None:
         """Print a document: as one line of JSON for programs, as `people(document)` for people."""
         self.stop_waiting()
@@ -112,11 +124,6 @@ class Cpctl:
             click.echo(json.dumps(document, ensure_ascii=False))
         elif self.live is not None:
             self.live.update(people(document), refresh=True)
-    async def explained(self) -> sdk.ControlPlaneError | None:
-        """Why no node answers, if that is because of the certificates; None otherwise."""
-        found = self.settings()
-        return await tls.explained(found.addresses, found.authority, found.certificate, found.key)
-
         else:
             console().print(people(document))
 
@@ -139,6 +146,80 @@ class Cpctl:
 
 
 pass_cpctl = click.make_pass_decorator(Cpctl)
+
+
+class Program(click.Group):
+    """`cpctl` itself: whatever ends it becomes an exit code and, where there is something to say, one message."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command line, those of the process by default, and leave with its exit code; see `click.Group.main`."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        given = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(given, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            _say_what_is_wrong(error, as_json=_wants_json(given))
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            code = EXIT_INTERRUPTED
+        except OSError as error:
+            if error.errno not in _OF_DISKS:
+                raise
+            # Python would try once more when it flushes at exit.
+            sys.stdout = None
+            unwritten = files.Unwritten(f"standard output: {error.strerror}")
+            with contextlib.suppress(OSError):  # The same may hold for this.
+                _say_what_is_wrong(unwritten, as_json=_wants_json(given))
+            code = unwritten.exit_code
+        sys.exit(code)
+
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        """See `click.Command`; prints what --help asks for."""
+        with _until_enough():
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Group`."""
+        with _until_enough():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _until_enough() -> Iterator[None]:
+    """End with success when whoever reads the output has seen enough of it."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Python would complain when it flushes at exit.
+        sys.stdout = None
+        raise click.exceptions.Exit(0) from None
+
+
+def _wants_json(given: Sequence[str]) -> bool:
+    """Whether errors are to be documents, also where the command line could not be read to its end."""
+    with contextlib.suppress(click.BadParameter):
+        return "--json" in given or bool(click.BOOL(os.environ.get(JSON_VARIABLE) or "no"))
+    return False
+
+
+def _say_what_is_wrong(error: click.ClickException, *, as_json: bool) -> None:
+    if not as_json:
+        error.show()
+        return
+    kind, reason, hint = "Invalid", "USAGE", ""
+    if isinstance(error, files.FileUnusable):
+        kind, reason = error.kind, error.reason
+    elif isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"{error.ctx.command_path} --help"
+    _print_error({**shapes.error(sdk.Invalid(error.format_message(), reason=reason, hint=hint)), "error": kind})
 
 
 class Command(click.Command):
@@ -195,11 +276,40 @@ def finish(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
         sys.exit(EXIT_CODES.get(type(error), EXIT_DEFECT))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would complain when it flushes at exit.
-        sys.stdout = None
     finally:
         cpctl.stop_waiting()
+
+
+async def _told(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`; where nobody answered, raise what says that it is because of the certificates, if it is."""
+    try:
+        await work
+    except sdk.Unavailable as error:
+        if error.reason != "UNREACHABLE":
+            raise
+        raise await cpctl.explained() or error from error.__cause__
+
+
+def confirm(cpctl: Cpctl, ask: Callable[[], bool], about: RenderableType | None = None) -> None:
+    """Show people `about`, and return if they say yes to `ask`.
+
+    Raises `Invalid` (NOT_CONFIRMED) if they do not, or nobody is there; `KeyboardInterrupt` at once at Ctrl-C.
+    """
+    if cpctl.as_json or not sys.stdin.isatty():
+        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
+    cpctl.stop_waiting()
+    if about is not None:
+        console(err=True).print(about)
+    # The handler of the event loop only cancels the task, of which a prompt that waits would not hear.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        agreed = ask()
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if not agreed:
+        raise sdk.Invalid("not confirmed, so nothing was done", reason="NOT_CONFIRMED")
 
 
 async def _repeat(cpctl: Cpctl, once: Callable[[], Awaitable[None]]) -> None:
@@ -216,13 +326,43 @@ async def _repeat(cpctl: Cpctl, once: Callable[[], Awaitable[None]]) -> None:
 def _complain(cpctl: Cpctl, error: sdk.ControlPlaneError) -> None:
     if isinstance(error, sdk.OutcomeUnknown) and cpctl.request_id is not None:
         error.hint = f"cpctl outcome {cpctl.request_id.hex()}"
+    error.hint = _own_hint(error) or error.hint
     if cpctl.as_json:
-        click.echo(json.dumps(shapes.error(error), ensure_ascii=False), err=True)
+        _print_error(shapes.error(error))
         return
     say = console(err=True)
     say.print(Text.assemble(("error: ", "bold red"), str(error), (f"  {error.reason}", "dim")))
     if hint := error.hint or _next_step(error):
         say.print(Text.assemble(("next:  ", "bold"), hint))
+
+
+def _print_error(document: shapes.Shape) -> None:
+    click.echo(json.dumps(document, ensure_ascii=False), err=True)
+
+
+_IN_AN_EMERGENCY = (
+    "ask in a region that may see it; in an emergency: --break-glass REASON, on the record of both regions"
+)
+_LIST_ANEW = "begin with what there is: --snapshot"
+# By reason, what to do in the words of an option, and which one the command has to have for it.
+_OWN_HINTS = {
+    "EVENTS_COMPACTED": ("snapshot", _LIST_ANEW),
+    "HOME_UNREACHABLE": ("local", "read the copy that is here: --local; cpctl status shows how old it is"),
+    "JURISDICTION_MISMATCH": ("break_glass", _IN_AN_EMERGENCY),
+    "PARTITION_AMBIGUOUS": ("kinds", "ask for kinds of one of them with --kind, or name it with --partition"),
+    "PARTITION_MISSING": ("partition", "name one with --partition; cpctl partition list shows them"),
+    "PARTITION_PINNED": ("break_glass", _IN_AN_EMERGENCY),
+    "PARTITIONS_CHANGED": ("snapshot", _LIST_ANEW),
+    "REASON_MISSING": ("reason", "say why: --reason"),
+    "REVISION_IN_FUTURE": ("at_least", "wait for that revision: --at-least REVISION"),
+}
+
+
+def _own_hint(error: sdk.ControlPlaneError) -> str:
+    """The next step in the words of the command line, where the API speaks of fields."""
+    context = click.get_current_context(silent=True)
+    option, hint = _OWN_HINTS.get(error.reason, ("", ""))
+    return hint if context is not None and any(each.name == option for each in context.command.params) else ""
 
 
 def _next_step(error: sdk.ControlPlaneError) -> str:
@@ -236,10 +376,23 @@ def _next_step(error: sdk.ControlPlaneError) -> str:
     return ""
 
 
+class _Console(Console):
+    """One that leaves it to `Program` what becomes of a reader that went away."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(*, err: bool = False) -> Console:
     """A terminal; a pipe or a file gets wide lines without colour."""
-    plain = Console(stderr=err, highlight=False)
-    return plain if plain.is_terminal else Console(stderr=err, highlight=False, width=_WIDTH_OF_PIPES)
+    plain = _Console(stderr=err, highlight=False)
+    return plain if plain.is_terminal else _Console(stderr=err, highlight=False, width=_WIDTH_OF_PIPES)
+
+
+def not_installed(missing: ModuleNotFoundError) -> click.UsageError:
+    """What to say where a command needs more than all the others do."""
+    extra = "pip install 'controlplane[drills]', or in a clone of it pip install '.[drills]'"
+    return click.UsageError(f"{missing.name} is not installed: {extra}")
 
 
 def table(rows: Sequence[dict[str, Any]], **columns: Callable[[dict[str, Any]], Any]) -> RenderableType:
@@ -280,38 +433,6 @@ def reads(body: F) -> F:
 
     @functools.wraps(body)
     def wrapped(
-async def _told(cpctl: Cpctl, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work`; where nobody answered, raise what says that it is because of the certificates, if it is."""
-    try:
-        await work
-    except sdk.Unavailable as error:
-        if error.reason != "UNREACHABLE":
-            raise
-        raise await cpctl.explained() or error from error.__cause__
-
-
-def confirm(cpctl: Cpctl, ask: Callable[[], bool], about: RenderableType | None = None) -> None:
-    """Show people `about`, and return if they say yes to `ask`.
-
-    Raises `Invalid` (NOT_CONFIRMED) if they do not, or nobody is there; `KeyboardInterrupt` at once at Ctrl-C.
-    """
-    if cpctl.as_json or not sys.stdin.isatty():
-        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
-    cpctl.stop_waiting()
-    if about is not None:
-        console(err=True).print(about)
-    # The handler of the event loop only cancels the task, of which a prompt that waits would not hear.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        agreed = ask()
-    except click.Abort:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if not agreed:
-        raise sdk.Invalid("not confirmed, so nothing was done", reason="NOT_CONFIRMED")
-
-
         *args: Any,
         local: bool,
         at_least: int | None,

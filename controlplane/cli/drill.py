@@ -28,11 +28,14 @@ from controlplane.cli.command import (
     Cpctl,
     Group,
     card,
+    confirm,
     console,
     finish,
+    not_installed,
     pass_cpctl,
     table,
 )
+from controlplane.cli.files import check_folder, usable, written
 from controlplane.cli.settings import Settings, config_file, load
 from controlplane.cli.shapes import Shape
 from controlplane.drills import picture, record, runner, scenarios
@@ -261,18 +264,28 @@ async def _run(
     async with _nodes(settings) as nodes, _there(others) as there:
         made, problems, looks = await runner.prepare(nodes, name, options, there)
         if problems or made is None:
-            raise runner.not_steady(problems)
+            raise _not_steady(problems, looks)
+        check_folder(out, make=True)
         if not yes:
-            _confirm(cpctl, made)
+            confirm(cpctl, partial(click.confirm, "Run this drill now?", err=True), _plan_page(_plan_shape(made, [])))
         course = runner.new_course(made, options, looks, lambda: time.time_ns() // 1_000_000)
         running = Runner(nodes, _connect(settings, nodes), course, chosen.reason, chosen.partition, there=there)
         async with _shown(cpctl, running):
             with _interruptible():
                 await running.run()
-    document = _write(course, chosen, out, signer)
+    with written(out):
+        document = _write(course, chosen, out, signer)
     cpctl.show(document, _result_page)
     if document["record"]["verdict"] != "passed":
         sys.exit(EXIT_FAILED_DRILL)
+
+
+def _not_steady(problems: list[str], looks: Mapping[str, Look]) -> sdk.Refused:
+    refused = runner.not_steady(problems)
+    if _drills_in(looks):
+        # What it holds is held until its timers end, also if whoever ran it is gone.
+        refused.hint = "cpctl drill watch follows the drill that is under way; cpctl drill abort ends it"
+    return refused
 
 
 @contextmanager
@@ -290,13 +303,6 @@ def _interruptible() -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _confirm(cpctl: Cpctl, made: Plan) -> None:
-    if cpctl.as_json or not sys.stdin.isatty():
-        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
-    console().print(_plan_page(_plan_shape(made, [])))
-    click.confirm("Run this drill now?", abort=True)
 
 
 def _connect(settings: Settings, nodes: Nodes) -> Connect:
@@ -595,10 +601,11 @@ def key() -> None:
 def new(cpctl: Cpctl, file: Path | None) -> None:
     """Make a signing key, at FILE or where `drill run` looks for it. Give the .pub file to whoever verifies."""
     chosen = file or _usual_key()
-    try:
-        public = _signing().new(chosen)
-    except FileExistsError:
-        raise click.BadParameter(f"{chosen} exists; a key is never replaced", param_hint="FILE") from None
+    with usable(chosen):
+        try:
+            public = _signing().new(chosen)
+        except FileExistsError:
+            raise click.BadParameter(f"{chosen} exists; a key is never replaced", param_hint="FILE") from None
     cpctl.done({"key": str(chosen), "public_key": str(public)}, f"{chosen} signs, {public} verifies")
 
 
@@ -621,7 +628,7 @@ def _signing() -> Any:
     try:
         from controlplane import signing  # noqa: PLC0415
     except ModuleNotFoundError as missing:
-        raise click.UsageError(f"{missing.name} is not installed: pip install 'controlplane[drills]'") from None
+        raise not_installed(missing) from None
     return signing
 
 

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import sys
 import time
+from functools import partial
 
 import click
 from rich.console import RenderableType
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from controlplane import limits, sdk
 from controlplane.cli import shapes
-from controlplane.cli.command import EXIT_UNHEALTHY, Command, Cpctl, run, table
+from controlplane.cli.command import EXIT_UNHEALTHY, Command, Cpctl, confirm, run, table
 from controlplane.cli.shapes import Shape
 
 _MEMBER_TIMEOUT_S = 3.0
@@ -56,7 +57,7 @@ async def erase(  # noqa: PLR0913 - the options of the command
         if not (name_of_partition and kind and key and reason):
             raise click.UsageError("say --partition, --kind, --key and --reason")
         if not yes:
-            _confirm(cpctl)
+            confirm(cpctl, partial(click.confirm, "Destroy this record and all it was, for good?", err=True))
         # Chosen here, so that it can be named if the outcome stays unknown.
         cpctl.request_id = secrets.token_bytes(limits.REQUEST_ID_BYTES)
         options: sdk.WriteOptions = {
@@ -70,13 +71,6 @@ async def erase(  # noqa: PLR0913 - the options of the command
     cpctl.show({**erased, "done": all(row["done"] for row in rows), "nodes": rows}, _progress)
     if (wait or only_status) and not all(row["done"] for row in rows):
         sys.exit(EXIT_UNHEALTHY)
-
-
-def _confirm(cpctl: Cpctl) -> None:
-    if cpctl.as_json or not sys.stdin.isatty():
-        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
-    cpctl.stop_waiting()
-    click.confirm("Destroy this record and all it was, for good?", abort=True)
 
 
 async def _until_done(cpctl: Cpctl, plane: sdk.ControlPlane, revision: int, deadline_s: float) -> list[Shape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import click
 from rich.console import Group as Together
@@ -16,7 +17,7 @@ from controlplane.cli.command import (
     Cpctl,
     Group,
     card,
-    console,
+    confirm,
     justified_writes,
     paged,
     pages,
@@ -109,7 +110,8 @@ async def except_(
     exception = {"scope": shapes.scope(scope), "region": region, "epoch": epoch, "revision": revision}
     await _look_for(plane, scope, exception, options.get("partition", ""))
     if not yes:
-        _confirm(cpctl, exception)
+        ask = partial(click.confirm, "Let agents act although that region stops them?", err=True)
+        confirm(cpctl, ask, card(**exception))
     reply = await plane.except_switch(scope, region, epoch, revision, **options)
     said = "is not heeded here" if reply.changed else "was not heeded already"
     cpctl.done(
@@ -130,14 +132,6 @@ async def _look_for(plane: sdk.ControlPlane, scope: sdk.Scope, exception: Shape,
             reason="STOP_UNKNOWN",
             hint="cpctl kill list --engaged shows epoch and revision of each",
         )
-
-
-def _confirm(cpctl: Cpctl, exception: Shape) -> None:
-    if cpctl.as_json or not sys.stdin.isatty():
-        raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
-    cpctl.stop_waiting()
-    console().print(card(**exception))
-    click.confirm("Let agents act although that region stops them?", abort=True)
 
 
 @kill.command("check")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
+from functools import partial
 
 import click
 from rich.console import Group as Together
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from controlplane import sdk
 from controlplane.cli import shapes
-from controlplane.cli.command import Cpctl, Group, card, console, paged, pages, run, table
+from controlplane.cli.command import Cpctl, Group, card, confirm, console, paged, pages, run, table
 from controlplane.cli.erase import erase
 from controlplane.cli.shapes import Shape
 
@@ -104,22 +104,19 @@ async def _state_the_loss(cpctl: Cpctl, plane: sdk.ControlPlane, name: str, *, y
     copy = found["copy"]
     upto = copy["revision"] if copy else 0
     age = "not known" if copy is None or copy["age_ms"] is None else f"{copy['age_ms'] / 1000:.1f} s"
+    loss = card(
+        partition=name,
+        home=f"{found['home']}, epoch {found['epoch']}",
+        last_copied_revision=upto,
+        age_of_the_copy=age,
+        given_up=f"whatever {found['home']} wrote after revision {upto}",
+    )
     if not yes:
-        if cpctl.as_json or not sys.stdin.isatty():
-            raise sdk.Invalid("nobody is there to confirm", reason="NOT_CONFIRMED", hint="give --yes if you mean it")
+        ask = partial(click.prompt, "Type the partition's id to give that up", default="", show_default=False, err=True)
+        confirm(cpctl, lambda: ask() == name, loss)
+    elif not cpctl.as_json:
         cpctl.stop_waiting()
-    if not cpctl.as_json:
-        cpctl.stop_waiting()
-        loss = card(
-            partition=name,
-            home=f"{found['home']}, epoch {found['epoch']}",
-            last_copied_revision=upto,
-            age_of_the_copy=age,
-            given_up=f"whatever {found['home']} wrote after revision {upto}",
-        )
         console(err=True).print(loss)
-    if not yes and click.prompt("Type the partition's id to give that up", default="", show_default=False) != name:
-        raise click.Abort
     return int(upto)
 
 

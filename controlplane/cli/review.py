@@ -25,7 +25,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from controlplane import limits, sdk, status
-from controlplane.cli.command import EXIT_UNHEALTHY, Command, Cpctl, card, finish, pass_cpctl, table
+from controlplane.cli.command import EXIT_UNHEALTHY, Command, Cpctl, card, finish, not_installed, pass_cpctl, table
+from controlplane.cli.files import check_folder, written
 from controlplane.cli.shapes import Shape
 from controlplane.sdk.session import credentials
 from controlplane.v1 import audit_pb2 as messages
@@ -142,6 +143,8 @@ def report(
     if between[0] > between[1]:
         raise click.UsageError("--from is later than --to")
 
+    check_folder(out.parent)
+
     async def write() -> None:
         scans = {} if no_scan else await _signed_scans(cpctl)
         async with _reader(cpctl) as reader:
@@ -202,7 +205,8 @@ async def _write(
         cosigned={each.region: each.note for each in last.cosigned},
         scans=scans,
     )
-    manifest: dict[str, Any] = await asyncio.to_thread(bundle.write, told, out)
+    with written(out):
+        manifest: dict[str, Any] = await asyncio.to_thread(bundle.write, told, out)
     return manifest
 
 
@@ -210,7 +214,7 @@ def _bundles() -> ModuleType:
     try:
         from controlplane.ledger import bundle  # noqa: PLC0415
     except ModuleNotFoundError as missing:
-        raise click.UsageError(f"{missing.name} is not installed: pip install 'controlplane[drills]'") from None
+        raise not_installed(missing) from None
     return bundle
 
 

@@ -324,7 +324,7 @@ def stopping(subject: api.Subject, engaged: Callable[[str], bool]) -> list[str]:
 def _check_reason(tx: Tx) -> None:
     if not checks.free_text(tx.reason, "reason").strip():
         raise Invalid(
-            "a kill switch is thrown for a reason: say it in the header",
+            "a kill switch is thrown for a reason, and none was given",
             reason="REASON_MISSING",
             field="header.reason",
         )

@@ -114,7 +114,7 @@ class Reader:
             raise Refused(
                 f"this node is at revision {self.revision}",
                 reason="REVISION_IN_FUTURE",
-                hint="ask with AT_LEAST and that revision",
+                hint="wait for that revision (AT_LEAST), or ask for an older one",
             )
         key = keys.within(self._scope, kind.name, name)
         newest = machine.event_at(self._view, key)

@@ -145,6 +145,29 @@ def test_a_killed_leader_end_to_end(operator):
     assert all(not operator.faults(number).faults for number in range(3))
 
 
+def test_a_drill_that_could_not_be_recorded_breaks_nothing(operator):
+    operator.steady()
+    terms = [operator.status(number).region.term for number in range(3)]
+    arguments = ("drill", "run", "kill-leader", "--yes", "--reason", "test", "--signing-key", operator.key)
+    done = operator.ended(*arguments, "--out", "/dev/null/drills")
+    assert done.returncode == 2
+    assert done.stderr == "error: /dev/null/drills: Not a directory\n"
+    assert [operator.status(number).region.term for number in range(3)] == terms
+    assert not any(operator.faults(number).faults for number in range(3))
+
+
+def test_a_record_that_does_not_fit_on_the_disk_is_told(operator):
+    operator.steady()
+    folder = operator.folder / "full"
+    arguments = ("drill", "run", "isolate-leader", "--down", 0.5, "--calm", 0.2, "--yes", "--json")
+    command = operator.cpctl(*arguments, "--reason", "test", "--signing-key", operator.key, "--out", folder)
+    # A disk that has room for a little, so that it is found out only when there is more to write.
+    limited = ["sh", "-c", 'ulimit -f 16 && exec "$@"', "sh", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 13, done.stderr
+    assert json.loads(done.stderr)["message"] == f"{folder}: File too large"
+
+
 def test_drills_are_loud(operator):
     operator.steady()
     number, name = 1, operator.region.names[1]
@@ -203,6 +226,7 @@ def test_a_fault_ends_by_the_nodes_own_timer_when_its_operator_vanished(operator
     refused = operator.ended("drill", "run", "kill-leader", "--yes", "--reason", "test", "--signing-key", operator.key)
     assert refused.returncode == 5
     assert "takes part in drill" in refused.stderr
+    assert "cpctl drill abort" in refused.stderr
     assert operator.ended("drill", "abort").returncode == 0
     operator.steady()
 

@@ -403,7 +403,9 @@ async def test_operators_of_both_sides_look_it_up(tmp_path):
     async with running(tmp_path, eu_west=1, us_east=1) as fleet:
         await let_in(fleet)
         get_it = ("workflow", "get", "w", "--partition", PINNED)
-        assert (await fleet.cpctl(EAST, *get_it, role="approver")).exit_code == 3
+        shut = await fleet.cpctl(EAST, *get_it, role="approver")
+        assert shut.exit_code == 3
+        assert "--break-glass" in shut.stderr
         got = await fleet.cpctl(EAST, *get_it, "--break-glass", WHY, "--json", role="approver")
         assert got.exit_code == 0, got.stderr
         document = json.loads(got.stdout.splitlines()[-1])
