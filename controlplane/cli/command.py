@@ -115,6 +115,8 @@ class Cpctl:
     async def explained(self) -> sdk.ControlPlaneError | None:
         """Why no node answers, if that is because of the certificates; None otherwise."""
         found = self.settings()
+        if found.insecure:
+            return None
         return await tls.explained(found.addresses, found.authority, found.certificate, found.key)
 
     def show(self, document: Any, people: Callable[[Any], RenderableType]) -> None:

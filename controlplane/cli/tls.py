@@ -41,8 +41,6 @@ async def explained(
     addresses: Sequence[str], authority: str, certificate: str, key: str
 ) -> sdk.ControlPlaneError | None:
     """Why no node at `addresses` answers, if that is because of certificates; None otherwise."""
-    if not certificate:
-        return None
     with contextlib.suppress(OSError):
         if problem := _of_own(authority, certificate, key):
             return problem
