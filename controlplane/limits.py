@@ -89,7 +89,9 @@ EVENTS_SCANNED_MAX = 4096
 SWITCHES_SCANNED_MAX = 2048
 """Switches that one page of the engaged ones is looked for among."""
 OPERATIONS_PER_SESSION_MAX = 4096
-"""Operations in flight on one session."""
+"""Operations in flight on one session, in one message of it, and replies that wait to leave in one."""
+OPERATIONS_PER_TURN_MAX = 128
+"""Operations of all sessions of a node that are begun in one turn of its event loop."""
 READS_PER_SESSION_MAX = 64
 """Reads of one session that are being answered; with `SESSION_REPLIES_BYTES_MAX` it bounds what a caller that does not
 read can make a node hold."""

@@ -22,6 +22,7 @@ from controlplane.server.outline import OUTLINE, Outlines
 from controlplane.server.partitions import Partitions
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
+from controlplane.server.shares import Turns
 from controlplane.telemetry import Counts, RateLimit
 from controlplane.v1.records_pb2 import Reach
 
@@ -103,6 +104,7 @@ class Desk:
         self._drills, self._glass, self._outlines, self._reviewers = drills, glass, outlines, reviewers
         self._partitions = partitions
         self._fixed = fixed
+        self.turns = Turns()
         self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
 
     # -- who and whether

@@ -5,10 +5,11 @@
 2. Whatever is ready when the writer wakes leaves in one message. The first message, and each after a change of
    leader, says where the leader is.
 3. A caller is not read from while too much of its is in flight or its replies wait to be read: what one caller can
-   make a node hold is bounded, and the bound pushes back on that caller alone.
+   make a node hold is bounded, and the bound pushes back on that caller alone. What fails and what is cancelled counts.
+   Operations are begun a few in each turn of the event loop, however many one message holds.
 4. A watch is asked for its next message only while there is room for it.
 5. What is wrong with one operation is that operation's answer. Only what makes the stream unreadable (garbage, an
-   identifier used twice) ends the session.
+   identifier used twice, more operations than a message may have) ends the session.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from controlplane.forward import Request
 from controlplane.identity import Identity
 from controlplane.node import Call
 from controlplane.server.desk import SESSION, STREAMS, Desk, Principal
+from controlplane.server.shares import fields
 from controlplane.v1 import api_pb2 as api
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,6 +37,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # What an envelope around one reply may add to it, and what a message holds besides replies.
 _REPLY_BYTES = 32
 _MESSAGE_BYTES = 4096
+# No operation takes less in a message, so a message of fewer bytes need not be counted before it is decoded.
+_OPERATION_BYTES = 2
 
 
 class _Operation(Request):
@@ -140,11 +144,8 @@ class Session:
             encoded = await self._context.read()
             if encoded is grpc.aio.EOF:
                 return
-            try:
-                message = api.SessionRequest.FromString(encoded)
-            except DecodeError:
-                raise Invalid("not a SessionRequest", reason="REQUEST_MALFORMED") from None
-            for operation in message.operations:
+            for operation in _decoded(encoded).operations:
+                await self._desk.turns.take()
                 while self._is_full():
                     self._room.clear()
                     await self._room.wait()
@@ -152,9 +153,16 @@ class Session:
 
     def _is_full(self) -> bool:
         return (
-            len(self._running) >= limits.OPERATIONS_PER_SESSION_MAX
+            len(self._running) + len(self._ready) >= limits.OPERATIONS_PER_SESSION_MAX
             or self._reads >= limits.READS_PER_SESSION_MAX
-            or self._ready_bytes >= limits.SESSION_REPLIES_BYTES_MAX
+            or self._is_behind()
+        )
+
+    def _is_behind(self) -> bool:
+        """Whether the caller has as much to read as may wait."""
+        return (
+            self._ready_bytes >= limits.SESSION_REPLIES_BYTES_MAX
+            or len(self._ready) >= limits.OPERATIONS_PER_SESSION_MAX
         )
 
     def _begin(self, operation: api.Operation) -> None:
@@ -220,7 +228,7 @@ class Session:
         async with contextlib.aclosing(await self._desk.stream(call)) as replies:
             async for reply in replies:
                 self._push(identifier, reply, b"", True)
-                while self._ready_bytes >= limits.SESSION_REPLIES_BYTES_MAX:
+                while self._is_behind():
                     self._room.clear()
                     await self._room.wait()
 
@@ -262,7 +270,7 @@ class Session:
         while ready:
             identifier, reply, failure, more = ready[0]
             size = len(reply) + len(failure) + _REPLY_BYTES
-            if size > room and message.replies:
+            if (size > room and message.replies) or len(message.replies) >= limits.OPERATIONS_PER_SESSION_MAX:
                 break
             ready.popleft()
             room -= size
@@ -295,6 +303,16 @@ class Session:
         for task in (*tasks, *streams):
             task.cancel()
         await asyncio.gather(*tasks, *streams, return_exceptions=True)
+
+
+def _decoded(encoded: bytes) -> api.SessionRequest:
+    most = limits.OPERATIONS_PER_SESSION_MAX
+    if len(encoded) > most * _OPERATION_BYTES and fields(encoded, most) > most:
+        raise Invalid(f"a message holds at most {most} operations", reason="TOO_MANY_OPERATIONS")
+    try:
+        return api.SessionRequest.FromString(encoded)
+    except DecodeError:
+        raise Invalid("not a SessionRequest", reason="REQUEST_MALFORMED") from None
 
 
 def _too_large() -> Invalid:

@@ -168,6 +168,67 @@ async def test_a_caller_that_stops_reading_is_not_read_from(tmp_path, monkeypatc
         flooding.cancel()
 
 
+async def test_a_message_of_too_many_operations_ends_the_session_alone(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent, region.caller() as other:
+        talk, good = await agent.session(), await other.session()
+        most = limits.OPERATIONS_PER_SESSION_MAX
+        await talk.send(*(api.Operation(id=1, cancel=True) for _ in range(most)))
+        await talk.send(operation(2, "GetRegion"))
+        assert not (await talk.reply(2)).status
+        await talk.stream.write(b"\x0a\x00" * (most + 1))
+        assert (await talk.end()).reason == "TOO_MANY_OPERATIONS"
+        await good.send(operation(1, "GetRegion"))
+        assert not (await good.reply(1)).status
+
+
+@pytest.mark.parametrize("idle", [api.Operation(id=1, cancel=True), api.Operation(method="Nothing")])
+async def test_operations_that_cost_nothing_take_turns(tmp_path, idle):
+    """The event loop turns while a message full of cancels or of failures is worked off."""
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        loop, turns = asyncio.get_running_loop(), 0
+
+        def turn():
+            nonlocal turns
+            turns += 1
+            loop.call_soon(turn)
+
+        await talk.send(operation(7, "GetRegion"))
+        await talk.reply(7)
+        count = limits.OPERATIONS_PER_SESSION_MAX // 2
+        turn()
+        session, before = member_sessions(region)[0], turns
+        begun = []
+        taking = session._desk.turns.take
+
+        async def take():
+            await taking()
+            begun.append(turns)
+
+        session._desk.turns.take = take
+        await talk.send(*([idle] * count))
+        await until(lambda: len(begun) == count)
+        assert max(begun.count(each) for each in set(begun)) <= limits.OPERATIONS_PER_TURN_MAX
+        assert begun[-1] - before >= count // limits.OPERATIONS_PER_TURN_MAX
+
+
+async def test_a_caller_that_reads_no_failures_is_not_read_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "OPERATIONS_PER_SESSION_MAX", 100)
+    async with running(tmp_path) as region, region.caller() as greedy:
+        talk = await greedy.session()
+        flooding = asyncio.create_task(flood(talk, api.Operation(method="Nothing"), 50))
+        (session,) = member_sessions(region)
+        await until(session._is_full)
+        assert session.in_flight + len(session._ready) <= 100
+        flooding.cancel()
+
+
+async def flood(talk, wanted, number):
+    while True:
+        await talk.send(*([wanted] * number))
+        await asyncio.sleep(0)
+
+
 def member_sessions(region):
     return [session for member in region.members.values() for session in member.server._sessions]
 
