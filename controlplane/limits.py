@@ -98,6 +98,12 @@ read can make a node hold."""
 WATCHES_PER_SESSION_MAX = 256
 SESSION_REPLIES_BYTES_MAX = 4 * 1024 * 1024
 """Replies that wait for a session's caller to read; beyond it the node stops reading from that caller."""
+REPLIES_PER_NODE_BYTES_MAX = 256 * 1024 * 1024
+"""Replies of one node that wait for their callers to read; reads beyond it are refused. gRPC holds each once more."""
+REPLIES_PER_CALLER_BYTES_MAX = 64 * 1024 * 1024
+"""What of it one caller may take."""
+REPLY_TIMEOUT_S = 30.0
+"""A caller that has not read one message (of a session, of a stream, or a reply) after so long is cut off."""
 CALLS_PER_NODE_MAX = 8192
 """Calls outside of sessions in flight at one node."""
 WATCHES_PER_NODE_MAX = 10_000

@@ -69,6 +69,11 @@ class Counts:
         self.break_glass: Counter[tuple[str, str]] = Counter()
         """By peer and what came of it: "shown" to it, "read" there by callers from here, "denied", "unrecorded"."""
         self.defects = 0
+        self.hang_ups = 0
+        """Calls whose caller was gone before it was answered."""
+        self.cut_off = 0
+        """Connections of callers that did not read."""
+        self.unread_bytes = 0
         self.leader_changes = 0
         self.sessions = 0
         self.proposal_s = Histogram()
@@ -238,6 +243,9 @@ def _of_counts(counts: Counts) -> Iterator[Metric]:
         glass.add_metric([peer, outcome], number)
     yield glass
     yield CounterMetricFamily("controlplane_defects", "Calls that failed by a defect", value=counts.defects)
+    yield CounterMetricFamily("controlplane_hang_ups", "Calls whose caller was gone first", value=counts.hang_ups)
+    yield CounterMetricFamily("controlplane_cut_off", "Callers cut off: they did not read", value=counts.cut_off)
+    yield _gauge("unread_bytes", "Replies that wait for their callers to read", counts.unread_bytes)
     yield CounterMetricFamily("controlplane_leader_changes", "Leaders seen", value=counts.leader_changes)
     yield _gauge("sessions", "Sessions open here", counts.sessions)
     yield counts.proposal_s.family("controlplane_proposal_seconds", "From proposing an entry to its application")

@@ -42,14 +42,15 @@ from controlplane.federation.links import leads
 from controlplane.forward import Request, Router
 from controlplane.identity import Identity
 from controlplane.node import Call, Node
-from controlplane.server.desk import ADOPT, COSIGN, FOLLOW, FORWARD, NOTE, SESSION, STREAMS, Desk, plan
+from controlplane.server.desk import ADOPT, COSIGN, EFFECTS, FOLLOW, FORWARD, NOTE, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
 from controlplane.server.glass import Glass
 from controlplane.server.outline import Outlines
 from controlplane.server.partitions import Partitions
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
-from controlplane.server.session import Context, Session
+from controlplane.server.session import Session
+from controlplane.server.shares import Context, full
 from controlplane.telemetry import Counts
 from controlplane.v1 import federation_pb2
 
@@ -157,7 +158,7 @@ class Server:
         self._draining = False
         self._health = health.aio.HealthServicer()
         self._health_is_news = asyncio.Event()
-        self._health_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -174,7 +175,8 @@ class Server:
         self.eraser.start()
         self.region.subscribe(self._health_is_news.set)
         await self._set_health()
-        self._health_task = asyncio.create_task(self._report_health())
+        outbox = self._desk.outbox.watch(self.port)
+        self._tasks = [asyncio.create_task(self._report_health()), asyncio.create_task(outbox)]
         await server.start()
         self._server = server
 
@@ -202,9 +204,9 @@ class Server:
         await self.eraser.stop()
         await self.auditor.stop()
         await self.router.stop()
-        if self._health_task is not None:
-            self._health_task.cancel()
-            await asyncio.gather(self._health_task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         try:
@@ -246,10 +248,12 @@ class Server:
         return handle
 
     async def _answer(self, method: str, encoded: bytes, context: Context) -> bytes:
-        return await self._answered(self._begin(method, encoded, context))
+        return await self._answered(self._begin(method, encoded, context), context)
 
-    async def _answered(self, call: Call) -> bytes:
-        request = _Call(call)
+    async def _answered(self, call: Call, context: Context) -> bytes:
+        request, outbox = _Call(call), self._desk.outbox
+        if call.method not in EFFECTS and not outbox.has_room(call.actor):
+            raise full()
         if self._calls >= limits.CALLS_PER_NODE_MAX:
             raise Unavailable("too many calls at this node", reason="OVERLOADED", hint="back off, then ask again")
         self._calls += 1
@@ -260,6 +264,9 @@ class Server:
             self._calls -= 1
         if isinstance(done, BaseException):
             raise done
+        if call.method not in EFFECTS and not outbox.has_room(call.actor, len(done)):
+            raise full()
+        outbox.hand_over(context, call.actor, len(done))
         self.counts.calls[call.method, "ok"] += 1
         return done
 
@@ -273,7 +280,7 @@ class Server:
         call = self._begin(method, encoded, context)
         async with contextlib.aclosing(await self._desk.stream(call)) as replies:
             async for reply in replies:
-                await context.write(reply)
+                await self._desk.outbox.send(context, call.actor, reply)
 
     async def _session(self, _: object, context: Context) -> None:
         await self._guarded(SESSION, context, self._serve(context))
@@ -363,7 +370,7 @@ class Server:
             raise Unavailable(link.state[1], reason="LINK_PAUSED", hint="make the region files of both sides agree")
         times = [each for each in (context.time_remaining(), request.timeout_ms / 1000) if each]
         call = self._desk.call(caller, request.method, request.request, min(times, default=None))
-        return federation_pb2.ForwardReply(reply=await self._answered(call)).SerializeToString()
+        return federation_pb2.ForwardReply(reply=await self._answered(call, context)).SerializeToString()
 
     def _neighbour(self, context: Context) -> Identity:
         """Which node of another region calls. Raises `Denied`, and `Unavailable` while a drill cuts that region off."""
@@ -390,12 +397,19 @@ class Server:
     async def _guarded(self, method: str, context: Context, work: Awaitable[T]) -> T:
         """Return what `work` returns; whatever it raises leaves as a status: `failure` tells errors from defects."""
         try:
-            return await work
-        except Exception as error:
-            encoded = self._desk.failure(method, error)
-            trailers = ((status.TRAILER, encoded),)
-            await context.abort(status.code_of(error), status.text_of(error), trailers)
-            raise AssertionError("abort raises") from error
+            try:
+                return await work
+            except grpc.aio.InternalError:
+                raise
+            except Exception as error:
+                encoded = self._desk.failure(method, error)
+                trailers = ((status.TRAILER, encoded),)
+                await context.abort(status.code_of(error), status.text_of(error), trailers)
+                raise AssertionError("abort raises") from error
+        except grpc.aio.InternalError:
+            # gRPC could not write, because the call is over: no defect, and nobody to tell. It logs all but this.
+            self.counts.hang_ups += 1
+            raise asyncio.CancelledError from None
 
     # -- health
 

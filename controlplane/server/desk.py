@@ -22,7 +22,7 @@ from controlplane.server.outline import OUTLINE, Outlines
 from controlplane.server.partitions import Partitions
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
-from controlplane.server.shares import Turns
+from controlplane.server.shares import Outbox, Turns
 from controlplane.telemetry import Counts, RateLimit
 from controlplane.v1.records_pb2 import Reach
 
@@ -31,6 +31,8 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 NOTE: Final = "NotePassage"
 LEADERS: Final = frozenset({*features.WRITES, "TransferRegion", "MovePartition", NOTE})
 """Calls that only the leader answers: forwarded from anywhere else."""
+EFFECTS: Final = LEADERS | frozenset(roles.DRILLS)
+"""Calls that do something, so that their answer is never kept from their caller. All of those are small."""
 STREAMS: Final = frozenset({"Watch", "WatchRegion", "ReadLedger"})
 SESSION: Final = "Session"
 FOLLOW: Final = "Follow"
@@ -105,6 +107,7 @@ class Desk:
         self._partitions = partitions
         self._fixed = fixed
         self.turns = Turns()
+        self.outbox = Outbox(counts, node.clock)
         self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
 
     # -- who and whether

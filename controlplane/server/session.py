@@ -7,6 +7,7 @@
 3. A caller is not read from while too much of its is in flight or its replies wait to be read: what one caller can
    make a node hold is bounded, and the bound pushes back on that caller alone. What fails and what is cancelled counts.
    Operations are begun a few in each turn of the event loop, however many one message holds.
+   A node refuses reads when replies that nobody reads have taken all that it has for them; never a write's answer.
 4. A watch is asked for its next message only while there is room for it.
 5. What is wrong with one operation is that operation's answer. Only what makes the stream unreadable (garbage, an
    identifier used twice, more operations than a message may have) ends the session.
@@ -18,7 +19,6 @@ import asyncio
 import contextlib
 from collections import deque
 from functools import partial
-from typing import Any
 
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -28,17 +28,17 @@ from controlplane.errors import ControlPlaneError, Denied, Invalid, Unavailable
 from controlplane.forward import Request
 from controlplane.identity import Identity
 from controlplane.node import Call
-from controlplane.server.desk import SESSION, STREAMS, Desk, Principal
-from controlplane.server.shares import fields
+from controlplane.server.desk import EFFECTS, SESSION, STREAMS, Desk, Principal
+from controlplane.server.shares import Context, fields, full
 from controlplane.v1 import api_pb2 as api
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 # What an envelope around one reply may add to it, and what a message holds besides replies.
 _REPLY_BYTES = 32
 _MESSAGE_BYTES = 4096
 # No operation takes less in a message, so a message of fewer bytes need not be counted before it is decoded.
 _OPERATION_BYTES = 2
+# What part of what is expected of a read each smaller reply takes away.
+_FORGET = 8
 
 
 class _Operation(Request):
@@ -67,7 +67,10 @@ class Session:
         self._running: dict[int, asyncio.Task[None] | None] = {}
         self._reads = self._watches = 0
         self._ready: deque[tuple[int, bytes, bytes, bool]] = deque()
-        self._ready_bytes = 0
+        self._ready_bytes = self._held_bytes = 0
+        # What is begun before anything is known of a caller's reads is taken to be as large as they get.
+        self._expected_bytes = limits.PAGE_BYTES_MAX
+        self._over = False
         self._region_is_news = True
         self._work = asyncio.Event()
         self._room = asyncio.Event()
@@ -110,6 +113,11 @@ class Session:
         if len(reply) > limits.MESSAGE_BYTES_MAX - _MESSAGE_BYTES:
             self.failed(identifier, method, _too_large())
             return
+        if reply and method not in EFFECTS and not self._has_room(len(reply)):
+            self.failed(identifier, method, full())
+            return
+        if method not in features.WRITES:
+            self._expected_bytes = max(len(reply), self._expected_bytes - self._expected_bytes // _FORGET)
         self._desk.counts.calls[method, "ok"] += 1
         self._ended(identifier, method)
         self._push(identifier, reply, b"", False)
@@ -129,9 +137,17 @@ class Session:
         self._room.set()
 
     def _push(self, identifier: int, reply: bytes, failure: bytes, more: bool) -> None:
+        if self._over:
+            return
+        size = len(reply) + len(failure) + _REPLY_BYTES
         self._ready.append((identifier, reply, failure, more))
-        self._ready_bytes += len(reply) + len(failure) + _REPLY_BYTES
+        self._ready_bytes += size
+        self._held_bytes += size
+        self._desk.outbox.hold(self._caller.uri, size)
         self._work.set()
+
+    def _has_room(self, size: int = 1) -> bool:
+        return self._desk.outbox.has_room(self._caller.uri, size)
 
     def _region_changed(self) -> None:
         self._region_is_news = True
@@ -155,7 +171,10 @@ class Session:
         return (
             len(self._running) + len(self._ready) >= limits.OPERATIONS_PER_SESSION_MAX
             or self._reads >= limits.READS_PER_SESSION_MAX
+            or self._ready_bytes + self._reads * self._expected_bytes >= limits.SESSION_REPLIES_BYTES_MAX
             or self._is_behind()
+            # What this caller has to read yet makes room; without any the next read is refused instead.
+            or (self._held_bytes > 0 and not self._has_room())
         )
 
     def _is_behind(self) -> bool:
@@ -179,6 +198,9 @@ class Session:
             return
         if method in STREAMS:
             self._follow(identifier, call)
+            return
+        if method not in EFFECTS and not self._has_room():
+            self._push(identifier, b"", self._desk.failure(method, full()), False)
             return
         self._running[identifier] = None
         if method not in features.WRITES:
@@ -227,6 +249,8 @@ class Session:
     async def _pump(self, identifier: int, call: Call) -> None:
         async with contextlib.aclosing(await self._desk.stream(call)) as replies:
             async for reply in replies:
+                if not self._has_room(len(reply)):
+                    raise full()
                 self._push(identifier, reply, b"", True)
                 while self._is_behind():
                     self._room.clear()
@@ -256,9 +280,16 @@ class Session:
             self._work.clear()
             while self._ready or self._region_is_news:
                 self._writing = True
-                await self._context.write(self._message())
+                message = self._message()
+                leaving = self._held_bytes - self._ready_bytes
+                await self._desk.outbox.write(self._context, message)
                 self._writing = False
+                self._release(leaving)
                 self._room.set()
+
+    def _release(self, size: int) -> None:
+        self._held_bytes -= size
+        self._desk.outbox.release(self._caller.uri, size)
 
     def _message(self) -> bytes:
         revision, age_ms = self._desk.revision_and_age()
@@ -299,6 +330,9 @@ class Session:
             await self._room.wait()
 
     async def _abandon(self, *tasks: asyncio.Task[None]) -> None:
+        # What ends later has nobody to be told to.
+        self._over = True
+        self._release(self._held_bytes)
         streams = [task for task in self._running.values() if task is not None]
         for task in (*tasks, *streams):
             task.cancel()

@@ -219,7 +219,11 @@ class Talk:
 
     async def error(self, identifier: int) -> ControlPlaneError:
         """The error that answered an operation."""
-        reply = await self.reply(identifier)
+        return self.error_of(await self.reply(identifier))
+
+    @staticmethod
+    def error_of(reply: api.OperationReply) -> ControlPlaneError:
+        """The error that is a reply."""
         assert reply.status, reply
         return status.decode(reply.status)
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import random
+import socket
 import time
 
 import pytest
 
 from controlplane import limits
-from controlplane.server.shares import Turns, fields
+from controlplane.errors import Unavailable
+from controlplane.server.shares import Turns, fields, hang_up
 from controlplane.v1 import api_pb2 as api
+from tests.server.deaf import Deaf
+from tests.server.regions import create, operation, running, until
 
 
 async def test_few_operations_are_begun_in_one_turn_and_nobody_overtakes(monkeypatch):
@@ -66,3 +70,93 @@ def test_counting_the_fields_of_garbage_ends_soon(garbage):
     began = time.process_time()
     assert fields(encoded, limits.OPERATIONS_PER_SESSION_MAX) <= limits.OPERATIONS_PER_SESSION_MAX + 1
     assert time.process_time() - began < 1
+
+
+BIG = bytes(400 * 1024)
+READ = api.GetWorkflowRequest(id="big", header=api.RequestHeader(consistency=api.LOCAL))
+WATCH = api.WatchRequest(kinds=["workflow"], snapshot=True)
+
+
+def session_of(number):
+    reads = [operation(identifier, "GetWorkflow", READ) for identifier in range(number)]
+    return api.SessionRequest(operations=reads)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "calls"),
+    [("GetWorkflow", READ, 60), ("Watch", WATCH, 60), ("Session", session_of(64), 10)],
+)
+async def test_replies_that_nobody_reads_are_bounded_and_their_callers_cut_off(
+    tmp_path, monkeypatch, method, request_, calls
+):
+    """However they were asked for; meanwhile others read, and afterwards nothing is held."""
+    monkeypatch.setattr(limits, "REPLIES_PER_CALLER_BYTES_MAX", 4 << 20)
+    monkeypatch.setattr(limits, "REPLY_TIMEOUT_S", 2.0)
+    async with running(tmp_path) as region, region.caller() as writer, region.caller(name="other") as other:
+        await writer.call("CreateWorkflow", create("big", BIG))
+        server = region.members["n1"].server
+        async with Deaf(region, "n1", name="deaf") as deaf:
+            for _ in range(calls):
+                await deaf.ask(f"/controlplane.v1.Agents/{method}", request_, end=method != "Session")
+            await until(lambda: server.counts.unread_bytes > (3 << 20))
+            while server.counts.unread_bytes:
+                # What the others read counts as long as it is on its way.
+                assert server.counts.unread_bytes < (4 << 20) + 2 * len(BIG)
+                assert len(await other.call("GetWorkflow", READ)) > len(BIG)
+            await deaf.closed()
+        assert server.counts.cut_off == 1
+        assert server.counts.calls[method, "Unavailable"] or server.counts.calls["GetWorkflow", "Unavailable"]
+        assert not server._desk.outbox._held
+        assert not server._desk.outbox._writes
+
+
+async def test_reads_are_refused_when_the_node_holds_too_much_and_writes_are_not(tmp_path, monkeypatch):
+    async with running(tmp_path) as region, region.caller() as agent:
+        await agent.call("CreateWorkflow", create("big", BIG))
+        talk = await agent.session()
+        stream = agent.stream("Watch", WATCH)
+        monkeypatch.setattr(limits, "REPLIES_PER_NODE_BYTES_MAX", len(BIG))
+        with pytest.raises(Unavailable) as raised:
+            await agent.call("GetWorkflow", READ)
+        assert raised.value.reason == "OVERLOADED"
+        await talk.send(
+            operation(1, "GetWorkflow", READ),
+            operation(2, "CreateWorkflow", create("w")),
+            operation(3, "Watch", WATCH),
+        )
+        assert (await talk.error(1)).reason == "OVERLOADED"
+        assert not (await talk.reply(2)).status
+        while not talk.replies.get(3) or talk.replies[3][-1].more:
+            await talk.receive()
+        assert talk.error_of(talk.replies[3][-1]).reason == "OVERLOADED"
+        del stream
+        monkeypatch.setattr(limits, "REPLIES_PER_NODE_BYTES_MAX", 0)
+        await agent.call("CreateWorkflow", create("another"))
+        with pytest.raises(Unavailable):
+            await agent.call("GetRegion")
+
+
+async def test_small_reads_of_a_session_are_answered_side_by_side(tmp_path):
+    """What its first reads were is what a caller's next are taken to be."""
+    async with running(tmp_path) as region, region.caller() as agent:
+        await agent.call("CreateWorkflow", create("w"))
+        talk = await agent.session()
+        (session,) = region.members["n1"].server._sessions
+        read = api.GetWorkflowRequest(id="w")
+        for number in range(40):
+            await talk.send(operation(number, "GetWorkflow", read))
+            await talk.reply(number)
+        assert session._expected_bytes * limits.READS_PER_SESSION_MAX < limits.SESSION_REPLIES_BYTES_MAX
+
+
+def test_only_the_connection_that_is_meant_is_shut():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as one, socket.create_connection(("127.0.0.1", port)) as two:
+            first, second = listener.accept()[0], listener.accept()[0]
+            with first, second:
+                assert hang_up({one.getsockname()}, elsewhere.getsockname()[1]) == 0
+                assert hang_up({one.getsockname()}, port) == 1
+                assert one.recv(1) == b""
+                second.sendall(b"x")
+                assert two.recv(1) == b"x"
