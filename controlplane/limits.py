@@ -106,6 +106,8 @@ REPLY_TIMEOUT_S = 30.0
 """A caller that has not read one message (of a session, of a stream, or a reply) after so long is cut off."""
 CALLS_PER_NODE_MAX = 8192
 """Calls outside of sessions in flight at one node."""
+METRICS_CONNECTIONS_MAX = 64
+"""Open connections at a node's metrics port."""
 WATCHES_PER_NODE_MAX = 10_000
 LISTINGS_PER_NODE_MAX = 64
 """Watchers that are being shown more than a page of what there is: each holds a page, and a view of the store."""

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate, islice
@@ -23,6 +24,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from controlplane import limits
 from controlplane.features import switches
 from controlplane.federation.links import Links
 from controlplane.kernel import keys
@@ -37,6 +39,11 @@ LATENCY_BUCKETS_S: Final = tuple(base * 10**power for power in range(-4, 1) for 
 _SWITCHES_READ_MAX = 10_000
 _HTTP_LINE_BYTES_MAX = 8192
 _HTTP_TIMEOUT_S = 10.0
+_HTTP_BACKLOG = 16
+_PAGE_S = 1.0
+_LIBRARIES_LIMITED: Final = frozenset({"asyncio", "grpc"})
+_LIBRARY_LINES = 10
+_LIBRARY_PERIOD_S = 10.0
 
 
 class Histogram:
@@ -273,7 +280,10 @@ def _switches(node: Node) -> Iterator[records_pb2.Switch]:
 
 
 class MetricsServer:
-    """Serves /metrics over plain HTTP, one answer per connection, on the loop that everything else runs on."""
+    """Serves /metrics over plain HTTP, one answer per connection, on the loop that everything else runs on.
+
+    Whoever can reach it may ask, so it holds few connections, and what it says is put together once a second at most.
+    """
 
     def __init__(self, collectors: Iterable[Collector], told: Callable[[str, bytes], None] | None = None) -> None:
         """`told` hears, before they are sent, which metrics go to which address."""
@@ -282,10 +292,14 @@ class MetricsServer:
         for collector in (*collectors, prometheus_client.ProcessCollector(registry=None)):
             self._registry.register(collector)
         self._server: asyncio.Server | None = None
+        self._open = 0
+        self._page, self._page_until = b"", float("-inf")
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=_HTTP_LINE_BYTES_MAX)
+        # asyncio accepts as many at once as may wait, and each costs a descriptor before it can be refused.
+        limit, backlog = _HTTP_LINE_BYTES_MAX, _HTTP_BACKLOG
+        self._server = await asyncio.start_server(self._serve, host, port, limit=limit, backlog=backlog)
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
@@ -295,6 +309,12 @@ class MetricsServer:
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._open >= limits.METRICS_CONNECTIONS_MAX:
+            writer.close()
+            return
+        self._open += 1
+        # To drain is to wait until all has left.
+        writer.transport.set_write_buffer_limits(0)
         try:
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 async with asyncio.timeout(_HTTP_TIMEOUT_S):
@@ -302,15 +322,25 @@ class MetricsServer:
                     writer.write(self._answer(head, str((writer.get_extra_info("peername") or ("",))[0])))
                     await writer.drain()
         finally:
+            self._open -= 1
+            if writer.transport.get_write_buffer_size():
+                # A caller that has not read by now is not waited for.
+                writer.transport.abort()
             writer.close()
 
     def _answer(self, head: bytes, host: str) -> bytes:
         if not head.startswith((b"GET /metrics ", b"GET /metrics?")):
             return _http("404 Not Found", "text/plain", b"the metrics are at /metrics\n")
-        page = prometheus_client.generate_latest(self._registry)
+        page = self._newest()
         if self._told is not None:
             self._told(host, page)
         return _http("200 OK", prometheus_client.CONTENT_TYPE_LATEST, page)
+
+    def _newest(self) -> bytes:
+        now = asyncio.get_running_loop().time()
+        if now >= self._page_until:
+            self._page, self._page_until = prometheus_client.generate_latest(self._registry), now + _PAGE_S
+        return self._page
 
 
 def _http(status: str, kind: str, body: bytes) -> bytes:
@@ -347,6 +377,7 @@ def configure_logs(form: str, level: str, **fields: str) -> None:
         _adder(fields),
     ]
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Few())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_final(form)))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     structlog.configure(
@@ -354,6 +385,24 @@ def configure_logs(form: str, level: str, **fields: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+class _Few(logging.Filter):
+    """Lets some lines of each library through in a period: what they log, callers can cause by the thousand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limits = {
+            name: RateLimit(_LIBRARY_LINES, _LIBRARY_PERIOD_S, time.monotonic) for name in _LIBRARIES_LIMITED
+        }
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`. Those that pass say how many did not."""
+        limit = self._limits.get(record.name.partition(".")[0])
+        if limit is None:
+            return True
+        record.suppressed = limit.suppressed
+        return limit.allows()
 
 
 def _final(form: str) -> list[structlog.typing.Processor]:

@@ -1,6 +1,7 @@
 """Metrics and logs: numbers that add up, a port that bad callers cannot hold, lines that carry no payload."""
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -8,14 +9,16 @@ import sys
 
 import pytest
 import structlog
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
-from controlplane import telemetry
+from controlplane import limits, telemetry
 from controlplane.replication.transport import LinkCounters
 from controlplane.telemetry import Counts, Histogram, LinkCollector, MetricsServer, NodeCollector, RateLimit
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2
-from tests.server.regions import running, write_header
+from tests.server.regions import running, until, write_header
 
 
 def test_a_histogram_counts_each_duration_once():
@@ -41,9 +44,12 @@ def test_a_rate_limit_lets_some_through_per_period():
 async def ask(port, head):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head)
-    answer = await asyncio.wait_for(reader.read(), 5)
-    writer.close()
-    return answer.decode()
+    try:
+        return (await asyncio.wait_for(reader.read(), 5)).decode()
+    except ConnectionResetError:
+        return ""
+    finally:
+        writer.close()
 
 
 async def test_every_metric_parses_and_kill_switches_are_counted(tmp_path):
@@ -88,6 +94,64 @@ async def test_bad_callers_of_the_metrics_port(monkeypatch):
     await server.stop()
 
 
+async def test_the_metrics_port_holds_few_connections(monkeypatch):
+    monkeypatch.setattr(limits, "METRICS_CONNECTIONS_MAX", 3)
+    server = MetricsServer([])
+    port = await server.start("127.0.0.1", 0)
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+    assert await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n") == ""
+    idle.pop()[1].close()
+    async with asyncio.timeout(5):
+        while not await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n"):
+            pass
+    for _, writer in idle:
+        writer.close()
+    await server.stop()
+
+
+async def test_a_caller_that_does_not_read_metrics_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(telemetry, "_HTTP_TIMEOUT_S", 0.5)
+    large = GaugeMetricFamily("large", "text", labels=["x"])
+    for number in range(100):
+        large.add_metric([f"{number}" * 100_000], 1.0)
+
+    class Large(Collector):
+        def collect(self):
+            return [large]
+
+    server = MetricsServer([Large()])
+    port = await server.start("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    await until(lambda: server._open)
+    await until(lambda: not server._open)
+    with contextlib.suppress(ConnectionResetError):
+        assert len(await asyncio.wait_for(reader.read(), 10)) < len(server._page)
+    writer.close()
+    await server.stop()
+
+
+async def test_metrics_are_put_together_once_a_second(monkeypatch):
+    asked = 0
+
+    class Collected(Collector):
+        def collect(self):
+            nonlocal asked
+            asked += 1
+            return iter(())
+
+    server = MetricsServer([Collected()])
+    port = await server.start("127.0.0.1", 0)
+    registered = asked
+    for _ in range(5):
+        assert (await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")).startswith("HTTP/1.1 200")
+    assert asked == registered + 1
+    monkeypatch.setattr(server, "_page_until", 0.0)
+    await ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert asked == registered + 2
+    await server.stop()
+
+
 async def test_who_is_told_what_is_heard_before_it_leaves():
     heard = []
     server = MetricsServer([], lambda host, page: heard.append((host, page)))
@@ -118,13 +182,15 @@ def test_log_lines(form, monkeypatch):
         structlog.get_logger("test").info("serving", address="127.0.0.1:1")
         structlog.get_logger("test").debug("hidden")
         logging.getLogger("other").warning("odd %s", "thing")
+        for _ in range(100):
+            logging.getLogger("grpc._cython").error("flood")
     finally:
         root.handlers[:], root.level = handlers, level
         structlog.reset_defaults()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 2 + 10
     assert all("n1" in line for line in lines)
     if form == "json":
-        first, second = map(json.loads, lines)
+        first, second = map(json.loads, lines[:2])
         assert (first["event"], first["level"], first["address"]) == ("serving", "info", "127.0.0.1:1")
         assert second["event"] == "odd thing"
