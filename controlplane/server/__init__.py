@@ -10,7 +10,8 @@ only features read requests.
 2. What is forwarded to this node is authorized again, for the caller it is made for, and is never forwarded further.
 3. Sizes, deadlines and numbers are bounded before anything is decoded.
 4. Errors leave with their reason. What is none of the eight is a defect: logged whole, sent as INTERNAL without its
-   text. `Server._guarded` is the one place that catches everything.
+   text. `Server._guarded` catches everything that one call, and a session everything that one operation, can raise.
+   A caller that is gone is counted and is no error.
 5. Draining: health says NOT_SERVING, sessions read no more, what was begun is answered, then the port closes.
 """
 

@@ -47,8 +47,9 @@ Whoever erases answers for it to the region that it is erased from."""
 
 _URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
 _KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD, COSIGN, ADOPT})
-_DENIALS_LOGGED = 10
-_DENIALS_PERIOD_S = 10.0
+# Of denials, and of defects.
+_LINES_LOGGED = 10
+_LINES_PERIOD_S = 10.0
 
 
 class Peer(Protocol):
@@ -108,7 +109,8 @@ class Desk:
         self._fixed = fixed
         self.turns = Turns()
         self.outbox = Outbox(counts, node.clock)
-        self._logged = RateLimit(_DENIALS_LOGGED, _DENIALS_PERIOD_S, node.clock)
+        self._logged = RateLimit(_LINES_LOGGED, _LINES_PERIOD_S, node.clock)
+        self._defects_logged = RateLimit(_LINES_LOGGED, _LINES_PERIOD_S, node.clock)
 
     # -- who and whether
 
@@ -265,13 +267,17 @@ class Desk:
     # -- what went wrong
 
     def failure(self, method: str, error: BaseException) -> bytes:
-        """Count `error` and return it as an encoded status; what is none of the eight is a defect and logged whole."""
+        """Count `error` and return it as an encoded status; what is none of the eight is a defect and logged whole.
+
+        Callers can have denials and defects by the thousand: some of each are logged in a period, all are counted.
+        """
         self.counts.calls[method if method in _KNOWN else "unknown", type(error).__name__] += 1
         if isinstance(error, Denied):
             self._denied(method, error)
         elif not isinstance(error, ControlPlaneError):
             self.counts.defects += 1
-            _log.error("defect", method=method, exc_info=error)
+            if self._defects_logged.allows():
+                _log.error("defect", method=method, suppressed=self._defects_logged.suppressed, exc_info=error)
         return status.encode(error)
 
     def _denied(self, method: str, error: Denied) -> None:

@@ -9,8 +9,8 @@
    Operations are begun a few in each turn of the event loop, however many one message holds.
    A node refuses reads when replies that nobody reads have taken all that it has for them; never a write's answer.
 4. A watch is asked for its next message only while there is room for it.
-5. What is wrong with one operation is that operation's answer. Only what makes the stream unreadable (garbage, an
-   identifier used twice, more operations than a message may have) ends the session.
+5. What is wrong with one operation, be it a defect of this program, is that operation's answer. Only what makes the
+   stream unreadable (garbage, an identifier used twice, more operations than a message may have) ends the session.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from controlplane import features, limits
-from controlplane.errors import ControlPlaneError, Denied, Invalid, Unavailable
+from controlplane.errors import Denied, Invalid, Unavailable
 from controlplane.forward import Request
 from controlplane.identity import Identity
 from controlplane.node import Call
@@ -67,7 +67,7 @@ class Session:
         self._running: dict[int, asyncio.Task[None] | None] = {}
         self._reads = self._watches = 0
         self._ready: deque[tuple[int, bytes, bytes, bool]] = deque()
-        self._ready_bytes = self._held_bytes = 0
+        self._ready_bytes = self._held_bytes = 0  # What is being written is held, but not ready any more.
         # What is begun before anything is known of a caller's reads is taken to be as large as they get.
         self._expected_bytes = limits.PAGE_BYTES_MAX
         self._over = False
@@ -85,14 +85,18 @@ class Session:
         return len(self._running)
 
     async def serve(self) -> None:
-        """Read, run and answer until the caller is done, or until `drain`. Raises one of the eight errors."""
+        """Read, run and answer until the caller is done, or until `drain`. Raises one of the eight errors, or gRPC's.
+
+        gRPC's says that the stream is over.
+        """
         self._desk.region.subscribe(self._region_changed)
         writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
         try:
-            await asyncio.wait({self._reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            if self._reader.done() and not self._reader.cancelled():
-                self._reader.result()
+            done, _ = await asyncio.wait({self._reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not task.cancelled():
+                    task.result()
             await self._finish(writer)
             if self._draining:
                 raise Unavailable("this node is stopping", reason="STOPPING", hint="open a session at another node")
@@ -171,7 +175,7 @@ class Session:
         return (
             len(self._running) + len(self._ready) >= limits.OPERATIONS_PER_SESSION_MAX
             or self._reads >= limits.READS_PER_SESSION_MAX
-            or self._ready_bytes + self._reads * self._expected_bytes >= limits.SESSION_REPLIES_BYTES_MAX
+            or self._held_bytes + self._reads * self._expected_bytes >= limits.SESSION_REPLIES_BYTES_MAX
             or self._is_behind()
             # What this caller has to read yet makes room; without any the next read is refused instead.
             or (self._held_bytes > 0 and not self._has_room())
@@ -180,7 +184,7 @@ class Session:
     def _is_behind(self) -> bool:
         """Whether the caller has as much to read as may wait."""
         return (
-            self._ready_bytes >= limits.SESSION_REPLIES_BYTES_MAX
+            self._held_bytes >= limits.SESSION_REPLIES_BYTES_MAX
             or len(self._ready) >= limits.OPERATIONS_PER_SESSION_MAX
         )
 
@@ -193,7 +197,7 @@ class Session:
             raise Invalid("the identifier of an operation in flight was used again", reason="OPERATION_ID_REUSED")
         try:
             call = self._call(operation, method)
-        except ControlPlaneError as error:
+        except Exception as error:
             self._push(identifier, b"", self._desk.failure(method, error), False)
             return
         if method in STREAMS:
@@ -205,7 +209,12 @@ class Session:
         self._running[identifier] = None
         if method not in features.WRITES:
             self._reads += 1
-        self._desk.run(_Operation(self, identifier, call, self._final))
+        try:
+            self._desk.run(_Operation(self, identifier, call, self._final))
+        except Exception as error:
+            # A defect in one operation. If it was answered before that showed, then that is its answer.
+            if identifier in self._running:
+                self.failed(identifier, method, error)
 
     def _call(self, operation: api.Operation, method: str) -> Call:
         principal = self._principals.get(operation.on_behalf_of) or self._meet(operation.on_behalf_of)
@@ -321,8 +330,15 @@ class Session:
                 stream.cancel()
                 del self._running[identifier]
         settled = asyncio.create_task(self._settle())
-        await asyncio.wait({writer, settled}, timeout=limits.CALL_TIMEOUT_MAX_S, return_when=asyncio.FIRST_COMPLETED)
-        settled.cancel()
+        most_s = limits.CALL_TIMEOUT_MAX_S
+        try:
+            await asyncio.wait({writer, settled}, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Also when the caller goes away meanwhile, which cancels this.
+            settled.cancel()
+            await asyncio.gather(settled, return_exceptions=True)
+        if writer.done():
+            writer.result()
 
     async def _settle(self) -> None:
         while self._running or self._ready or self._writing:

@@ -44,7 +44,7 @@ class Deaf:
     async def __aexit__(self, *_: object) -> None:
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
-        self._writer.close()
+        self._writer.transport.abort()
 
     async def ask(self, path: str, request: Any, *, end: bool = True) -> None:
         """Begin one call, and say with `end` that nothing else will be asked in it."""

@@ -161,7 +161,7 @@ async def test_a_caller_that_stops_reading_is_not_read_from(tmp_path, monkeypatc
         most = 0
         for _ in range(100):
             await asyncio.sleep(0.01)
-            most = max(most, session._ready_bytes)
+            most = max(most, session._held_bytes)
             await other.call("GetRegion")
         assert most <= limits.SESSION_REPLIES_BYTES_MAX + limits.READS_PER_SESSION_MAX * 257 * 1024
         assert session.in_flight <= limits.READS_PER_SESSION_MAX
@@ -227,6 +227,50 @@ async def flood(talk, wanted, number):
     while True:
         await talk.send(*([wanted] * number))
         await asyncio.sleep(0)
+
+
+async def test_a_defect_in_one_operation_is_that_operations_answer(tmp_path, monkeypatch):
+    async with running(tmp_path) as region, region.caller() as agent:
+        server = region.members["n1"].server
+
+        def broken(*_):
+            raise KeyError("what nobody may see")
+
+        monkeypatch.setattr(server.region, "answer", broken)
+        talk = await agent.session()
+        await talk.send(
+            operation(1, "GetRegion"), operation(2, "CreateWorkflow", create("w")), operation(3, "GetRegion")
+        )
+        for number in (1, 3):
+            error = await talk.error(number)
+            assert (error.reason, str(error)) == ("INTERNAL", "internal error")
+        assert not (await talk.reply(2)).status
+        monkeypatch.undo()
+        monkeypatch.setattr(server._desk, "principal", broken)
+        (session,) = member_sessions(region)
+        session._principals.clear()
+        await talk.send(operation(1, "GetRegion"))
+        assert talk.error_of(await talk.reply(1, 1)).reason == "INTERNAL"
+        assert server.counts.defects == 3
+        assert session.in_flight == session._reads == 0
+
+
+async def test_a_caller_that_vanishes_before_its_last_answer_leaves_no_task(tmp_path, monkeypatch):
+    async with running(tmp_path) as region:
+        server = region.members["n1"].server
+        async with region.caller() as agent:
+            talk = await agent.session()
+            # An operation that is never answered.
+            monkeypatch.setattr(server._desk, "run", lambda _: None)
+            await talk.send(operation(1, "GetRegion"))
+            await talk.stream.done_writing()
+            await until(settling)
+        await until(lambda: not server._sessions)
+        assert not settling()
+
+
+def settling():
+    return [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Session._settle"]
 
 
 def member_sessions(region):

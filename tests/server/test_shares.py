@@ -104,7 +104,7 @@ async def test_replies_that_nobody_reads_are_bounded_and_their_callers_cut_off(
                 assert server.counts.unread_bytes < (4 << 20) + 2 * len(BIG)
                 assert len(await other.call("GetWorkflow", READ)) > len(BIG)
             await deaf.closed()
-        assert server.counts.cut_off == 1
+        await until(lambda: server.counts.cut_off == 1)
         assert server.counts.calls[method, "Unavailable"] or server.counts.calls["GetWorkflow", "Unavailable"]
         assert not server._desk.outbox._held
         assert not server._desk.outbox._writes
@@ -160,3 +160,21 @@ def test_only_the_connection_that_is_meant_is_shut():
                 assert one.recv(1) == b""
                 second.sendall(b"x")
                 assert two.recv(1) == b"x"
+
+
+async def test_callers_that_hang_up_are_no_defects(tmp_path, caplog):
+    async with running(tmp_path) as region, region.caller() as agent:
+        await agent.call("CreateWorkflow", create("big", BIG))
+        server = region.members["n1"].server
+        await until(lambda: not server.counts.unread_bytes)
+        for method, asked, end in (("Watch", WATCH, True), ("Session", session_of(4), False)):
+            for _ in range(5):
+                async with Deaf(region, "n1", name="deaf") as deaf:
+                    await deaf.ask(f"/controlplane.v1.Agents/{method}", asked, end=end)
+                    await until(lambda: server.counts.unread_bytes > len(BIG))
+                await until(lambda: not server.counts.unread_bytes)
+        await until(lambda: not server._sessions)
+        assert server.counts.defects == 0
+        assert "InternalError" not in {outcome for _, outcome in server.counts.calls}
+        assert "ExecuteBatchError" not in {outcome for _, outcome in server.counts.calls}
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
