@@ -106,6 +106,16 @@ REPLY_TIMEOUT_S = 30.0
 """A caller that has not read one message (of a session, of a stream, or a reply) after so long is cut off."""
 CALLS_PER_NODE_MAX = 8192
 """Calls outside of sessions in flight at one node."""
+CONNECTIONS_PER_NODE_MAX = 16_384
+"""Connections of callers at one node, if it may open as many: what comes then is closed at once."""
+HANDSHAKE_MS_MAX = 5_000
+"""Who has not said who it is after so long is closed: until then anybody can hold a connection."""
+DESCRIPTORS_MIN = 1024
+"""What a node must be allowed to open, files and connections together: it does not start with less,"""
+DESCRIPTORS_MAX = 65_536
+"""and asks for no more than this."""
+DESCRIPTORS_RESERVED = 512
+"""What callers leave for files, other nodes, other regions and the metrics."""
 METRICS_CONNECTIONS_MAX = 64
 """Open connections at a node's metrics port."""
 WATCHES_PER_NODE_MAX = 10_000

@@ -36,7 +36,7 @@ from controlplane.node import Node
 from controlplane.replication import Log, guard
 from controlplane.replication.local import LocalLog
 from controlplane.replication.raft import RaftConfig, RaftLog
-from controlplane.server import Server
+from controlplane.server import Server, descriptors
 from controlplane.server.drills import Drills, Facts
 from controlplane.storage import RocksStore
 from controlplane.telemetry import (
@@ -131,6 +131,7 @@ async def serve(
     """
     # Messages come and go by the thousand and form no cycles: looking for some every 700 of them is wasted.
     gc.set_threshold(20_000, 20, 50)
+    descriptors.provide()
     credentials = read_credentials(config, config.node(name))
     folder = open_folder(data, fleet=config.fleet, region=config.name, node=name, start=start)
     counts = Counts()
@@ -207,6 +208,7 @@ def _hash_of(file: Path) -> str:
 
 async def dev(port: int, data: Path, stopping: asyncio.Event, say: Callable[[str], None]) -> None:
     """Run a region of one node without certificates, on loopback, until `stopping` is set. Raises `Fatal`."""
+    descriptors.provide()
     config = _dev_config(port, data)
     empty = not (data / "IDENTITY").exists()
     start = Start.BOOTSTRAP if empty else Start.NORMAL

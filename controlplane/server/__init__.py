@@ -34,7 +34,7 @@ from controlplane import limits, roles, status
 from controlplane.addresses import is_loopback
 from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.config import RegionConfig, split_address
-from controlplane.credentials import Credentials
+from controlplane.credentials import Credentials, Pem
 from controlplane.eraser import Eraser, Files
 from controlplane.errors import Denied, Fatal, Invalid, Unavailable
 from controlplane.federation import Federation
@@ -43,6 +43,7 @@ from controlplane.federation.links import leads
 from controlplane.forward import Request, Router
 from controlplane.identity import Identity
 from controlplane.node import Call, Node
+from controlplane.server.descriptors import for_callers
 from controlplane.server.desk import ADOPT, COSIGN, EFFECTS, FOLLOW, FORWARD, NOTE, SESSION, STREAMS, Desk, plan
 from controlplane.server.drills import Drills, Facts
 from controlplane.server.glass import Glass
@@ -75,6 +76,7 @@ _OPTIONS: Final = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 900),
     ("grpc.max_concurrent_streams", 1024),
+    ("grpc.server_handshake_timeout_ms", limits.HANDSHAKE_MS_MAX),
 ]
 _DRAIN_S = 5.0
 
@@ -165,7 +167,7 @@ class Server:
 
     async def start(self) -> None:
         """Listen. Raises `Fatal` if the address cannot be had."""
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=[*_OPTIONS, ("grpc.max_allowed_incoming_connections", for_callers())])
         server.add_generic_rpc_handlers(tuple(self._handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
@@ -212,7 +214,7 @@ class Server:
     def _bind(self, server: grpc.aio.Server) -> int:
         try:
             if self._credentials is not None:
-                return server.add_secure_port(self.address, self._credentials.of_server())
+                return server.add_secure_port(self.address, _accepting(self._credentials))
             _require_loopback(self.address)
             return server.add_insecure_port(self.address)
         except RuntimeError as error:
@@ -429,6 +431,35 @@ class Server:
 
 async def _nobody(region: str, _: federation_pb2.CosignRequest) -> federation_pb2.CosignReply:
     raise Unavailable(f"this node has no link with {region}", reason="HOME_UNREACHABLE")
+
+
+def _accepting(credentials: Credentials) -> grpc.ServerCredentials:
+    """Mutual TLS: each connection is accepted with what there is when it begins.
+
+    gRPC frees what it had when it is given something, also while other threads of its own begin handshakes with that.
+    So it is told of changes alone: anybody can open connections by the hundred, and memory that is used after it was
+    freed ends the process.
+    """
+    used = credentials.now()
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
+        found = credentials.now()
+        if found is used:
+            return None
+        used = found
+        return _configuration(found)
+
+    # None is for "no change", which the stubs do not know.
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(used),
+        changed,  # type: ignore[arg-type]
+        require_client_authentication=True,
+    )
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], pem.authority)
 
 
 def _require_loopback(address: str) -> None:

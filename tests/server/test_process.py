@@ -16,7 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from controlplane import certs, config
+from controlplane import certs, config, limits
 from controlplane.identity import Identity
 from controlplane.loopback import free_ports
 from controlplane.v1 import api_pb2 as api
@@ -278,3 +278,55 @@ def test_without_the_server_the_programs_say_what_to_install():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 1
     assert "pip install 'controlplane[server]'" in result.stderr
+
+
+def idle(address, number):
+    """Open connections and say nothing; as many as are let."""
+    host, _, port = address.rpartition(":")
+    opened = []
+    for _ in range(number):
+        with contextlib.suppress(OSError):
+            opened.append(socket.create_connection((host, int(port)), timeout=1))
+    return opened
+
+
+def test_a_node_does_not_start_with_too_few_descriptors(region):
+    few = limits.DESCRIPTORS_MIN // 2
+    command = ["prlimit", f"--nofile={few}:{few}", *controlplane(*serve_arguments(region.file, "n1", "--bootstrap"))]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert child.returncode != 0
+    assert f"may open {few} files and connections" in child.stderr
+    assert "ulimit -n" in child.stderr
+
+
+@pytest.mark.parametrize("port", ["address", "metrics_address"])
+def test_callers_that_only_connect_take_no_descriptor_that_the_node_needs(region, port):
+    """Nobody needs a certificate to open a connection."""
+    least = limits.DESCRIPTORS_MIN
+    command = [
+        "prlimit",
+        f"--nofile={least}:{least}",
+        *controlplane(*serve_arguments(region.file, "n1", "--bootstrap")),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            with channel(region) as opened:
+                AgentsStub(opened).CreateWorkflow(create("w"), timeout=10)
+                held = idle(getattr(region.nodes[0], port), least + 200)
+                for number in range(20):
+                    AgentsStub(opened).CreateWorkflow(create(f"w{number}"), timeout=10)
+                open_now = len(list(Path(f"/proc/{child.pid}/fd").iterdir()))
+                assert open_now <= least - limits.DESCRIPTORS_RESERVED // 2
+                for each in held:
+                    each.close()
+        finally:
+            child.kill()
+
+
+def test_a_node_outlives_callers_that_connect_by_the_hundred_and_leave(region):
+    with program(*serve_arguments(region.file, "n1", "--bootstrap")) as child, channel(region) as opened:
+        for number in range(4):
+            for each in idle(region.nodes[0].address, 500):
+                each.close()
+            AgentsStub(opened).CreateWorkflow(create(f"w{number}"), timeout=10)
+        assert stopped(child) == 0
