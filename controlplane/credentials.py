@@ -44,19 +44,33 @@ class Credentials(ABC):
         """The ones to use for a connection that begins now; the same object as long as nothing changed."""
 
     def of_server(self) -> grpc.ServerCredentials:
-        """For a port with mutual TLS: each connection is accepted with what there is at its beginning."""
+        """For a port with mutual TLS: each connection is accepted with what there is at its beginning.
+
+        gRPC frees what it had when it is given something, also while other threads of its own begin handshakes with
+        that. So it is told of changes alone: anybody can open connections by the hundred, and memory that is used after
+        it was freed ends the process.
+        """
+        used = self.now()
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal used
+            found = self.now()
+            if found is used:
+                return None
+            used = found
+            return _configuration(found)
+
+        # None is for "no change", which the stubs do not know.
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), self._configuration, require_client_authentication=True
+            _configuration(used),
+            changed,  # type: ignore[arg-type]
+            require_client_authentication=True,
         )
 
     def of_client(self) -> grpc.ChannelCredentials:
         """For a channel that is made now, and does not outlive its connection."""
         found = self.now()
         return grpc.ssl_channel_credentials(found.authority, found.key, found.certificate)
-
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        found = self.now()
-        return grpc.ssl_server_certificate_configuration([(found.key, found.certificate)], found.authority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +149,10 @@ class CredentialFiles(Credentials):
         if remaining < min(_EXPIRY_WARNING, (expires - certificate.not_valid_before_utc) / 3):
             _log.warning("certificate_expires_soon", expires=expires.isoformat())
         return found, expires
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], pem.authority)
 
 
 def _signature(file: Path) -> tuple[int, int, int] | None:

@@ -34,7 +34,7 @@ from controlplane import limits, roles, status
 from controlplane.addresses import is_loopback
 from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.config import RegionConfig, split_address
-from controlplane.credentials import Credentials, Pem
+from controlplane.credentials import Credentials
 from controlplane.eraser import Eraser, Files
 from controlplane.errors import Denied, Fatal, Invalid, Unavailable
 from controlplane.federation import Federation
@@ -214,7 +214,7 @@ class Server:
     def _bind(self, server: grpc.aio.Server) -> int:
         try:
             if self._credentials is not None:
-                return server.add_secure_port(self.address, _accepting(self._credentials))
+                return server.add_secure_port(self.address, self._credentials.of_server())
             _require_loopback(self.address)
             return server.add_insecure_port(self.address)
         except RuntimeError as error:
@@ -431,35 +431,6 @@ class Server:
 
 async def _nobody(region: str, _: federation_pb2.CosignRequest) -> federation_pb2.CosignReply:
     raise Unavailable(f"this node has no link with {region}", reason="HOME_UNREACHABLE")
-
-
-def _accepting(credentials: Credentials) -> grpc.ServerCredentials:
-    """Mutual TLS: each connection is accepted with what there is when it begins.
-
-    gRPC frees what it had when it is given something, also while other threads of its own begin handshakes with that.
-    So it is told of changes alone: anybody can open connections by the hundred, and memory that is used after it was
-    freed ends the process.
-    """
-    used = credentials.now()
-
-    def changed() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal used
-        found = credentials.now()
-        if found is used:
-            return None
-        used = found
-        return _configuration(found)
-
-    # None is for "no change", which the stubs do not know.
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(used),
-        changed,  # type: ignore[arg-type]
-        require_client_authentication=True,
-    )
-
-
-def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], pem.authority)
 
 
 def _require_loopback(address: str) -> None:
