@@ -20,7 +20,7 @@ from typing import Any, Final
 from controlplane import sdk
 from controlplane.drills import abroad
 from controlplane.drills.abroad import AWAY, BACK, BEFORE, BOTH, DURING, HOME, STALE, named
-from controlplane.drills.load import CALL_TIMEOUT_S, Connect, Scribe
+from controlplane.drills.load import CALL_TIMEOUT_S, Connect, Scribe, engaged_in
 from controlplane.drills.nodes import Nodes
 from controlplane.errors import Compacted, ControlPlaneError, NotFound, OutcomeUnknown, Refused, Unavailable
 from controlplane.limits import REQUEST_ID_BYTES
@@ -148,7 +148,7 @@ class Stopping(Errand):
         """See `Errand`."""
         for side in self._sides:
             plane = self._planes[side.region] = await self._enter(side, mirror=False)
-            if engaged := len((await plane.list_switches(engaged_only=True)).switches):
+            if engaged := len(await engaged_in(plane)):
                 raise ErrandFailed(f"{engaged} kill switches are engaged in {side.region}: release them, or wait")
         for side in self._sides:
             for node, address in side.nodes.addresses.items():

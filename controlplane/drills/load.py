@@ -174,8 +174,7 @@ class Load:
 
     async def engaged(self) -> list[api.SwitchView]:
         """Read which kill switches are engaged in the drill's environment already."""
-        reply = await self._roaming[0].list_switches(engaged_only=True, partition=self._partition)
-        return list(reply.switches)
+        return await engaged_in(self._roaming[0], self._partition)
 
     async def stops(self) -> set[tuple[str, str, int]]:
         """Read which stops of other regions are in force: region, id and revision. Raises the eight errors."""
@@ -318,3 +317,14 @@ def _versioned(reply: api.GetWorkflowReply) -> tuple[int, str]:
 
 def _tenure(reply: api.CampaignReply) -> tuple[str, int]:
     return reply.holder.election.process.hex(), int(reply.holder.fence.revision)
+
+
+async def engaged_in(plane: sdk.ControlPlane, partition: str = "") -> list[api.SwitchView]:
+    """Read all engaged kill switches of the plane's own region; a page may be empty and not the last."""
+    found: list[api.SwitchView] = []
+    reply = await plane.list_switches(engaged_only=True, partition=partition)
+    found.extend(reply.switches)
+    while reply.more:
+        reply = await plane.list_switches(engaged_only=True, after=reply.next, partition=partition)
+        found.extend(reply.switches)
+    return found

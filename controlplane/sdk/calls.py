@@ -280,7 +280,10 @@ class Calls:
         limit: int = 0,
         **options: Unpack[ReadOptions],
     ) -> api.ListSwitchesReply:
-        """Read one page of kill switches; continue with `after=reply.next`. The first page has other regions' stops."""
+        """Read one page of kill switches; continue with `after=reply.next` while `reply.more`, an empty one too.
+
+        The first page has other regions' stops.
+        """
         header = self._read_header("switch", options)
         request = api.ListSwitchesRequest(header=header, engaged_only=engaged_only, after=after, limit=limit)
         return await self._read("ListSwitches", "switch", request, api.ListSwitchesReply, options)
