@@ -532,6 +532,10 @@ class Serving(_End):
         """Seconds until the caller's deadline."""
         return None if self._deadline is None else max(0.0, self._deadline - self._server.loop.time())
 
+    def add_done_callback(self, told: Callable[[object], None]) -> None:
+        """Have `told` called when the call is over."""
+        self._task.add_done_callback(told)
+
     async def read(self) -> Any:
         """The next message."""
         while not self._inbox:

@@ -137,6 +137,8 @@ class _Group:
         self.touched = touched
         self.wakes = 0
         self.outdated = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """Of those who wait."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._due = 0
 
@@ -163,7 +165,8 @@ class _Group:
 
     def woken(self) -> asyncio.Future[None]:
         """What ends with the next wake."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = self.loop.create_future()
         self._waiting.append(done)
         return done
 
@@ -189,9 +192,10 @@ class _Wakes:
             self._changed[group] = None
         elif group not in self._changed:
             self._idle[group] = None
-        self._let_go()
+        assert group.loop is not None
+        self._let_go(group.loop)
 
-    def _let_go(self) -> None:
+    def _let_go(self, loop: asyncio.AbstractEventLoop) -> None:
         for line in (self._changed, self._idle):
             while line and self._left:
                 group = next(iter(line))
@@ -200,12 +204,12 @@ class _Wakes:
                     del line[group]
         if not self._next_due:
             self._next_due = True
-            asyncio.get_running_loop().call_soon(self._next)
+            loop.call_soon(self._next, loop)
 
-    def _next(self) -> None:
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._left, self._next_due = _WOKEN_AT_ONCE, False
         if self._changed or self._idle:
-            self._let_go()
+            self._let_go(loop)
 
 
 class _Index:

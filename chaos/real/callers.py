@@ -8,7 +8,7 @@ byte for byte, through another node, under the same request id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -69,6 +69,7 @@ class NodeChannel:
         self.address = address
         self.region = api.Region()
         self.revision = 0
+        self.on_started_over: list[Callable[[], None]] = []
         self.clock = clocks.now
         self._channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
@@ -112,6 +113,7 @@ class AnyNodeChannel:
     def __init__(self, nodes: Sequence[NodeChannel], random: Random, repeats: Repeats) -> None:
         self.region = api.Region()
         self.revision = 0
+        self.on_started_over: list[Callable[[], None]] = []
         self.clock = clocks.now
         self._nodes = nodes
         self._random = random
