@@ -6,7 +6,7 @@ Calls here are made once, to the node that is meant: no retries, no way around.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -16,7 +16,6 @@ import grpc.aio
 
 from controlplane import status
 from controlplane.errors import ControlPlaneError, OutcomeUnknown, Unavailable
-from controlplane.sdk.session import Tls
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import drill_pb2 as drill
 
@@ -52,9 +51,9 @@ class Look:
 
 
 class Nodes:
-    """Connections to every node of a region. Use with `async with`."""
+    """Connections to every node of a region. Use with `async with`. `tls` are asked for at each connection."""
 
-    def __init__(self, tls: Tls | None, addresses: Sequence[str]) -> None:
+    def __init__(self, tls: Callable[[], grpc.ChannelCredentials] | None, addresses: Sequence[str]) -> None:
         self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._given = tuple(addresses)

@@ -58,7 +58,7 @@ class Desk:
         tls = grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
         served = self.fleet[region]
         addresses = [f"127.0.0.1:{port}" for port in served.ports[: served.size]]
-        nodes = await self.stack.enter_async_context(Nodes(tls, addresses))
+        nodes = await self.stack.enter_async_context(Nodes(lambda: tls, addresses))
 
         def connect(given, mirror):
             certificate = {"ca": files[0], "key": files[1], "cert": files[2]}
