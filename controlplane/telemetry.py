@@ -42,8 +42,9 @@ _HTTP_TIMEOUT_S = 10.0
 _HTTP_BACKLOG = 16
 _PAGE_S = 1.0
 _LIBRARIES_LIMITED: Final = frozenset({"asyncio", "grpc"})
-_LIBRARY_LINES = 10
-_LIBRARY_PERIOD_S = 10.0
+LINES_LOGGED: Final = 10
+LINES_PERIOD_S: Final = 10.0
+"""Of what callers can cause by the thousand, so many lines are logged in so many seconds."""
 
 
 class Histogram:
@@ -392,9 +393,7 @@ class _Few(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._limits = {
-            name: RateLimit(_LIBRARY_LINES, _LIBRARY_PERIOD_S, time.monotonic) for name in _LIBRARIES_LIMITED
-        }
+        self._limits = {name: RateLimit(LINES_LOGGED, LINES_PERIOD_S, time.monotonic) for name in _LIBRARIES_LIMITED}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`. Those that pass say how many did not."""

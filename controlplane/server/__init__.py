@@ -180,6 +180,8 @@ class Server:
         await self._set_health()
         outbox = self._desk.outbox.watch(self.port)
         self._tasks = [asyncio.create_task(self._report_health()), asyncio.create_task(outbox)]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
         await server.start()
         self._server = server
 
@@ -210,6 +212,12 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that nobody waits for is over: stopped, or by a defect, which the node must not outlive."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self._node.broken(error)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         try:

@@ -22,8 +22,8 @@ from controlplane.server.outline import OUTLINE, Outlines
 from controlplane.server.partitions import Partitions
 from controlplane.server.region import RegionView
 from controlplane.server.reviewers import Reviewers
-from controlplane.server.shares import Outbox, Turns
-from controlplane.telemetry import Counts, RateLimit
+from controlplane.server.shares import Intake, Outbox
+from controlplane.telemetry import LINES_LOGGED, LINES_PERIOD_S, Counts, RateLimit
 from controlplane.v1.records_pb2 import Reach
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -47,9 +47,6 @@ Whoever erases answers for it to the region that it is erased from."""
 
 _URI_NAMES: Final = ("x509_uri", "x509_subject_alternative_name")
 _KNOWN: Final = frozenset({*roles.TABLE, FOLLOW, FORWARD, COSIGN, ADOPT})
-# Of denials, and of defects.
-_LINES_LOGGED = 10
-_LINES_PERIOD_S = 10.0
 
 
 class Peer(Protocol):
@@ -107,10 +104,10 @@ class Desk:
         self._drills, self._glass, self._outlines, self._reviewers = drills, glass, outlines, reviewers
         self._partitions = partitions
         self._fixed = fixed
-        self.turns = Turns()
+        self.intake = Intake()
         self.outbox = Outbox(counts, node.clock)
-        self._logged = RateLimit(_LINES_LOGGED, _LINES_PERIOD_S, node.clock)
-        self._defects_logged = RateLimit(_LINES_LOGGED, _LINES_PERIOD_S, node.clock)
+        self._logged = RateLimit(LINES_LOGGED, LINES_PERIOD_S, node.clock)
+        self._defects_logged = RateLimit(LINES_LOGGED, LINES_PERIOD_S, node.clock)
 
     # -- who and whether
 

@@ -17,7 +17,7 @@ import structlog
 
 from controlplane import limits
 from controlplane.errors import Unavailable
-from controlplane.telemetry import Counts, RateLimit
+from controlplane.telemetry import LINES_LOGGED, LINES_PERIOD_S, Counts, RateLimit
 
 Context = grpc.aio.ServicerContext[Any, Any]
 End = tuple[str, int]
@@ -28,11 +28,9 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _LOOK_S: Final = 1.0
 # What kind of descriptor it is turns out when it is asked for its ends.
 _ANY: Final = socket.AF_INET6
-_LOGGED = 10
-_LOGGED_PERIOD_S = 10.0
 
 
-class Turns:
+class Intake:
     """Lets a bounded number of operations be begun in one turn of the event loop, whoever sent them.
 
     A leader that is silent for a few beats is a leader no more, and beats leave between turns.
@@ -55,42 +53,6 @@ class Turns:
             self._room.release()
 
 
-def fields(encoded: bytes, most: int) -> int:
-    """Count the outermost fields of an encoded message, up to `most` + 1, at the cost of those alone.
-
-    To decode a field may take fifty times its size, and longer than the event loop may be held up. What is no message
-    has some number of fields.
-    """
-    at = found = 0
-    while at < len(encoded) and found <= most:
-        found += 1
-        tag, at = _varint(encoded, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            _, at = _varint(encoded, at)
-        elif kind == _BYTES:
-            size, at = _varint(encoded, at)
-            at += size
-        else:
-            at += _SIZES.get(kind, 0)
-    return found
-
-
-_VARINT, _BYTES = 0, 2
-_SIZES = {1: 8, 5: 4}
-_VARINT_BITS = 70
-
-
-def _varint(encoded: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift, byte in zip(range(0, _VARINT_BITS, 7), encoded[at : at + _VARINT_BITS // 7], strict=False):
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-    return value, at
-
-
 class Outbox:
     """The replies of one node that have not left: so many bytes of all callers, so many of each, each for so long.
 
@@ -102,7 +64,7 @@ class Outbox:
         self._counts, self._clock = counts, clock
         self._held: Counter[str] = Counter()
         self._writes: dict[object, tuple[float, Context]] = {}
-        self._logged = RateLimit(_LOGGED, _LOGGED_PERIOD_S, clock)
+        self._logged = RateLimit(LINES_LOGGED, LINES_PERIOD_S, clock)
 
     def has_room(self, caller: str, size: int = 1) -> bool:
         """Whether a reply of `size` bytes to `caller` may wait, too."""
@@ -163,11 +125,20 @@ class Outbox:
         while True:
             await asyncio.sleep(_LOOK_S)
             if ends := self._overdue():
-                # gRPC's servers in Python can end a call only by sending something, which would wait with the rest.
-                closed = await asyncio.to_thread(hang_up, ends, port)
-                self._counts.cut_off += closed
-                if closed and self._logged.allows():
-                    _log.warning("callers_do_not_read", cut_off=closed, suppressed=self._logged.suppressed)
+                await self._cut_off(ends, port)
+
+    async def _cut_off(self, ends: Set[End], port: int) -> None:
+        closed, problem = 0, ""
+        try:
+            # gRPC's servers in Python can end a call only by sending something, which would wait with the rest.
+            closed = await asyncio.to_thread(hang_up, ends, port)
+        except OSError as error:
+            # It takes a descriptor, of which there may be none. They are overdue the next time too.
+            problem = str(error)
+        self._counts.cut_off += closed
+        if (closed or problem) and self._logged.allows():
+            suppressed = self._logged.suppressed
+            _log.warning("callers_do_not_read", cut_off=closed, problem=problem, suppressed=suppressed)
 
     def _overdue(self) -> set[End]:
         now, ends = self._clock(), set()
@@ -186,7 +157,7 @@ def full() -> Unavailable:
 
 
 def hang_up(ends: Set[End], port: int) -> int:
-    """Shut this process's connections from `ends` to its own `port`, and return how many there were."""
+    """Shut this process's connections from `ends` to its own `port`, and return how many there were. Raises OSError."""
     found = 0
     for descriptor in Path("/dev/fd").iterdir():
         # A copy, because the original may be closed meanwhile, and be another file when it is used.

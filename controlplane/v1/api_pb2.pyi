@@ -1158,6 +1158,12 @@ class SessionRequest(_message.Message):
     operations: _containers.RepeatedCompositeFieldContainer[Operation]
     def __init__(self, operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ...) -> None: ...
 
+class UnreadOperations(_message.Message):
+    __slots__ = ("operations",)
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    operations: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, operations: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class SessionReply(_message.Message):
     __slots__ = ("replies", "region", "revision", "age_ms")
     REPLIES_FIELD_NUMBER: _ClassVar[int]

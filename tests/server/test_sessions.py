@@ -199,13 +199,13 @@ async def test_operations_that_cost_nothing_take_turns(tmp_path, idle):
         turn()
         session, before = member_sessions(region)[0], turns
         begun = []
-        taking = session._desk.turns.take
+        taking = session._desk.intake.take
 
         async def take():
             await taking()
             begun.append(turns)
 
-        session._desk.turns.take = take
+        session._desk.intake.take = take
         await talk.send(*([idle] * count))
         await until(lambda: len(begun) == count)
         assert max(begun.count(each) for each in set(begun)) <= limits.OPERATIONS_PER_TURN_MAX

@@ -2,14 +2,16 @@
 
 import asyncio
 import random
+import resource
 import socket
 import time
 
 import pytest
 
 from controlplane import limits
-from controlplane.errors import Unavailable
-from controlplane.server.shares import Turns, fields, hang_up
+from controlplane.errors import Invalid, Unavailable
+from controlplane.server.session import _decoded
+from controlplane.server.shares import Intake, hang_up
 from controlplane.v1 import api_pb2 as api
 from tests.server.deaf import Deaf
 from tests.server.regions import create, operation, running, until
@@ -17,7 +19,7 @@ from tests.server.regions import create, operation, running, until
 
 async def test_few_operations_are_begun_in_one_turn_and_nobody_overtakes(monkeypatch):
     monkeypatch.setattr(limits, "OPERATIONS_PER_TURN_MAX", 5)
-    turns, loop, number, begun = Turns(), asyncio.get_running_loop(), 0, []
+    intake, loop, number, begun = Intake(), asyncio.get_running_loop(), 0, []
 
     def turn():
         nonlocal number
@@ -26,7 +28,7 @@ async def test_few_operations_are_begun_in_one_turn_and_nobody_overtakes(monkeyp
 
     async def caller(name):
         for _ in range(20):
-            await turns.take()
+            await intake.take()
             begun.append((number, name))
 
     turn()
@@ -40,35 +42,41 @@ async def test_few_operations_are_begun_in_one_turn_and_nobody_overtakes(monkeyp
 
 async def test_whoever_gives_up_waiting_takes_no_turn(monkeypatch):
     monkeypatch.setattr(limits, "OPERATIONS_PER_TURN_MAX", 1)
-    turns = Turns()
-    await turns.take()
-    waiting = [asyncio.create_task(turns.take()) for _ in range(3)]
+    intake = Intake()
+    await intake.take()
+    waiting = [asyncio.create_task(intake.take()) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     async with asyncio.timeout(5):
         await asyncio.gather(*waiting[1:])
-        await turns.take()
+        await intake.take()
 
 
-@pytest.mark.parametrize("number", [0, 1, 127, 128, 1000])
-def test_fields_are_counted_as_they_are_decoded(number):
+MOST = limits.OPERATIONS_PER_SESSION_MAX
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, MOST, MOST + 1, 3 * MOST])
+def test_operations_are_counted_before_they_are_decoded(number):
     chance = random.Random(number)
-    sizes = [chance.choice([0, 1, 100, 200, 20_000]) for _ in range(number)]
+    sizes = [chance.choice([0, 1, 100, 200]) for _ in range(number)]
     operations = [api.Operation(id=chance.getrandbits(64), request=bytes(size)) for size in sizes]
-    # What later versions may add, of each kind, is counted too.
+    # What later versions may add, of each kind, is none of them.
     unknown = b"\x10\x80\x01" + b"\x19" + bytes(8) + b"\x25" + bytes(4) + b"\x82\x7d\x03abc"
-    encoded = api.SessionRequest(operations=operations).SerializeToString()
-    assert fields(encoded, 4096) == number
-    assert fields(encoded + unknown, 4096) == number + 4
-    assert len(api.SessionRequest.FromString(encoded + unknown).operations) == number
-    assert fields(encoded, 10) == min(number, 11)
+    encoded = api.SessionRequest(operations=operations).SerializeToString() + unknown
+    if number > MOST:
+        with pytest.raises(Invalid) as raised:
+            _decoded(encoded)
+        assert raised.value.reason == "TOO_MANY_OPERATIONS"
+    else:
+        assert list(_decoded(encoded).operations) == operations
 
 
-@pytest.mark.parametrize("garbage", [b"\xff", b"\x0a", b"\x0a\xff", b"\x0b", b"\x08\xff\xff", b"\x0a\x00", b"\x00"])
-def test_counting_the_fields_of_garbage_ends_soon(garbage):
+@pytest.mark.parametrize("garbage", [b"\xff", b"\x0a", b"\x0a\xff", b"\x0b", b"\x08\xff\xff", b"\x0a\x00"])
+def test_garbage_is_refused_soon(garbage):
     encoded = garbage * (limits.MESSAGE_BYTES_MAX // len(garbage))
     began = time.process_time()
-    assert fields(encoded, limits.OPERATIONS_PER_SESSION_MAX) <= limits.OPERATIONS_PER_SESSION_MAX + 1
+    with pytest.raises(Invalid):
+        _decoded(encoded)
     assert time.process_time() - began < 1
 
 
@@ -178,3 +186,34 @@ async def test_callers_that_hang_up_are_no_defects(tmp_path, caplog):
         assert "InternalError" not in {outcome for _, outcome in server.counts.calls}
         assert "ExecuteBatchError" not in {outcome for _, outcome in server.counts.calls}
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_without_a_descriptor_left_callers_are_cut_off_later(tmp_path, monkeypatch, capsys):
+    """To shut a connection takes one, and there may be none just because of those who do not read."""
+    monkeypatch.setattr(limits, "REPLY_TIMEOUT_S", 0.1)
+    limited = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with running(tmp_path) as region, region.caller() as writer:
+        await writer.call("CreateWorkflow", create("big", BIG))
+        server = region.members["n1"].server
+        # The thread that looks for the connections is there already.
+        await asyncio.to_thread(int)
+        async with Deaf(region, "n1", name="deaf") as deaf:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limited[1]))
+            try:
+                await deaf.ask("/controlplane.v1.Agents/GetWorkflow", READ)
+                await until(lambda: "callers_do_not_read" in capsys.readouterr().out)
+                assert server.counts.cut_off == 0
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limited)
+            await deaf.closed()
+        await until(lambda: server.counts.cut_off == 1)
+        assert not region.members["n1"].node.failed.done()
+
+
+async def test_a_defect_in_what_watches_over_callers_fails_the_node(tmp_path, monkeypatch):
+    async with running(tmp_path) as region:
+        member = region.members["n1"]
+        monkeypatch.setattr(member.server._desk.outbox, "_writes", None)
+        async with asyncio.timeout(20):
+            with pytest.raises(AttributeError):
+                await asyncio.shield(member.node.failed)
