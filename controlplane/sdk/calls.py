@@ -475,11 +475,11 @@ class Calls:
             epoch = self._epochs.get(kind, 0)
             return api.RequestHeader(request_id=nonce(), since=self.revision, epoch=epoch)
         _check_known(options, _WRITE_OPTIONS)
-        request_id, since = options.get("request_id"), self.revision
+        request_id, since = options.get("request_id"), options.get("since", self.revision)
         # A partition named by the caller may stand at another epoch than the default one.
         epoch = self._epochs.get(options.get("partition") or kind, 0)
         if request_id:
-            since, epoch = self._as_first(request_id, options.get("since", since), epoch)
+            since, epoch = self._as_first(request_id, since, epoch)
         return api.RequestHeader(
             partition=options.get("partition"),
             request_id=request_id or nonce(),
@@ -497,9 +497,10 @@ class Calls:
 
     def _as_first(self, request_id: bytes, since: int, epoch: int) -> tuple[int, int]:
         """What was seen before a request was first made: by it the region tells whether that may be forgotten."""
-        if len(self._first_seen) >= REQUESTS_REMEMBERED_MAX:
+        first = self._first_seen.setdefault(request_id, (since, epoch))
+        if len(self._first_seen) > REQUESTS_REMEMBERED_MAX:
             del self._first_seen[next(iter(self._first_seen))]
-        return self._first_seen.setdefault(request_id, (since, epoch))
+        return first
 
     async def _read(
         self, method: str, kind: str, request: _Request, reply_type: type[ReplyT], options: ReadOptions

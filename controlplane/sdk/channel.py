@@ -43,8 +43,9 @@ from controlplane.v1 import api_pb2 as api
 STARTED_OVER_S: Final = 1.0
 """How much younger than the newest revision seen a state with less must be: what clocks and rounding may amount to."""
 SINCE_TOO_OLD: Final = "SINCE_TOO_OLD"
-SINCE_IN_FUTURE: Final = "SINCE_IN_FUTURE"
-"""Reason of the Unavailable that says: certainly not applied, ask again with a newer `since`."""
+"""Reason of the Unavailable that says: certainly not applied, ask again with the `since` of now."""
+_SINCE_IN_FUTURE: Final = "SINCE_IN_FUTURE"
+"""Reason of the Unavailable of a node that has less than the caller says that it has seen."""
 _NOT_KEPT: Final = frozenset({"OUTCOME_FORGOTTEN", "EPOCH_CHANGED"})
 """Reasons of OutcomeUnknown that asking again cannot cure."""
 
@@ -159,9 +160,7 @@ class Channel:
         if self._closed:
             raise Unavailable("the client is closed", reason="CLIENT_CLOSED")
         self._check_open()
-        if len(request) > REQUEST_BYTES_MAX:
-            # A node would end the whole stream for what does not fit in a message.
-            raise _too_large(method, len(request))
+        check_size(method, len(request))
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._send(Call(method, request, deadline, answer, writes=writes))
         if not self._brisk:
@@ -174,10 +173,6 @@ class Channel:
             stream.ended(Unavailable("the client is closed", reason="CLIENT_CLOSED"))
             return
         self._check_open()
-        size = len(stream.request())
-        if size > REQUEST_BYTES_MAX:
-            stream.ended(_too_large("Watch", size))
-            return
         if len(self._streams) >= WATCHES_PER_SESSION_MAX:
             stream.ended(Unavailable("too many watches of one client", reason="WATCHES_FULL"))
             return
@@ -312,7 +307,7 @@ class Channel:
             if call.writes and not call.doubt:
                 error = Unavailable("the region no longer keeps what was then", reason=SINCE_TOO_OLD)
             call.fail(error)
-        elif error.reason == SINCE_IN_FUTURE and self._started_over and not call.doubt:
+        elif error.reason == _SINCE_IN_FUTURE and self._started_over and not call.doubt:
             # What it had seen when it was made is gone, so it is made anew.
             call.fail(Unavailable("the region was started over", reason=SINCE_TOO_OLD))
         elif isinstance(error, Unavailable | OutcomeUnknown):
@@ -627,10 +622,12 @@ def _first_open(done: Iterable[asyncio.Task[Session]], errors: list[ControlPlane
     return None
 
 
-def _too_large(method: str, size: int) -> Invalid:
-    return Invalid(
-        f"the request of {method} takes {size} bytes; {REQUEST_BYTES_MAX} are allowed", reason="REQUEST_TOO_LARGE"
-    )
+def check_size(method: str, size: int) -> None:
+    """Raise Invalid if a request has too many bytes: a node would end the whole stream for what fits in no message."""
+    if size > REQUEST_BYTES_MAX:
+        raise Invalid(
+            f"the request of {method} takes {size} bytes; {REQUEST_BYTES_MAX} are allowed", reason="REQUEST_TOO_LARGE"
+        )
 
 
 def _forget(answer: asyncio.Future[bytes]) -> None:

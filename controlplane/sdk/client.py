@@ -232,7 +232,6 @@ class ControlPlane(Calls):
         Kinds: "flag", "switch", "exception", "workflow", "election", those of one partition; or "stop" alone, for the
         stops of all regions, this one's included (its `home` is empty).
 
-
         Begins after `after_revision`, or now, or with `snapshot` at all present records. A change without a value is
         a deletion. Raises Compacted if what comes next is no longer kept: list again and watch from there.
         """

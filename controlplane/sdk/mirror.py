@@ -5,9 +5,9 @@ delivers and with *marks*, and is told the time; it neither reads clocks nor doe
 
 1. Content changes only as a whole: a transaction at a time, or from one complete listing to another. Readers, in any
    thread, see one immutable `_View`.
-2. It has everything up to `revision`. Revisions never go back; what comes twice is ignored. It has a part for each of
-   the watches that feed it, and `revision` is that of the part behind: what other regions stop is one part, and where
-   flags and switches lie in two partitions, they are two more.
+2. It has everything up to `revision`. Revisions never go back, unless it is told that the region was started over; what
+   comes twice is ignored. It has a part for each of the watches that feed it, and `revision` is that of the part
+   behind: what other regions stop is one part, and where flags and switches lie in two partitions, they are two more.
 3. **Age.** A mark says: a question sent at `sent_s` on the local clock was answered by a node that stood at revision R
    and whose state lacked nothing older than `age_ms`. The answer left after the question did, so that state lacks
    nothing that was committed before `sent_s - age_ms`. Once the mirror holds everything up to R, neither does the
@@ -281,7 +281,7 @@ class Mirror:
 
         What is here stays until then, as the last known good configuration.
         """
-        self.revision, self._fresh_s = 0, -inf
+        self.revision, self.synced, self._fresh_s = 0, False, -inf
         self._marks.clear()
         for part in self._parts.values():
             part.revision, part.synced, part.awaits_listing = 0, False, True

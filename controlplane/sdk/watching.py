@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from controlplane.errors import Compacted, ControlPlaneError, Unavailable
-from controlplane.sdk.channel import Channel
+from controlplane.sdk.channel import Channel, check_size
 from controlplane.sdk.mirror import KINDS, Mirror
 from controlplane.v1 import api_pb2 as api
 
@@ -39,6 +39,7 @@ class Watch:
         self._paused = False
 
     async def __aenter__(self) -> Self:
+        check_size("Watch", self._request.ByteSize())
         self._channel.start(self)
         return self
 

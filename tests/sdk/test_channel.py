@@ -291,5 +291,7 @@ async def test_a_call_made_again_says_since_when_it_was_first_made() -> None:
             await cp.get_region()
             await cp.create_workflow("w", b"", request_id=b"r" * 16)
         await cp.create_workflow("w", b"", request_id=b"s" * 16)
+        await cp.create_workflow("w", b"", request_id=b"t" * 16, since=5)
+        await cp.create_workflow("w", b"", since=7)
         sent = [api.CreateWorkflowRequest.FromString(request).header.since for request in requests(node.seen)]
-        assert sent == [3, 3, 9]
+        assert sent == [3, 3, 9, 5, 7]
