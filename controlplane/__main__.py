@@ -24,7 +24,7 @@ try:
     import click
 
     from controlplane import certs, config, process
-    from controlplane.datadir import Start, prepare
+    from controlplane.datadir import Start
     from controlplane.drills import supervisor
     from controlplane.errors import Fatal, Invalid
     from controlplane.identity import Identity
@@ -136,8 +136,6 @@ def dev(port: int, data: Path | None, log_format: str, log_level: str) -> None:
     """Run a region of one node for development: no certificates, loopback only, data kept."""
     configure_logs(log_format, log_level)
     folder = data or _state_home() / "controlplane" / "dev"
-    with _reported():
-        prepare(folder)
     _run(lambda stopping: process.dev(port, folder, stopping, click.echo))
 
 

@@ -387,12 +387,15 @@ class Router:
             request = waiting.popleft()
             if self._route(request):
                 routed += 1
+                self._waiting_bytes -= _size(request)
             else:
                 kept.append(request)
         if waiting:
             self._flushing = asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting = kept + waiting + self._waiting
-        self._waiting_bytes = _sizes(self._waiting)
+        # All that is left may be much, and is not gone through again in every turn.
+        waiting.extendleft(reversed(kept))
+        waiting.extend(self._waiting)
+        self._waiting = waiting
 
     def _expire(self, requests: Iterable[Request]) -> deque[Request]:
         now, kept = self._clock(), deque[Request]()

@@ -27,7 +27,7 @@ from controlplane.auditor import LedgerKeys
 from controlplane.config import FIRST_EPOCH, KINDS, ConfigError, NodeConfig, RegionConfig, Timing, split_address
 from controlplane.controllers import Controllers
 from controlplane.credentials import CredentialFiles, Credentials
-from controlplane.datadir import DataFolder, Start, open_folder
+from controlplane.datadir import DataFolder, Start, open_folder, prepare
 from controlplane.drills.injector import Injector, Line
 from controlplane.errors import ControlPlaneError, Fatal, Unavailable
 from controlplane.federation import Federation
@@ -210,6 +210,7 @@ async def dev(port: int, data: Path, stopping: asyncio.Event, say: Callable[[str
     """Run a region of one node without certificates, on loopback, until `stopping` is set. Raises `Fatal`."""
     descriptors.provide()
     config = _dev_config(port, data)
+    prepare(data)
     empty = not (data / "IDENTITY").exists()
     start = Start.BOOTSTRAP if empty else Start.NORMAL
     folder = open_folder(data, fleet=config.fleet, region=config.name, node=DEV_NODE, start=start)

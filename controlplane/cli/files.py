@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,22 +33,22 @@ class Unwritten(FileUnusable):
     kind, reason = "Unwritten", "OUTPUT_UNWRITTEN"
 
 
-@contextmanager
-def usable(path: Path) -> Iterator[None]:
+def usable(path: Path) -> AbstractContextManager[None]:
     """Turn what the system has against `path` into `FileUnusable`."""
-    try:
-        yield
-    except OSError as error:
-        raise FileUnusable(f"{path}: {error.strerror or error}") from error
+    return _told(path, FileUnusable)
+
+
+def written(path: Path) -> AbstractContextManager[None]:
+    """Turn what the system has against `path`, when it is too late for `usable`, into `Unwritten`."""
+    return _told(path, Unwritten)
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Turn what the system has against `path`, when it is too late for `usable`, into `Unwritten`."""
+def _told(path: Path, kind: type[FileUnusable]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unwritten(f"{path}: {error.strerror or error}") from error
+        raise kind(f"{path}: {error.strerror or error}") from error
 
 
 def check_folder(folder: Path, *, make: bool = False) -> None:
