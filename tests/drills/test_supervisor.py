@@ -127,7 +127,7 @@ def state_of(supervisor):
 
 
 async def test_what_is_asked_twice_strikes_once_and_one_thing_at_a_time(stage):
-    same = {"do": "pause", "duration_ms": 200, "id": "x"}
+    same = {"do": "pause", "duration_ms": 60_000, "id": "x"}
     stage.order(1, same, same, {"do": "kill"}, {"do": "dance"}, {"do": "kill", "duration_ms": 10**9})
     async with stage.running():
         await stage.until(lambda: len(stage.lines("answers")) == 5)

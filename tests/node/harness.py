@@ -194,6 +194,8 @@ class Region:
 
     async def __aenter__(self) -> Region:
         await self.node.start()
+        # What the node does when it first looks at the clock, in real time, is over before the test begins.
+        self.node._watches.tick(self.now_s)
         return self
 
     async def __aexit__(
