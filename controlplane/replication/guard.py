@@ -138,7 +138,7 @@ class Guard(CoreEvents):
         self._installing = False
 
         self._progress: dict[str, Progress] = {}
-        self._beat_at, self._election_at, self._tell_at = 0.0, 0.0, inf
+        self._beat_at, self._election_at, self._tell_at, self._news_at = 0.0, 0.0, inf, -inf
         self._drain: _Drain | None = None
         self._snapshot: Snapshot | None = None
         self._snapshot_floor: int | None = None  # While one is being made: what was applied when it was asked for.
@@ -612,7 +612,10 @@ class Guard(CoreEvents):
         if not behind or "B18" in self._off:
             self._tell_at = inf
         elif self._tell_at == inf:
-            self._tell_at = self._now + self._timing.notice_s
+            # Where entries are rare, none is about to carry it.
+            rare = self._now - self._news_at > self._timing.beat_s
+            self._tell_at = self._now + (0 if rare else self._timing.notice_s)
+            self._news_at = self._now
         elif self._now >= self._tell_at:
             self._tell_at = inf
             for peer in behind:

@@ -49,7 +49,8 @@ Done = Callable[[Outcome, int], None]
 class Timing:
     """Seconds. An election starts after a silence drawn from [min, max]; a leader's beat must be well below min.
 
-    `notice_s`: how long a leader waits for an entry to carry the news of a commit before it sends the news alone.
+    `notice_s`: how long a leader waits for an entry to carry the news of a commit before it sends the news alone. Where
+    commits are more than a beat apart it does not wait.
     """
 
     election_min_s: float = 0.150

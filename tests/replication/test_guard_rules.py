@@ -734,6 +734,23 @@ def test_followers_hear_of_a_commit_soon_and_once() -> None:
     assert not node.said("append")
 
 
+def test_news_of_a_commit_waits_for_an_entry_only_where_entries_are_frequent() -> None:
+    node = Solo()
+    node.lead()
+    waits = []
+    for pause in (TIMING.election_min_s, TIMING.beat_s / 2, TIMING.beat_s / 2, 2 * TIMING.beat_s):
+        node.tick(pause)
+        node.propose()
+        node.tick()
+        node.matched("b", node.tail.last_index)
+        node.matched("c", node.tail.last_index)
+        node.sync()
+        node.tick()
+        waits.append(node.guard.deadline - node.now)
+        node.tick(TIMING.notice_s)
+    assert waits == pytest.approx([0, TIMING.notice_s, TIMING.notice_s, 0])
+
+
 def test_followers_do_not_acknowledge_the_news_of_a_commit() -> None:
     node = Solo()
     node.append("b", 1, (0, 0), *entries(1, 2, 1))
