@@ -100,7 +100,7 @@ class Doors:
         tally.digest = hashlib.sha256((tally.digest or bytes(32)) + hashlib.sha256(reply).digest()).digest()
 
     def denied(self, region: str) -> None:
-        """A caller of `region` was denied something."""
+        """A caller of `region` was denied something, or asked for a partition that is not here."""
         self._tally(_Place(region, DENIAL, Reach.REACH_UNSPECIFIED))
 
     def scraped(self, host: str, page: bytes) -> None:

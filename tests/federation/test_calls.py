@@ -99,6 +99,20 @@ async def test_what_callers_of_other_regions_are_told_is_recorded(tmp_path):
         assert all(each.direction == Passage.EGRESS and each.digest for each in fleet[WEST].passages(sort="answer"))
 
 
+async def test_a_partition_that_is_not_there_is_denied_and_tells_nothing_of_any(tmp_path):
+    """Somebody's slip must not leave a reviewer with an egress record of which nobody can say what it was about."""
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(EAST, role="agent") as planner:
+        error = await error_of(planner.call("GetFlag", get_flag(f"{WEST}.prod.globl")))
+        assert (type(error), error.reason) == (NotFound, "PARTITION_UNKNOWN")
+        await until(lambda: fleet[WEST].passages(counterparty=EAST))
+        assert [(each.sort, each.records) for each in fleet[WEST].passages()] == [("denial", 1)]
+        # What is not in a partition that is there is told of that one.
+        error = await error_of(planner.call("GetFlag", get_flag(f"{WEST}.prod.global")))
+        assert (type(error), error.reason) == (NotFound, "FLAG_NOT_FOUND")
+        await until(lambda: fleet[WEST].passages(sort="answer"))
+        assert [each.reach for each in fleet[WEST].passages(sort="answer")] == [GLOBAL]
+
+
 async def test_beyond_the_jurisdiction_only_what_is_global_is_answered(tmp_path):
     async with running(tmp_path) as fleet, fleet.caller(EAST) as maria:
         there = api.RequestHeader(partition=f"{WEST}.prod.jurisdiction")
