@@ -96,6 +96,8 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 "Who looked at a node's metrics: that somebody at another machine did is in the ledger, as an egress to"
                 " (unidentified), for nobody has to say who they are. Metrics hold counts, and names of nodes and"
                 " regions, but nothing of what records are called or say.",
+                "When things happened, other than by the clock of the node that led the region. Times in the ledger"
+                " never go back, so what followed a clock that was ahead has the time of then.",
                 "What erased records said. That they existed, and of which class they were, stays visible.",
                 "Who is meant by a scope that crosses borders. Such ids are opaque, but whoever knows all the names"
                 " there are can guess which one an id stands for by trying them.",

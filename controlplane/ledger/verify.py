@@ -25,8 +25,9 @@ claim rests on others: where those do not hold, it is NOT CHECKED. The trust fil
 
 Claims. FILES: the bundle is well formed, and its files are those of its manifest. CHECKPOINT: the region signed both
 checkpoints. GROWTH: the last continues the first. LEAVES: the leaves are those under the signed root; none is missing,
-and revisions and times never go back. RANGE: they cover the time asked for. RECORDS: every audited record of those
-leaves is there once and is what the leaf committed to, or is erased. REACH: no record says that pinned data left.
+and revisions and times never go back. RANGE: they cover the time asked for, by the region's clock, and say nothing of
+times to come. RECORDS: every audited record of those leaves is there once and is what the leaf committed to, or is
+erased. REACH: no record says that pinned data left.
 HOMES: epochs of partitions only grow, and nothing is claimed under one that is over, as this bundle or a peer's shows.
 COSIGNED per peer: it saw the same ledger. MATCHED per peer: what one sent is what the other received. SCAN per node:
 it signed that it found nothing foreign. SAMPLES: leaves picked by your seed lead to the root. IDENTITY: it is the
@@ -44,6 +45,7 @@ import hmac
 import json
 import re
 import sys
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +72,7 @@ WAYS_MAX = 100_000
 RECORDS_MAX = 20_000_000
 SAMPLES_MAX = 10_000
 SKEW_MS = 60_000
-"""Clocks of two regions are taken to agree no better than this."""
+"""Clocks of two regions, or of a region and the reviewer, are taken to agree no better than this."""
 
 CLASSES = ("egress", "ingress", "grant", "denial", "break-glass", "switch", "exception", "move", "erase", "unreadable")
 NEVER_ERASED = ("egress", "ingress", "grant", "break-glass", "move", "erase")
@@ -853,6 +855,12 @@ class Ledger:
         manifest, (first, last) = self.about(), self.ends()
         if manifest.start > 0 and first.at_ms >= manifest.from_ms:
             raise Wrong(f"leaves before {_when(first.at_ms)} may be missing: there is none from before the time asked")
+        if last.at_ms > time.time() * 1000 + SKEW_MS:
+            # Times never go back: what passed since that clock was wrong has the time of then, whenever it was.
+            raise Wrong(
+                f"leaf {manifest.end - 1} says that it is of {_when(last.at_ms)}, which is still to come: if this"
+                " machine's clock is right, the region's was not, and nobody can say what passed in the time asked"
+            )
         asked = f"{_when(manifest.from_ms)} to {_when(manifest.to_ms)}"
         if last.at_ms <= manifest.to_ms:
             if manifest.end < self.end().size:

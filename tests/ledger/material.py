@@ -54,6 +54,8 @@ class Ledger:
 
     region: str
     history: str = ""
+    clock: Callable[[int], int] = at_ms
+    """What the region's clock said at each entry."""
     leaves: list[Leaf] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     nodes: dict[tuple[int, int], bytes] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class Ledger:
             commitments.append((name, leaves.commitment(salt, n, leaves.canonical(content))))
             self.records.append(Record(index, n, name, leaves.record_key(salt, n), content))
         running, entry = secret("hash", self.history, index), leaves.entry_commitment(salt, b"entry %d" % index)
-        self.leaves.append(Leaf(index, 2 * index + 1, at_ms(index), running, entry, tuple(commitments)))
+        self.leaves.append(Leaf(index, 2 * index + 1, self.clock(index), running, entry, tuple(commitments)))
         for level, at, value in self.frontier.append(merkle.leaf_hash(leaves.encode(self.leaves[-1]))):
             self.nodes[level, at] = value
 
@@ -129,9 +131,14 @@ def transfer(peer: str, reach: str, first: int, **changes: str) -> Content:
     return {**Transfer(peer, "federation", reach, 1, first, first + 5, 3, digest).content(), **changes}
 
 
-def honest(region: str, history: str = "", extra: Mapping[int, list[tuple[str, Content]]] | None = None) -> Ledger:
+def honest(
+    region: str,
+    history: str = "",
+    extra: Mapping[int, list[tuple[str, Content]]] | None = None,
+    clock: Callable[[int], int] = at_ms,
+) -> Ledger:
     """A region that sends what it may, every ten minutes, and receives what the others send, a minute later."""
-    made = Ledger(region, history)
+    made = Ledger(region, history, clock)
     for index in range(ENTRIES):
         made.append(written(region, index) + (extra or {}).get(index, []))
     return made

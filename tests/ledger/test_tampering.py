@@ -17,6 +17,7 @@ from tests.ledger.material import (
     SEEN,
     Desk,
     archived,
+    at_ms,
     honest,
     packed,
     secret,
@@ -817,6 +818,22 @@ def test_a_range_to_the_end_of_the_ledger(desk: Desk):
     says = desk.says(desk.written(later))
     assert only(says) == failed(unchecked=["RANGE"])
     assert "ask for a later checkpoint" in says["RANGE"][1]
+
+
+def test_a_clock_that_was_far_ahead_once(desk: Desk):
+    """Times never go back: what passed after that has the time of then, and is in no report of its own time."""
+    ahead = honest("eu-west", clock=lambda entry: at_ms(entry) if entry < 40 else at_ms(entry) + 10**14)
+    report = replace(
+        ahead.report(),
+        from_ms=at_ms(45),
+        to_ms=at_ms(70),
+        start=39,
+        leaves=[leaves.encode(leaf) for leaf in ahead.leaves[39:41]],
+        records=[],
+    )
+    says = desk.says(desk.written(report), trust=trust(), peers=[])
+    assert only(says) == failed("RANGE", unchecked=["IDENTITY", *MATCHED])
+    assert "still to come" in says["RANGE"][1]
 
 
 def test_a_range_from_the_beginning(desk: Desk):
