@@ -27,10 +27,10 @@ Claims. FILES: the bundle is well formed, and its files are those of its manifes
 checkpoints. GROWTH: the last continues the first. LEAVES: the leaves are those under the signed root; none is missing,
 and revisions and times never go back. RANGE: they cover the time asked for, by the region's clock, and say nothing of
 times to come. RECORDS: every audited record of those leaves is there once and is what the leaf committed to, or is
-erased. REACH: no record says that pinned data left.
-HOMES: epochs of partitions only grow, and nothing is claimed under one that is over, as this bundle or a peer's shows.
-COSIGNED per peer: it saw the same ledger. MATCHED per peer: what one sent is what the other received. SCAN per node:
-it signed that it found nothing foreign. SAMPLES: leaves picked by your seed lead to the root. IDENTITY: it is the
+erased. REACH: no record says that pinned data left. HOMES: epochs of partitions only grow, and nothing is claimed under
+one that is over, as this bundle or a peer's shows. COSIGNED per peer: it saw the same ledger. MATCHED per peer: the
+copies that one sent are those that the other received, and break-glass reads that the peer names are here. SCAN per
+node: it signed that it found nothing foreign. SAMPLES: leaves picked by your seed lead to the root. IDENTITY: it is the
 ledger of which you kept a checkpoint.
 """
 
@@ -1353,18 +1353,36 @@ def _matched(ledger: Ledger, peer: Region, others: Sequence[Ledger]) -> str:
             raise (Wrong if status == FAIL else Lacking)(f"the bundle of {peer.name}: {name} is {status}: {says}")
     if ledger.records.overflowed or other.records.overflowed:
         raise Lacking("there are too many transfers to match: ask for bundles of less time")
+    (begin, finish), (since, until) = ledger.ends(), other.ends()
+    if since.at_ms > finish.at_ms or begin.at_ms > until.at_ms:
+        raise Lacking(
+            f"the bundle of {peer.name} is of another time, {_when(since.at_ms)} to {_when(until.at_ms)}: ask for one"
+            " of the same"
+        )
     sent = _carried(ledger, "egress", peer.name, "federation")
     got = _carried(other, "ingress", ledger.about().region, "federation")
     unconfirmed = Spans(_carried(ledger, "egress", peer.name, "unconfirmed"))
-    outside = _not_received(sent, got, other) + _not_sent(sent, got, unconfirmed, ledger, peer)
-    glass, unmet = _shown(ledger, other, peer)
-    outside += unmet
+    unreceived = _not_received(sent, got, other)
+    unsent = _not_sent(sent, got, unconfirmed, ledger, peer)
+    glass, unread = _shown(ledger, other, peer)
+    unnamed: list[Transfer | Glass] = [*unsent, *unread]
+    for each in unnamed:
+        # A region writes down what it sent once the peer has said that it came, so hardly long before the peer did.
+        if begin.at_ms + SKEW_MS <= each.at_ms <= finish.at_ms - SKEW_MS:
+            raise Lacking(
+                f"leaf {each.leaf} of {peer.name}, on {_when(each.at_ms)}, is about revisions of before this bundle,"
+                " which has no record of that: ask for one that begins earlier"
+            )
+    outside = unreceived + len(unnamed)
     rest = f"; {outside} lie outside of the time that both bundles cover" if outside else ""
     seen = f"; so do {glass} break-glass reads" if glass else ""
     lost = (
         f"; {unconfirmed.count} more say that something was sent and perhaps not received" if unconfirmed.count else ""
     )
-    agree = f"{len(sent)} records of what was sent to {peer.name} and {len(got)} of what it received agree"
+    agree = (
+        f"{len(sent) - unreceived} records of copies that were sent to {peer.name} and {len(got) - len(unsent)} of"
+        " copies that it received agree"
+    )
     return f"{agree}{seen}{lost}{rest}"
 
 
@@ -1383,39 +1401,39 @@ def _not_received(sent: Sequence[Transfer], got: Sequence[Transfer], other: Ledg
 
 def _not_sent(
     sent: Sequence[Transfer], got: Sequence[Transfer], unconfirmed: Spans, ledger: Ledger, peer: Region
-) -> int:
-    """How many received ones this bundle need not have. Raises Wrong for one that it should have and has not."""
+) -> list[Transfer]:
+    """The received ones that this bundle need not have. Raises Wrong for one that it should have and has not."""
     whats = {each.what for each in sent}
     begin, finish = ledger.ends()
     unmet = [each for each in got if each.what not in whats and not unconfirmed.cover(each)]
     for each in unmet:
-        # An egress record stands after the revisions that it is about, so in this bundle if those are.
-        if each.what[3] > begin.revision and each.at_ms <= finish.at_ms - SKEW_MS:
+        # An egress record stands after the revisions that it is about, so behind the first leaf if those reach it.
+        if each.what[3] >= begin.revision and each.at_ms <= finish.at_ms - SKEW_MS:
             raise Wrong(f"leaf {each.leaf} of {peer.name} says it received something that no egress record here names")
-    return len(unmet)
+    return unmet
 
 
-def _shown(ledger: Ledger, other: Ledger, peer: Region) -> tuple[int, int]:
-    """Break-glass reads that both name, and those that only the peer names and this bundle need not have.
+def _shown(ledger: Ledger, other: Ledger, peer: Region) -> tuple[int, list[Glass]]:
+    """How many break-glass reads both name, and those that only the peer names and this bundle need not have.
 
     Raises Wrong for one that it should have and has not. One that the peer does not name was not heard to its end.
     """
     shown = Counter(each.what for each in ledger.records.glass if each.out and each.peer == peer.name)
     read = [each for each in other.records.glass if not each.out and each.peer == ledger.about().region]
     begin, finish = ledger.ends()
-    unmet = 0
+    unmet = []
     for each in read:
         if shown[each.what] > 0:
             shown[each.what] -= 1
             continue
-        unmet += 1
+        unmet.append(each)
         # It stands after the revision that was read, as an egress record does.
-        if each.what[1] > begin.revision and each.at_ms <= finish.at_ms - SKEW_MS:
+        if each.what[1] >= begin.revision and each.at_ms <= finish.at_ms - SKEW_MS:
             raise Wrong(
                 f"leaf {each.leaf} of {peer.name} says that somebody there was shown pinned data, and no break-glass"
                 " record here does"
             )
-    return len(read) - unmet, unmet
+    return len(read) - len(unmet), unmet
 
 
 class Spans:

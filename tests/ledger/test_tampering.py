@@ -650,18 +650,44 @@ def test_what_was_sent_otherwise_covers_nothing(desk: Desk, change):
 
 
 def test_the_margins_of_matching(desk: Desk):
-    """Near the end of the other bundle, and before the revisions of this one, nothing has to be met."""
+    """Near the end of the other bundle, and before this one, nothing has to be met."""
     peers = [desk.folder / "peer.tar", desk.folder / "us-east.tar"]
     for entry, expected in ((77, []), (78, []), (79, [])):
         late = honest("eu-west", extra={entry: [("egress", transfer("eu-central", "global", 150, digest="ab" * 32))]})
         says = desk.says(desk.written(late.report()), trust=trust())
         unmet = entry < 79
         assert only(says) == failed(*["MATCHED eu-central"] * unmet, *expected, unchecked=["IDENTITY"])
-    for first, failing in ((36, False), (37, True)):
-        early = honest("eu-central", extra={40: [("ingress", transfer("eu-west", "global", first, digest="ab" * 32))]})
-        desk.written(early.report()).rename(peers[0])
-        # The first leaf of the range is at revision 41; what ends there was sent before it.
-        assert only(desk.says(peers=peers)) == failed(*["MATCHED eu-central"] * failing)
+    # The first leaf of the range is at revision 41. What is written of revision 41 stands after it.
+    for first, entry, expected in ((35, 20, PASS), (35, 21, NOT_CHECKED), (35, 40, NOT_CHECKED), (36, 20, FAIL)):
+        received = [("ingress", transfer("eu-west", "global", first, digest="ab" * 32))]
+        desk.written(honest("eu-central", extra={entry: received}).report()).rename(peers[0])
+        says = desk.says(peers=peers)
+        assert says.pop("MATCHED eu-central")[0] == expected
+        assert only(says) == {}
+
+
+def test_a_peer_s_bundle_of_another_time(desk: Desk):
+    """It says nothing of what passed in the time of this one."""
+    other = desk.ledgers["eu-central"]
+    report = replace(
+        other.report(),
+        from_ms=at_ms(2),
+        to_ms=at_ms(9),
+        start=0,
+        leaves=[leaves.encode(leaf) for leaf in other.leaves[:11]],
+        records=[record for record in other.records if record.leaf < 11],
+    )
+    earlier = desk.written(report).rename(desk.folder / "earlier.tar")
+    says = desk.says(peers=[earlier, desk.folder / "us-east.tar"])
+    assert only(says) == failed(unchecked=["MATCHED eu-central"])
+    assert "another time" in says["MATCHED eu-central"][1]
+
+
+def test_what_agrees_is_counted_without_what_lies_outside(desk: Desk):
+    late = honest("eu-west", extra={79: [("egress", transfer("eu-central", "global", 150, digest="ab" * 32))]})
+    says = desk.says(desk.written(late.report()), trust=trust())
+    assert "12 records of copies that were sent to eu-central and 12 of copies" in says["MATCHED eu-central"][1]
+    assert "1 lie outside" in says["MATCHED eu-central"][1]
 
 
 def test_an_unreadable_record_that_the_ledger_holds(desk: Desk):
@@ -710,6 +736,13 @@ def test_a_break_glass_read_that_the_home_does_not_name(desk: Desk, at_home, mat
     says = desk.says(desk.written(home.report()), trust=trust(), peers=[peer, desk.folder / "us-east.tar"])
     assert only(says) == failed(*([] if matched else ["MATCHED eu-central"]), unchecked=["IDENTITY"])
     assert ("so do 1 break-glass reads" if matched else "no break-glass record") in says["MATCHED eu-central"][1]
+
+
+def test_a_read_of_before_the_bundle_that_was_made_in_its_time(desk: Desk):
+    peers = honest("eu-central", extra={41: [("break-glass", glass("in", "eu-west", 40))]})
+    peer = desk.written(peers.report()).rename(desk.folder / "peer.tar")
+    says = desk.says(peers=[peer, desk.folder / "us-east.tar"])
+    assert says["MATCHED eu-central"][0] == NOT_CHECKED
 
 
 def test_two_that_were_read_and_one_that_was_shown(desk: Desk):
