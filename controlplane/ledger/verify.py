@@ -367,15 +367,26 @@ def _octal(text: bytes) -> int:
 
 
 def _json(content: bytes, what: str) -> Any:
-    """JSON of whole numbers. Raises Wrong, also for what is too deep."""
+    """JSON of whole numbers that everybody reads alike. Raises Wrong, also for what is too deep."""
     try:
-        return json.loads(content, parse_float=_no_number, parse_constant=_no_number)
+        return _JSON.decode(content.decode())
     except (ValueError, RecursionError) as error:
         raise Wrong(f"{what} is not JSON as it should be") from error
 
 
 def _no_number(text: str) -> None:
     raise ValueError("only whole numbers are expected")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) != len(pairs):
+        raise ValueError("a name is said twice")
+    return told
+
+
+# Made once: json.loads with options makes one for every text.
+_JSON = json.JSONDecoder(parse_float=_no_number, parse_constant=_no_number, object_pairs_hook=_object)
 
 
 class Manifest(NamedTuple):
@@ -409,14 +420,16 @@ class Manifest(NamedTuple):
             raise Wrong("manifest.json does not say what a manifest says") from error
         if not all(isinstance(each, str) and re.fullmatch(_WORD, each) for each in names):
             raise Wrong("manifest.json names no fleet, region and jurisdiction")
-        if not all(_is_number(each) for each in numbers) or numbers[2] >= numbers[3]:
+        if not all(_is_number(each) for each in numbers) or numbers[0] > numbers[1] or numbers[2] >= numbers[3]:
             raise Wrong("manifest.json names no range")
         if not all(isinstance(each, str) for each in (*reaches, *files, *files.values())):
             raise Wrong("manifest.json does not say what a manifest says")
         if not all(_is_number(epoch) and isinstance(home, str) for epoch, home in homes.values()):
             raise Wrong("manifest.json names a partition without home and epoch")
-        if not all(reach in REACHES for reach in reaches.values()) or len(files) != len(told["files"]):
-            raise Wrong("manifest.json names a reach that does not exist, or a file twice")
+        if len(reaches) != len(told["partitions"]) or len(files) != len(told["files"]):
+            raise Wrong("manifest.json names a partition or a file twice")
+        if not all(reach in REACHES for reach in reaches.values()):
+            raise Wrong("manifest.json names a reach that does not exist")
         return cls(*names, *numbers, reaches, homes, files)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controlplane.ledger import verify
-from tests.ledger.material import Desk, archived, packed, trust
+from controlplane.ledger import notes, verify
+from tests.ledger.material import Desk, archived, packed, signer, trust
 
 NOTHING = {"NOT CHECKED"}
 
@@ -168,6 +168,7 @@ MANIFESTS = [
     ("region", "../x"),
     ("asked", {"from_ms": -1, "to_ms": 5}),
     ("asked", {"from_ms": True, "to_ms": 5}),
+    ("asked", {"from_ms": 6, "to_ms": 5}),
     ("asked", {"from_ms": 1, "to_ms": 1 << 70}),
     ("asked", []),
     ("leaves", {"from": 5, "to": 5}),
@@ -176,6 +177,7 @@ MANIFESTS = [
     ("partitions", [{"id": [], "reach": "global"}]),
     ("partitions", [{"id": 7, "reach": "global"}]),
     ("partitions", 7),
+    ("partitions", [{"id": "x", "home": "eu-west", "reach": "global", "epoch": epoch} for epoch in (1, 2)]),
     ("files", {"name": "x"}),
     ("files", [{"name": 5, "sha256": "x"}]),
     ("files", [{"name": "statement.md", "sha256": []}]),
@@ -190,6 +192,30 @@ def test_a_manifest_that_says_something_else(desk: Desk, name, value):
     says = desk.says(archived({**desk.files, "manifest.json": json.dumps(told).encode()}, desk.folder / "odd.tar"))
     assert says["FILES"][0] == "FAIL"
     assert {status for claim, (status, _) in says.items() if claim != "FILES"} == NOTHING
+
+
+TWICE = [
+    ("records.jsonl", b'"content":{', b'"content":{"reach":"home-only",'),
+    ("records.jsonl", b'"leaf":25,', b'"leaf":24,"leaf":25,'),
+    ("scans/n1.note", b'"foreign":', b'"foreign":3,"foreign":'),
+    ("proofs/frontier.json", b'"size"', b'"size": 7, "size"'),
+    ("manifest.json", b'"region"', b'"region": "us-east", "region"'),
+    ("manifest.json", b"{", b"\xef\xbb\xbf{"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), TWICE)
+def test_json_that_others_might_read_otherwise(desk: Desk, name, old, new):
+    """Of two values of one name, some programs believe the first, and people the one that they see."""
+    content = desk.files[name]
+    assert old in content
+    content = content.replace(old, new, 1)
+    if name.endswith(".note"):
+        text = content.decode().rpartition("\n\n")[0] + "\n"
+        content = notes.write(text, signer("acme/eu-west/n1").line(text))
+    make = archived if name == "manifest.json" else packed
+    says = desk.says(make({**desk.files, name: content}, desk.folder / "odd.tar"))
+    assert "FAIL" in {status for status, _ in says.values()}
 
 
 RECORDS = [
