@@ -6,7 +6,7 @@
 This one file needs Python 3.11 and the package `cryptography`, and nothing of the program that wrote the bundle. It
 opens no connection, writes no file and runs nothing that it reads. It prints one line per claim: PASS, FAIL, or NOT
 CHECKED where the evidence or a trusted key is missing. Exit status: 0 if no claim is FAIL, 1 if one is, 2 if it could
-not begin (wrong arguments, a trust file that cannot be used).
+not begin (wrong arguments, a trust file that cannot be used, or that has no key for this bundle).
 
 What is believed. Nothing in a bundle but what follows from a signature by a key in the trust file: the signed root of
 the last checkpoint fixes every leaf below it (RFC 6962), each leaf fixes the content of its audited records, and each
@@ -139,9 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TrustInvalid, OSError) as error:
         print(f"cannot begin: {plain(str(error))}", file=sys.stderr)  # noqa: T201
         return 2
-    failed = any(claim.status == FAIL for claim in claims)
     print(_as_json(ledger, claims) if options.json else _as_text(ledger, claims))  # noqa: T201
-    return 1 if failed else 0
+    if any(claim.status == FAIL for claim in claims):
+        return 1
+    return 0 if ledger.claims["CHECKPOINT"].status == PASS else 2
 
 
 def check(

@@ -99,6 +99,15 @@ def test_exit_status(desk: Desk, trusted):
         assert "Traceback" not in done.stderr
 
 
+def test_a_bundle_that_no_key_is_there_for(desk: Desk):
+    """Whoever made it can write any region's name in it: programs must not take that for good."""
+    file = desk.folder / "others.toml"
+    file.write_text(trust().replace("[regions.eu-west", "[regions.eu-north"))
+    done = run(desk, desk.folder / "eu-west.tar", "--trust", file)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "NOT CHECKED  CHECKPOINT" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
