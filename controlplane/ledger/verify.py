@@ -162,8 +162,9 @@ def check(
 
 
 def plain(text: str) -> str:
-    """Text for a terminal, whatever it came from."""
-    return "".join(each if each.isprintable() else "?" for each in text[:2000])
+    """Text for any terminal, whatever it came from; letters that only look like those of a name are told apart."""
+    known = text[:2000].encode("ascii", "backslashreplace").decode()
+    return "".join(each if each.isprintable() else "?" for each in known)
 
 
 def _as_text(ledger: Ledger, claims: Sequence[Claim]) -> str:
@@ -953,7 +954,7 @@ class Ledger:
             if root_by_path(leaf, index, end, path) != self._roots[end]:
                 raise Wrong(f"leaf {index} does not lead to the root")
         some = ", ".join(str(index) for index in sorted(self.sampled)[:5])
-        more = ", …" if len(self.sampled) > 5 else ""
+        more = ", ..." if len(self.sampled) > 5 else ""
         return f"{len(self.sampled)} leaves picked by your seed ({some}{more}) lead to the root, each by its own path"
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.ledger import bundle, checkpoint, leaves, merkle, notes, verify
-from tests.ledger.material import LAST, Desk, signer, trust, witness_of
+from tests.ledger.material import LAST, Desk, honest, signer, transfer, trust, witness_of
 from tests.ledger.test_checkpoint import PUBLISHED_KEY, PUBLISHED_NOTE
 from tests.ledger.test_merkle import SIZE_MAX, TREE, mutants, naive_root
 
@@ -29,13 +29,14 @@ def test_it_needs_the_standard_library_and_one_package():
     assert not imported & {"os", "subprocess", "socket", "urllib", "http", "ssl", "pickle", "tarfile", "shutil"}
 
 
-def run(desk, *arguments):
-    """The file alone, as a reviewer has it."""
+def run(desk, *arguments, encoding="utf-8"):
+    """The file alone, as a reviewer has it, at a terminal of this encoding."""
     alone = desk.folder / "alone"
     alone.mkdir(exist_ok=True)
     (alone / "verify.py").write_bytes(PROGRAM.read_bytes())
     code = (
-        "import sys, runpy; sys.modules['controlplane'] = None; sys.argv = sys.argv[1:];"
+        f"import sys, runpy; sys.modules['controlplane'] = None; sys.stdout.reconfigure(encoding='{encoding}');"
+        " sys.argv = sys.argv[1:];"
         " runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     return subprocess.run(
@@ -67,6 +68,18 @@ def test_as_a_program(desk: Desk, trusted):
     assert all(line.startswith("PASS         ") for line in lines)
     assert counts == "17 PASS, 0 FAIL, 0 NOT CHECKED"
     assert set(before) | {"alone"} == {path.name for path in desk.folder.iterdir()}
+
+
+def test_at_a_terminal_that_knows_few_letters(desk: Desk, trusted):
+    """Whatever a region put into its records, and however alike letters look."""
+    lookalike = "eu-c\N{CYRILLIC SMALL LETTER IE}ntral"
+    leaking = honest("eu-west", extra={40: [("egress", transfer(lookalike, "jurisdiction", 50, door="agent"))]})
+    done = run(
+        desk, desk.written(leaking.report()), "--trust", trusted, "--seed", "mine", "--samples", "20", encoding="ascii"
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert r"eu-west and eu-c\u0435ntral" in done.stdout
+    assert "PASS         SAMPLES" in done.stdout
 
 
 def test_as_a_program_for_programs(desk: Desk, trusted):
