@@ -664,6 +664,8 @@ class Ledger:
         self.sampled: dict[int, bytes] = {}
         self.begin: Stretch | None = None
         self.finish: Stretch | None = None
+        self.states: dict[int, tuple[int, bytes]] = {}
+        """Size → revision and running hash after the last leaf, at sizes that matter."""
         self._roots: dict[int, bytes] = {}
         self._nodes: dict[tuple[int, int], bytes] = {}
 
@@ -846,12 +848,12 @@ class Ledger:
         except Lacking as error:
             raise Wrong(str(error)) from error
         # From here on these roots are as good as signed.
-        self._roots, self._nodes = walk.roots, walk.nodes
+        self._roots, self._nodes, self.states = walk.roots, walk.nodes, walk.states
 
     def _states(self, walk: _Walk, heads: Sequence[Head]) -> None:
         for head in heads:
             state = walk.states.get(head.size)
-            if state is not None and state != (head.revision, head.hash.hex().encode()):
+            if state is not None and state != _state(head):
                 raise Wrong(
                     f"the checkpoint of {head.size} leaves names another revision or running hash than its leaf"
                 )
@@ -960,6 +962,10 @@ class Ledger:
 
 def _tree(head: Head | tuple[int, bytes]) -> tuple[int, bytes]:
     return (head.size, head.root) if isinstance(head, Head) else head
+
+
+def _state(head: Head) -> tuple[int, bytes]:
+    return head.revision, head.hash.hex().encode()
 
 
 def _hashes(told: Any) -> list[bytes]:
@@ -1514,7 +1520,11 @@ def _identity(ledger: Ledger) -> str:
             raise Wrong(
                 f"the ledger has {last.size} leaves here, fewer than the {known.size} of the checkpoint that you kept"
             ) from error
+        return f"the checkpoint of {known.size} leaves that you kept continues it, which is of an earlier time here"
     ledger.continues(known, last)
+    states = {last.size: _state(last), **ledger.states}
+    if states.get(known.size, _state(known)) != _state(known):
+        raise Wrong(f"the checkpoint of {known.size} leaves that you kept names another revision or running hash")
     return f"it continues the checkpoint of {known.size} leaves that you kept"
 
 
