@@ -941,7 +941,8 @@ class Ledger:
         if unclear := {name: self.records.erased[name] for name in ("move",) if name in self.records.erased}:
             raise Lacking(f"no epoch that is over is claimed, but what {_counted(unclear)} records said was erased")
         return (
-            f"{self.records.opened.get('move', 0)} records of moves, and nothing is claimed under an epoch that is over"
+            f"{self.records.opened.get('move', 0)} records of moves, and nothing is claimed under an epoch that they"
+            " show to be over"
         )
 
     def sample_paths(self) -> str:
