@@ -1094,8 +1094,8 @@ class Records:
         self._problems: list[str] = []
         self._more = 0
         self._read = False
-        self._erased_leaves: set[int] = set()
-        self._erasures: set[int] = set()
+        self._unexplained: set[int] = set()
+        """Leaves with erased records that no erase record has named."""
         self._kept = self._count = self._unsaid = 0
         self._lines: Iterator[bytes] = iter(())
         self._next: dict[str, Any] | None = None
@@ -1130,11 +1130,10 @@ class Records:
             raise Wrong("; ".join(self._problems) + more)
         if not self._read:
             raise Lacking("the leaves could not be read to their end")
-        unexplained = self._erased_leaves - self._erasures
-        if unexplained:
+        if self._unexplained:
             raise Lacking(
-                f"{_counted(self.erased)} records are marked erased; for leaf {min(unexplained)} and"
-                f" {len(unexplained) - 1} others no erase record in this bundle says so"
+                f"{_counted(self.erased)} records are marked erased; for leaf {min(self._unexplained)} and"
+                f" {len(self._unexplained) - 1} others no erase record in this bundle says so"
             )
         erased = f"; {_counted(self.erased)} are ERASED, as erase records say" if self.erased else ""
         return f"every audited record is there once and is what its leaf commits to: {_counted(self.opened)}{erased}"
@@ -1185,7 +1184,7 @@ class Records:
                 self._problem(f"{where} is of class {name}, which is never erased, and is not opened")
                 return
             self.erased[name] = self.erased.get(name, 0) + 1
-            self._erased_leaves.add(leaf.at)
+            self._unexplained.add(leaf.at)
         else:
             try:
                 content = _opening(record, commitment)
@@ -1197,7 +1196,8 @@ class Records:
     def _understand(self, name: str, content: dict[str, Any], leaf: Leaf) -> None:
         if name == "erase":
             named = content.get("leaves", [])
-            self._erasures.update(each for each in (named if isinstance(named, list) else ()) if _is_number(each))
+            # Of leaves before this one: only those can be named.
+            self._unexplained.difference_update(filter(_is_number, named if isinstance(named, list) else ()))
         if name == "grant" and content.get("open") is not False:
             peer, reach = content.get("peer"), content.get("reach")
             if not isinstance(peer, str) or reach not in REACHES:

@@ -783,6 +783,13 @@ def test_what_was_erased_and_the_ledger_says_so(desk: Desk):
     assert only(says) == failed(unchecked=["IDENTITY"])
 
 
+def test_what_was_erased_before_it_was_written(desk: Desk):
+    """An erasure destroys the salts of leaves that are there: it explains none that come later."""
+    ledger = honest("eu-west", extra={30: [("erase", {"leaves": [37]})]})
+    says = desk.says(desk.written(erased_report(ledger, 37)), trust=trust(), peers=None)
+    assert only(says)["RECORDS"] == NOT_CHECKED
+
+
 def test_what_left_cannot_be_called_erased(desk: Desk):
     ledger = honest("eu-west", extra={60: [("erase", {"leaves": [25]})]})
     says = desk.says(desk.written(erased_report(ledger, 25)), trust=trust(), peers=None)
