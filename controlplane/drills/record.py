@@ -139,12 +139,16 @@ def sealed(record: Document, public_key: str, signature: str) -> bytes:
 def opened(content: bytes) -> tuple[Document, Document]:
     """The record and the signature in a file. Raises `RecordInvalid`."""
     try:
-        document = json.loads(content, parse_float=_no_fraction, parse_constant=_no_fraction)
+        document = json.loads(
+            content, parse_float=_no_fraction, parse_constant=_no_fraction, object_pairs_hook=_said_once
+        )
         record, signature = document["record"], document["signature"]
         if record["format"] != FORMAT:
             raise RecordInvalid(f"format {record['format']} is not known here; use the version that wrote it")
         if not isinstance(signature, dict):
             raise RecordInvalid("the signature is not an object")
+        # What has no such bytes was never signed.
+        canonical(record)
     except RecordInvalid:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -171,7 +175,7 @@ def _checks(record: Document, folder: Path) -> Iterable[Check]:
     try:
         events = histories.read(folder / Path(told["file"]).name)
         measured = evidence.measure(events, Window(**record["window"]), told["agents"])
-    except (histories.HistoryInvalid, ValueError, AssertionError) as error:
+    except (histories.HistoryInvalid, ValueError, IndexError, AssertionError) as error:
         yield Check("history", False, f"cannot be computed from: {error}")
         return
     yield from _times(record)
@@ -230,12 +234,20 @@ def _claims(record: Document, claims: list[Claim]) -> Iterable[Check]:
 def _history(file: Path) -> bytes | None:
     try:
         return file.read_bytes()
-    except OSError:
+    except (OSError, ValueError):  # The latter for a name that no file can have.
         return None
 
 
 def _no_fraction(text: str) -> None:
     raise RecordInvalid(f"{text}: a record has whole numbers only")
+
+
+def _said_once(pairs: list[tuple[str, Any]]) -> Document:
+    """The signature would hold for the last of two, whatever people see in the first."""
+    told = dict(pairs)
+    if len(told) != len(pairs):
+        raise RecordInvalid("a name is said twice")
+    return told
 
 
 # -- parts of a record

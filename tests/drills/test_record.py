@@ -153,11 +153,27 @@ def test_clients_that_waited_longer_than_the_region_are_a_finding(course):
         b'{"record": 1, "signature": {}}',
         b'{"record": {"format": 99}, "signature": {}}',
         b"[" * 100_000,
+        b'{"record": {"format": 1, "a": "\\ud800"}, "signature": {}}',
+        b'{"record": {"format": 1, "verdict": "failed", "verdict": "passed"}, "signature": {}}',
     ],
 )
 def test_what_is_no_record(content):
     with pytest.raises(record.RecordInvalid):
         record.opened(content)
+
+
+def test_a_history_of_anything_is_told_to_be_none(written):
+    content, folder, _ = written
+    made, _ = record.opened(content)
+    history = folder / made["history"]["file"]
+    began, *rest = history.read_text().splitlines(keepends=True)
+    odd = {"at_ns": 1, "process": 99, "phase": "invoke", "key": "k", "kind": "cas", "value": [1]}
+    for value in ([1], [], "x"):
+        pair = [{**odd, "value": value}, {**odd, "phase": "ok", "at_ns": 2, "value": 3}]
+        history.write_text("".join([*(json.dumps(each) + "\n" for each in pair), began, *rest]))
+        assert "history" in {check.name for check in record.recheck(made, folder) if not check.passed}
+    made["history"]["file"] = "a\0b"
+    assert {check.name for check in record.recheck(made, folder) if not check.passed} == {"history"}
 
 
 def test_a_record_that_is_not_whole(written):
