@@ -36,6 +36,7 @@ _SERVICE = "/controlplane.v1.Reviewers/"
 _TIMEOUT_S = 10.0
 _SCAN_TIMEOUT_S = 60.0
 _DAY_S = 86_400
+_TIME_MS_MAX = int(datetime.max.replace(tzinfo=UTC).timestamp()) * 1000
 _REACHES = {records.HOME_ONLY: "home-only", records.JURISDICTION: "jurisdiction", records.GLOBAL: "global"}
 _OPTIONS = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
@@ -54,7 +55,10 @@ def _moment(_: click.Context, parameter: click.Parameter, value: str | None) -> 
         raise click.BadParameter(
             f"{value!r} is no time; write it like 2026-11-23 or 2026-11-23T12:30", param=parameter
         ) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    at_ms = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    if not 0 <= at_ms < _TIME_MS_MAX:
+        raise click.BadParameter(f"{value!r} is not between the years 1970 and 9999, in UTC", param=parameter)
+    return at_ms
 
 
 class Reader:

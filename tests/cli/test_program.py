@@ -170,6 +170,13 @@ def test_a_wrong_command_line_is_a_document_too(cpctl: Cpctl, arguments: list[st
     assert document["hint"].endswith("--help")
 
 
+@pytest.mark.parametrize("moment", ["1900-01-01", "1969-12-31T23:59:59.999", "9999-12-31T23:59:59-12:00", "yesterday"])
+def test_a_time_that_no_ledger_has(tmp_path: Path, moment: str) -> None:
+    arguments = ["--address", "127.0.0.1:1", "--insecure", "region", "report", "--out", str(tmp_path / "bundle")]
+    result = CliRunner().invoke(main, [*arguments, "--from", moment, "--to", "9999-12-31"])
+    assert (result.exit_code, moment in result.stderr) == (2, True)
+
+
 def test_options_of_the_program_can_be_variables(cpctl: Cpctl) -> None:
     assert json.loads(cpctl("status", CONTROLPLANE_JSON="1").stdout)["role"] == "leader"
     wrong = cpctl("status", CONTROLPLANE_TIMEOUT="0")
