@@ -77,11 +77,14 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 "Which audited records the region's ledger holds for this time, that none of them was left out, added"
                 " or changed since, and what each of them says: what left the region, by which door, to whom.",
                 "That the ledger only ever grew, and that the regions that cosigned it were shown the same ledger.",
-                "That nothing which the ledger records as having left was pinned to the region or to its jurisdiction.",
-                "With the bundle of a peer: that what one says it sent is what the other says it received.",
+                "That nothing which the ledger records as having left was pinned to the region or to its jurisdiction,"
+                " but for break-glass reads, which are told one by one.",
+                "With the bundle of a peer: that the copies which one says it sent are those which the other says it"
+                " received, and that break-glass reads which the peer names are named here.",
                 "Which region is the home of a partition that moved, as far as these bundles know of the move: what"
                 " is claimed under an epoch that is over does not pass.",
-                "That each node which signed a scan says that it found no foreign pinned records on its disk.",
+                "That each scan here says of its node that no foreign pinned records were found in the node's data"
+                " folder. Nodes sign scans in their own names, with one shared key, that of the region.",
             ),
         ),
         Section(
@@ -91,10 +94,15 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 "Where the machines physically are. Jurisdictions are what the reviewer's trust file says they are.",
                 "Copies made by hand: backups, disk images, screenshots, database files that somebody carried away.",
                 "Calls outside of this system: what an agent, a tool or a model provider sent by itself.",
+                "What callers of the region put into calls about partitions of other regions: such a call is handed to"
+                " the partition's home as it is, with the name of who makes it, and no ledger has it.",
+                "That all is told of what callers of other regions were answered: only the region that answers writes"
+                " that down. A node that was killed had perhaps not handed over what it had counted last: answers of a"
+                " second, denials of a minute, readings of metrics of ten.",
                 "That the nodes run the program they should. A node that was made to lie signs lies; what helps is that"
                 " other regions, and the reviewer's copies of earlier checkpoints, hold it to what it said before.",
-                "Who looked at a node's metrics: that somebody at another machine did is in the ledger, as an egress to"
-                " (unidentified), for nobody has to say who they are. Metrics hold counts, and names of nodes and"
+                "Who looked at a node's metrics: that somebody did from another machine is in the ledger, as an egress"
+                " to (unidentified), for nobody has to say who they are. Metrics hold counts, and names of nodes and"
                 " regions, but nothing of what records are called or say.",
                 "When things happened, other than by the clock of the node that led the region. Times in the ledger"
                 " never go back, so what followed a clock that was ahead has the time of then.",
@@ -138,6 +146,7 @@ def _moves(summary: Summary) -> list[Section]:
     """Said only where a home moved, or was to."""
     if not summary.moves:
         return []
+    more = summary.by_class["move"] - len(summary.moves)
     return [
         Section(
             "Partitions whose home moved",
@@ -146,7 +155,7 @@ def _moves(summary: Summary) -> list[Section]:
                 " order of the ledger. Of a forced move the old home was not asked: an operator attested that it was"
                 " down, and what it had written after the revision named was given up, and is kept apart there.",
             ),
-            summary.moves,
+            [*summary.moves, *([f"And {more} more steps: they are in records.jsonl."] if more else [])],
         )
     ]
 

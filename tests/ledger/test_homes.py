@@ -110,6 +110,12 @@ def test_a_record_that_says_no_move_is_no_record(desk: Desk, wrong):
     assert says["HOMES"][0] == NOT_CHECKED
 
 
+def test_the_statement_says_how_many_moves_it_does_not_tell(desk: Desk):
+    steps = {n: [move("sealed"), move("cancelled")] * 20 for n in range(40, 43)}
+    told = desk.written(honest("eu-west", extra=steps).report()).read_bytes().decode("utf-8", "replace")
+    assert "And 20 more steps: they are in records.jsonl." in told
+
+
 def test_the_statement_tells_moves_in_words(desk: Desk):
     steps = {
         40: [move("sealed")],
