@@ -98,7 +98,8 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
                 " the partition's home as it is, with the name of who makes it, and no ledger has it.",
                 "That all is told of what callers of other regions were answered: only the region that answers writes"
                 " that down. A node that was killed had perhaps not handed over what it had counted last: answers of a"
-                " second, denials of a minute, readings of metrics of ten.",
+                " second, denials of a minute, readings of metrics of ten. Nor is there, then, an ingress record of the"
+                " copies that it received last; the home has them as sent, and not confirmed.",
                 "That the nodes run the program they should. A node that was made to lie signs lies; what helps is that"
                 " other regions, and the reviewer's copies of earlier checkpoints, hold it to what it said before.",
                 "Who looked at a node's metrics: that somebody did from another machine is in the ledger, as an egress"
