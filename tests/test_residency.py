@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from controlplane import residency
+from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.geography import Atlas
 from controlplane.kernel import keys
 from controlplane.kernel.store import Batch, MemoryStore
+from controlplane.ledger import notes
+from controlplane.node import Call
+from controlplane.server.reviewers import Reviewers
 from controlplane.storage import RocksStore
+from controlplane.v1.audit_pb2 import ScanDiskReply
 from controlplane.v1.records_pb2 import GLOBAL
+from tests.server.regions import FLEET, REGION, running
+from tests.test_auditor import nobody
 
 ATLAS = Atlas("f", "us", {"us": "us", "eu": "eu", "eu2": "eu", "us2": "us"}, {"eu": frozenset({GLOBAL})})
 FOREIGN = [("eu", "HOME_ONLY"), ("eu", "JURISDICTION"), ("us2", "HOME_ONLY"), ("gone", "JURISDICTION"), ("eu", "WHAT")]
@@ -65,3 +75,18 @@ def test_what_a_real_store_wrote_and_deleted_is_still_in_its_log(tmp_path: Path)
     store.close()
     assert "records" not in found.searched
     assert found.foreign >= 3
+
+
+async def test_a_scan_says_when_the_disk_was_searched(tmp_path: Path) -> None:
+    """Not when something was written last: a region may be idle for days."""
+    key = Ed25519PrivateKey.generate()
+    async with running(tmp_path) as region:
+        (member,) = region.members.values()
+        auditor = Auditor(member.node, LedgerKeys(FLEET, REGION, key, {}), nobody)
+        reviewers = Reviewers(member.node, auditor, member.server.region, tmp_path)
+        began_ms = time.time_ns() // 1_000_000
+        call = Call("ScanDisk", b"", "", "prod", member.node.clock() + 30)
+        reply = ScanDiskReply.FromString(await reviewers.answer(call))
+        note = notes.parse(reply.note)
+    assert note.opened([auditor.signed("n1").verifier])  # type: ignore[union-attr]
+    assert began_ms <= json.loads(note.text)["at_ms"] <= time.time_ns() // 1_000_000

@@ -14,7 +14,7 @@ FORMAT = "controlplane-scan/1"
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """`size` is the number of leaves of the node's tree at the time, `at_ms` Unix milliseconds.
+    """`size` is the number of leaves of the node's tree when the search began, `at_ms` that time in Unix milliseconds.
 
     `searched` says what was walked and how much of each ("records", "events", "wal bytes", "snapshot bytes"…).
     `foreign` counts the records found that are pinned elsewhere; what they are is for the region's operators alone.

@@ -105,7 +105,7 @@ class Reviewers:
             raise Unavailable("this node has no data folder", reason="NO_DATA_FOLDER")
         if self._scanning:
             raise Unavailable("this node's disk is being searched already", reason="SCAN_UNDER_WAY", hint="ask later")
-        node, size = self._node, self._auditor.size
+        node, size, at_ms = self._node, self._auditor.size, time.time_ns() // 1_000_000
         view = node.store.snapshot()
         self._scanning = True
         try:
@@ -117,7 +117,7 @@ class Reviewers:
             self._scanning = False
             view.close()
         signer = self._auditor.signed(node.name)
-        told = scan.Scan(node.fleet, node.region, node.name, node.state.at_ms, size, found.searched, found.foreign)
+        told = scan.Scan(node.fleet, node.region, node.name, at_ms, size, found.searched, found.foreign)
         return messages.ScanDiskReply(
             header=self._region.header(),
             node=node.name,
