@@ -169,7 +169,7 @@ class Auditor:
     async def _ask_peer(self, peer: str, cosigner: VerifierKey) -> None:
         size = self.size
         known = self.cosigned().get(peer, Cosigned())
-        if size in (0, known.size):
+        if not size or (size == known.size and self._bears_keys_of_now(known.note, cosigner)):
             return
         try:
             note = self.note(size)
@@ -185,6 +185,14 @@ class Auditor:
                 self._missing[peer] = error.reason
                 _log.warning("cosignature_missing", peer=peer, reason=error.reason, problem=str(error))
 
+    def _bears_keys_of_now(self, note: bytes, cosigner: VerifierKey) -> bool:
+        assert self._keys is not None
+        both = {self._keys.signer.verifier, cosigner}
+        try:
+            return notes.parse(note).opened(both).keys() == both
+        except notes.NoteInvalid:
+            return False
+
     def _request(self, note: bytes, old: int, new: int) -> CosignRequest:
         proof = merkle.consistency_proof(old, new, audit.node_reader(self._node.store))
         return CosignRequest(note=note, old=old, proof=proof)
@@ -197,7 +205,7 @@ class Auditor:
 
         def keep(tx: Tx) -> RequestHeader | None:
             row = tx.get(COSIGNED, peer)
-            if row is not None and row.value.size >= size:
+            if row is not None and (row.value.size > size or row.value.note == note):
                 return None
             tx.put(COSIGNED, peer, Cosigned(region=peer, size=size, note=note))
             return RequestHeader()

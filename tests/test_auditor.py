@@ -83,6 +83,39 @@ async def test_a_peer_cosigns_what_continues_what_it_saw(monkeypatch: pytest.Mon
     await with_pair(test)
 
 
+async def test_a_ledger_whose_key_was_replaced_is_cosigned_again_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was cosigned bears the signature of before, which a reviewer does not trust any more."""
+    monkeypatch.setattr(auditor, "EVERY_S", 0.01)
+
+    async def test(pair: Pair) -> None:
+        await pass_something(pair.log, 3)
+        pair.auditor.start()
+        try:
+            await until_cosigned(pair, 3)
+        finally:
+            await pair.auditor.stop()
+        new = Ed25519PrivateKey.generate()
+        public = {name: key.public_key().public_bytes_raw() for name, key in (KEYS | {"eu": new}).items()}
+        pair.witness = Auditor(pair.witness._node, LedgerKeys("fleet", "us", KEYS["us"], {"eu": public["eu"]}), nobody)
+        pair.auditor = Auditor(pair.log.node, LedgerKeys("fleet", "eu", new, {"us": public["us"]}), pair.ask)
+        log = notes.VerifierKey("fleet/eu", notes.NOTE, public["eu"])
+        pair.auditor.start()
+        try:
+            async with asyncio.timeout(20):
+                while log.id not in {each.id for each in notes.parse(pair.auditor.cosigned()["us"].note).signatures}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            assert checkpoint.opened(pair.auditor.cosigned()["us"].note, log).size == 3
+            # And only once.
+            asked = pair.asked
+            await pass_something(pair.log, 1)
+            await until_cosigned(pair, 4)
+            assert pair.asked == asked + 1
+        finally:
+            await pair.auditor.stop()
+
+    await with_pair(test)
+
+
 async def test_what_a_peer_sends_instead_of_a_cosignature_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auditor, "EVERY_S", 0.01)
 
