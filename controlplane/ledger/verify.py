@@ -905,14 +905,14 @@ class Ledger:
                 problem = f"{partition} has reach {manifest.reaches[partition]} and was sent as {transfer[1]}"
             if problem:
                 raise Wrong(f"the ledger has a record of class {name}: {problem}")
-        if unclear := self.records.unclear():
-            raise Lacking(f"nothing says that pinned data left, but {unclear}")
         glass = self.records.opened.get("break-glass", 0) + self.records.erased.get("break-glass", 0)
         ways = Counter(f"showed {each.peer} data of {manifest.region}" for each in self.records.glass if each.out)
         ways.update(f"showed {manifest.region} data of {each.peer}" for each in self.records.glass if not each.out)
         seen = (
             f"; but {glass} break-glass reads let people see pinned data: {_counted(ways)}; read them" if glass else ""
         )
+        if unclear := self.records.unclear():
+            raise Lacking(f"no egress or ingress record says that pinned data left, but {unclear}{seen}")
         return (
             f"none of {self.records.opened.get('egress', 0)} egress and {self.records.opened.get('ingress', 0)} ingress"
             f" records says that pinned data left {manifest.region} or the jurisdiction {region.jurisdiction}{seen}"
@@ -1140,9 +1140,10 @@ class Records:
 
     def unclear(self) -> str:
         """Why the records do not tell all about what passed; empty if they do."""
+        unreadable = self.opened.get("unreadable", 0) + self.erased.get("unreadable", 0)
         reasons = (
             f"{self._unsaid} egress and ingress records do not say of which reach it was" if self._unsaid else "",
-            f"{self.opened['unreadable']} records are unreadable" if "unreadable" in self.opened else "",
+            f"{unreadable} records are unreadable" if unreadable else "",
         )
         return "; ".join(filter(None, reasons))
 

@@ -707,6 +707,22 @@ def test_an_unreadable_record_that_the_ledger_holds(desk: Desk):
         assert only(says) == failed("RECORDS", unchecked=["IDENTITY", *ON_RECORDS])
 
 
+def test_an_unreadable_record_is_not_made_clear_by_erasing_it(desk: Desk):
+    vague = honest(
+        "eu-west",
+        extra={
+            40: [("unreadable", {"kind": "passage", "unreadable": "ab"})],
+            41: [("break-glass", glass("out", "us-east", 60))],
+            60: [("erase", {"leaves": [40]})],
+        },
+    )
+    says = desk.says(desk.written(erased_report(vague, 40)), trust=trust())
+    assert only(says) == failed(unchecked=["IDENTITY", "REACH"])
+    assert "1 records are unreadable" in says["REACH"][1]
+    # And what is known besides is said all the same.
+    assert "showed us-east data of eu-west" in says["REACH"][1]
+
+
 def test_break_glass_is_said_aloud(desk: Desk):
     used = honest("eu-west", extra={40: [("break-glass", glass("out", "us-east", 60))]})
     says = desk.says(desk.written(used.report()), trust=trust())
