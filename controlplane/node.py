@@ -461,8 +461,10 @@ class Node:
         return found
 
     def reach_of(self, call: Call) -> Reach:
-        """The reach of the partition that a call is about; REACH_UNSPECIFIED if it is about none."""
+        """The reach of the partition that a call is about; REACH_UNSPECIFIED if it is about none that is known here."""
         method = features.WRITES.get(call.method) or features.READS.get(call.method)
+        # How far it goes is the same for everybody, also when it is elsewhere by now.
+        call = call._replace(region="")
         try:
             if method is not None:
                 request: Any = call.read(method.request)

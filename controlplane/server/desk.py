@@ -349,8 +349,8 @@ def _write_down(federation: Federation, call: Call, reach: Reach, sort: str, ans
         return
     error = answer.exception()
     if isinstance(error, Denied) or (error is not None and not reach):
-        # A refusal about no partition at home here tells nothing of one. Its reach could not be said, and a reviewer
-        # would have to take it for anything.
+        # A refusal about no partition that is known here tells nothing of one. Its reach could not be said, and a
+        # reviewer would have to take it for anything.
         federation.doors.denied(call.region)
     else:
         told = answer.result() if error is None else status.encode(error)

@@ -16,6 +16,7 @@ from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import federation_pb2 as wire
 from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION, Move, Partition
 from tests.federation.fleet import CENTRAL, EAST, WEST, running
+from tests.federation.test_calls import forward, forwarded
 from tests.server.regions import create, flag, until, write_header
 
 STATE, SHARED, PINNED, STOPS = (f"{WEST}.prod.{each}" for each in ("jurisdiction", "shared", "home-only", "global"))
@@ -445,6 +446,25 @@ async def test_a_request_from_before_the_move_is_known_again(tmp_path):
         # Who had seen the epoch that is over is told so.
         error = await error_of(at_old.call("CreateWorkflow", create("other", epoch=1)))
         assert (type(error), error.reason) == (OutcomeUnknown, "EPOCH_CHANGED")
+
+
+async def test_what_callers_abroad_are_told_of_a_partition_that_has_left_is_of_its_reach(tmp_path):
+    """They may not have heard of the move yet; a reviewer has to be able to say what left all the same."""
+    async with running(tmp_path) as fleet, fleet.caller(WEST) as at_old, fleet.caller(EAST) as maria:
+        since = fleet[WEST].node.revision
+        first = flag("f", partition=SHARED, since=since)
+        await maria.call("SetFlag", first)
+        await at_old.call("MovePartition", move(SHARED, CENTRAL))
+        await everywhere(fleet, SHARED, CENTRAL, 2)
+        header = api.RequestHeader(partition=SHARED, request_id=first.header.request_id, since=since)
+        async with fleet.peer(EAST, WEST) as late:
+            await forward(late, forwarded(fleet, EAST, WEST, "GetOutcome", api.GetOutcomeRequest(header=header)))
+            await forward(late, forwarded(fleet, EAST, WEST, "SetFlag", first))
+            new = forwarded(fleet, EAST, WEST, "SetFlag", flag("g", partition=SHARED))
+            assert (await error_of(forward(late, new))).reason == "PARTITION_MOVED"
+        told = lambda: fleet[WEST].passages(sort="answer", counterparty=EAST)  # noqa: E731
+        await until(lambda: sum(each.records for each in told()) == 4)
+        assert {each.reach for each in told()} == {GLOBAL}
 
 
 async def test_a_request_whose_write_was_given_up_is_not_told_that_it_happened(tmp_path):
