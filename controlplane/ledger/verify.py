@@ -65,6 +65,7 @@ SMALL_FILE_BYTES_MAX = 1 << 20
 BYTES_MAX = {"leaves.jsonl": 1 << 33, "records.jsonl": 1 << 33, "report.html": 1 << 25}
 LEAF_BYTES_MAX = 4 << 20
 RECORD_BYTES_MAX = 64 << 10
+NAME_CHARS_MAX = 256
 SIGNATURES_MAX = 64
 TRANSFERS_KEPT_MAX = 1_000_000
 WAYS_MAX = 100_000
@@ -437,6 +438,11 @@ class Manifest(NamedTuple):
 
 def _is_number(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_name(value: Any) -> bool:
+    """Whether this is short enough to be kept, however many there are."""
+    return isinstance(value, str) and len(value) <= NAME_CHARS_MAX
 
 
 # Signed notes (c2sp.org/signed-note) and checkpoints (c2sp.org/tlog-checkpoint, c2sp.org/tlog-cosignature).
@@ -1201,9 +1207,9 @@ class Records:
             self._unexplained.difference_update(filter(_is_number, named if isinstance(named, list) else ()))
         if name == "grant" and content.get("open") is not False:
             peer, reach = content.get("peer"), content.get("reach")
-            if not isinstance(peer, str) or reach not in REACHES:
+            if not _is_name(peer) or reach not in REACHES:
                 raise Wrong("it does not say who may hold what")
-            self.reached.add((name, (peer, str(reach)), ""))
+            self.reached.add((name, (str(peer), str(reach)), ""))
         if name == "break-glass":
             read = _glass(content, leaf)
             if self._has_room():
@@ -1229,7 +1235,7 @@ class Records:
         """Take in a move. Raises Wrong for one that says nothing."""
         partition, old, new, phase = (content.get(part) for part in ("partition", "from", "to", "phase"))
         former, epoch = content.get("former_epoch"), content.get("epoch")
-        if not all(isinstance(each, str) for each in (partition, old, new)) or phase not in PHASES:
+        if not all(map(_is_name, (partition, old, new))) or phase not in PHASES:
             raise Wrong("it does not say what moved where")
         if not all(map(_is_number, (former, epoch))) or former >= epoch:  # type: ignore[operator]
             raise Wrong("it does not say which epoch follows which")
@@ -1256,7 +1262,7 @@ def _transfer(content: Mapping[str, Any], leaf: Leaf) -> tuple[str, str, Transfe
         for part in ("peer", "door", "reach", "digest", "partition")
     )
     epoch, first, last, count = (content.get(part) for part in ("epoch", "first", "last", "count"))
-    if not all(isinstance(each, str) for each in (peer, door, digest, partition)) or reach not in (*REACHES, ""):
+    if not all(map(_is_name, (peer, door, digest, partition))) or reach not in (*REACHES, ""):
         raise Wrong("it does not say what went where")
     if not all(_is_number(each) for each in (epoch, first, last, count)) or not re.fullmatch(_HEX, str(digest)):
         raise Wrong("it does not say what went where")
@@ -1268,7 +1274,7 @@ def _glass(content: Mapping[str, Any], leaf: Leaf) -> Glass:
     """What the record of a break-glass read says. Raises Wrong."""
     way, peer, reach, digest = (content.get(part) for part in ("way", "peer", "reach", "digest"))
     epoch, revision = content.get("epoch"), content.get("revision")
-    known = way in ("in", "out") and isinstance(peer, str) and reach in REACHES
+    known = way in ("in", "out") and _is_name(peer) and reach in REACHES
     if not known or not all(map(_is_number, (epoch, revision))) or not re.fullmatch(_HEX, str(digest)):
         raise Wrong("it does not say who was shown what")
     return Glass(way == "out", str(peer), (epoch, revision, str(digest)), leaf.at, leaf.at_ms)  # type: ignore[arg-type]

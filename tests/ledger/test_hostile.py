@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controlplane.ledger import notes, verify
-from tests.ledger.material import Desk, archived, packed, signer, trust
+from tests.ledger.material import Desk, archived, honest, packed, signer, transfer, trust
 
 NOTHING = {"NOT CHECKED"}
 
@@ -293,6 +293,27 @@ def test_bounds(desk: Desk, monkeypatch, bound, expected):
     monkeypatch.setattr(verify, bound, 1)
     says = desk.says()
     assert {claim: says[claim][0] for claim in expected} == expected
+
+
+LONG = "x" * 8000
+LONG_NAMES = [
+    ("egress", {**transfer("us-east", "global", 50), "peer": LONG}),
+    ("ingress", {**transfer("us-east", "global", 50), "partition": LONG}),
+    ("egress", {**transfer("us-east", "global", 50), "door": LONG}),
+    ("grant", {"peer": LONG, "reach": "global", "open": True}),
+    ("break-glass", {"way": "in", "peer": LONG, "reach": "global", "epoch": 1, "revision": 1, "digest": "ab" * 32}),
+    (
+        "move",
+        {"partition": LONG, "from": "a", "to": "b", "phase": "left", "former_epoch": 1, "epoch": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), LONG_NAMES)
+def test_names_are_kept_and_so_are_short(desk: Desk, name, content):
+    """A region could sign a hundred thousand of them, each as long as a record."""
+    says = desk.says(desk.written(honest("eu-west", extra={40: [(name, content)]}).report()), trust=trust())
+    assert says["RECORDS"][0] == "FAIL"
 
 
 def test_what_is_printed_cannot_steer_a_terminal(desk: Desk, capsys):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane import limits
 from controlplane.ledger import bundle, checkpoint, leaves, merkle, notes, verify
 from tests.ledger.material import LAST, Desk, honest, signer, transfer, trust, witness_of
 from tests.ledger.test_checkpoint import PUBLISHED_KEY, PUBLISHED_NOTE
@@ -194,6 +195,7 @@ def test_both_know_the_same_classes_and_bounds():
     assert verify.SMALL_FILE_BYTES_MAX >= notes.NOTE_BYTES_MAX
     assert verify.SIGNATURES_MAX >= notes.SIGNATURES_MAX
     assert verify.FILES_MAX >= bundle.FILES_MAX
+    assert verify.NAME_CHARS_MAX >= limits.NAME_BYTES_MAX
 
 
 def test_both_read_the_same_notes():
