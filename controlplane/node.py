@@ -319,6 +319,10 @@ class Node:
         fresh_s = self.log.status().fresh_s
         return min(ceil(fresh_s * 1000), AGE_UNKNOWN_MS) if fresh_s != inf else AGE_UNKNOWN_MS
 
+    def ahead_ms(self) -> int:
+        """By how much the newest recorded time is ahead of this node's clock: recorded times never go back."""
+        return max(0, self._state.at_ms - self._wall_ms())
+
     def _current_at(self) -> float:
         """When this node's state was last known to be current, on its clock; minus infinity if it never was."""
         try:

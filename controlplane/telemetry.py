@@ -125,6 +125,8 @@ class NodeCollector(Collector):
         yield from _of_counts(self._counts)
         yield _gauge("revision", "Newest revision applied here", found.revision)
         yield _gauge("state_age_seconds", "Upper bound of the age of the state served here", found.log.fresh_s)
+        text = "How far recorded times, which never go back, are ahead of this node's clock"
+        yield _gauge("recorded_time_ahead_seconds", text, self._node.ahead_ms() / 1000)
         yield _gauge("store_records", "Live records", found.records)
         yield _gauge("store_live_bytes", "Bytes of live records", found.live_bytes)
         yield _gauge("store_quota_bytes", "Live bytes at which ordinary writes are refused", found.quota_bytes)

@@ -24,6 +24,7 @@ from controlplane.kernel import machine
 from controlplane.kernel.store import Batch
 from controlplane.kernel.transaction import Tx
 from controlplane.node import Call
+from controlplane.telemetry import Counts, NodeCollector
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
 from controlplane.v1.state_pb2 import Entry, Txn
@@ -840,3 +841,16 @@ async def answer(future: asyncio.Future[bytes]) -> str:
     except ControlPlaneError as error:
         return type(error).__name__
     return "COMMITTED"
+
+
+async def test_a_clock_that_was_ahead_shows() -> None:
+    async with Region() as region:
+        await region.create("before")
+        told = NodeCollector(region.node, Counts(), lambda: 0)
+        ahead = "controlplane_recorded_time_ahead_seconds"
+        assert [family.samples[0].value for family in told.collect() if family.name == ahead] == [0]
+        region.unix_ms += 3_600_000
+        await region.create("meanwhile")
+        region.unix_ms -= 3_600_000
+        await region.create("after")
+        assert [family.samples[0].value for family in told.collect() if family.name == ahead] == [3600]
