@@ -223,7 +223,8 @@ def certs_all(region_files: tuple[Path, ...], force: bool) -> None:
     """Make everything that the region files of one fleet need.
 
     That is its authority, and for each region the nodes, an operator, an agent and a reviewer for each environment,
-    the administrators, and the key that signs its ledger if its file names one.
+    the administrators, and the key that signs its ledger if its file names one. A ledger's key that exists stays, also
+    with --force, because what it signed is evidence.
     """
     with _reported():
         _say(certs.all_for(*map(config.load, region_files), force=force))

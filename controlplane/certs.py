@@ -190,7 +190,7 @@ def all_for(*regions: RegionConfig, force: bool = False) -> list[Path]:
     """Make all that the regions of a fleet need: authority, nodes, usual callers, keys of ledgers. Return the files.
 
     Nothing is made if not all of it can be: raises `ConfigError` if the region files do not go together, `CertsError`
-    if something exists and `force` was not said.
+    if something exists and `force` was not said. With it, keys of ledgers that exist stay.
     """
     check_fleet(regions)
     for file in _check_files(regions):
@@ -199,7 +199,9 @@ def all_for(*regions: RegionConfig, force: bool = False) -> list[Path]:
     for region in regions:
         made += nodes_for(region, force=force)
         made += callers_for(region, usual_callers(region), force=force)
-    return made + ledger_keys_for(*regions, force=force)
+    # A ledger's key does not expire, and what it signed is evidence for years: it is replaced by hand or not at all.
+    keyless = [region for region in regions if region.ledger_key is not None and not region.ledger_key.exists()]
+    return made + ledger_keys_for(*keyless, force=force)
 
 
 def ledger_keys_for(*regions: RegionConfig, force: bool = False) -> list[Path]:

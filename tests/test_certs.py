@@ -261,6 +261,15 @@ def test_nothing_is_made_if_something_is_there(files, tmp_path):
     read_back.verify_directly_issued_by(x509.load_pem_x509_certificate(fleet[0].authority.read_bytes()))
 
 
+def test_keys_of_ledgers_are_not_replaced_with_certificates(files):
+    region = config.load(files[0])
+    certs.all_for(region)
+    kept = region.authority, region.ledger_key, certs.public_half(region.ledger_key)
+    before = [file.read_bytes() for file in kept]
+    certs.all_for(region, force=True)
+    assert [file.read_bytes() == content for file, content in zip(kept, before, strict=True)] == [False, True, True]
+
+
 def test_the_ledgers_of_a_fleet_get_keys_and_reviewers_a_trust_file(tmp_path):
     regions = [config.load(file) for file in sorted(Path("regions/fleet").glob("*.toml"))]
     moved = [replace(region, ledger_key=tmp_path / f"{region.name}.key") for region in regions]
