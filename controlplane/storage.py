@@ -350,10 +350,8 @@ class RocksSnapshot:
         with self._lock:
             cursor, self._holder = self._live(), None
             cursor.seek(key)
-            if not cursor.valid() or cursor.key() != key:
-                return None
-            value: bytes = cursor.value()
-            return value
+            row = _row(cursor, self._path)
+        return row[1] if row is not None and row[0] == key else None
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Row]:
         """Rows of [start, end) at this moment, in order or from the top down."""

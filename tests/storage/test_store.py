@@ -175,6 +175,21 @@ def test_damage_is_named_with_the_next_step(tmp_path: Path, damage: str) -> None
     assert "--replace" in str(raised.value)
 
 
+def test_a_view_does_not_take_damage_for_absence(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path)
+    put(store, **{f"k{n}": "x" * 1000 for n in range(100)})
+    store._db.flush(True)
+    store.close()
+    flip(next((tmp_path / "000001").glob("*.sst")))
+    store = RocksStore(tmp_path)
+    try:
+        view = store.snapshot()
+        with pytest.raises(Fatal, match="--replace"):
+            _ = [view.get(f"k{n}".encode()) for n in range(100)]
+    finally:
+        store.close()
+
+
 def read_all(folder: Path) -> None:
     store = RocksStore(folder)
     try:
