@@ -79,7 +79,7 @@ class Controllers:
     def start(self) -> None:
         """Begin; idle unless this node leads."""
         self._node.on_applied(self._took)
-        work = (self._run(), self._announce_forever())
+        work = (self._run(), self._announce_forever(), self._trim_forever())
         self._tasks = tuple(self._node.needs(asyncio.create_task(each)) for each in work)
 
     async def stop(self) -> None:
@@ -99,7 +99,8 @@ class Controllers:
             elif self._term != status.term:
                 await self._begin(status.term)
             else:
-                await self._tick()
+                # Together: one after the other would take so long that the rest look like a stall of this loop.
+                await asyncio.gather(*(self._expire(*due) for due in self._reaper.expired(self._node.clock())))
             await asyncio.sleep(TICK_S)
 
     async def _begin(self, term: int) -> None:
@@ -129,11 +130,6 @@ class Controllers:
         declared = [partitions.declare(tx, partition) for partition in self._node.places.declared.values()]
         return RequestHeader() if any(declared) else None
 
-    async def _tick(self) -> None:
-        # Together: one after the other would take so long that the rest look like a stall of this loop.
-        await asyncio.gather(*(self._expire(*due) for due in self._reaper.expired(self._node.clock())))
-        await self._drop_old()
-
     def _look_for_news(self) -> None:
         node = self._node
         for herald in self._heralds:
@@ -162,6 +158,13 @@ class Controllers:
             return True
         herald.names |= names
         return False
+
+    async def _trim_forever(self) -> None:
+        """Trim apart from the leases, to which a round that takes long would look like a stall."""
+        while True:
+            if self._term is not None:
+                await self._drop_old()
+            await asyncio.sleep(TICK_S)
 
     async def _drop_old(self) -> None:
         """Drop what is past keeping, step by step, until nothing is or the round is over."""

@@ -403,6 +403,30 @@ async def test_a_request_older_than_what_is_kept_never_runs_twice() -> None:
         assert (await region.workflow("w")).workflow.version == 3
 
 
+@pytest.mark.usefixtures("_short")
+async def test_leases_expire_however_much_is_to_be_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Region()
+    async with before:
+        for n in range(300):
+            await before.create(f"w{n}")
+        await before.call("Campaign", campaign(ttl_ms=1000))
+    region = Region(store=before.store)
+    append, began_s = region.log.append, region.now_s
+
+    async def append_slowly(entry: bytes, *, timeout_s: float) -> int:
+        # All steps of a round together take longer than a stall.
+        region.now_s += 1.1 * STALL_S / limits.TRIM_STEPS_MAX
+        return await append(entry, timeout_s=timeout_s)
+
+    monkeypatch.setattr(region.log, "append", append_slowly)
+    monkeypatch.setattr(controllers, "TICK_S", 0.0)
+    election = keys.RECORD + keys.within(scope_of(STATE), "election", "e")
+    async with leading(region) as loops:
+        await until(lambda: region.store.get(election) is None)
+        assert region.now_s - began_s < 1.0 + STALL_S
+        assert loops._due(loops._retention, region.node.revision) != loops._retention
+
+
 async def test_nothing_is_trimmed_before_its_time() -> None:
     region = Region()
     async with leading(region):
