@@ -266,6 +266,9 @@ class Session:
         if task.cancelled():
             return
         error = task.exception()
+        if self._running.get(identifier) is not task:
+            # It was cancelled when it had ended by itself: that was its end.
+            return
         if error is None:
             self.answered(identifier, method, b"")
         else:

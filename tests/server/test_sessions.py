@@ -110,6 +110,30 @@ async def test_a_watch_inside_a_session_and_its_end(tmp_path):
         assert (await talk.reply(1, seen)).more
 
 
+async def test_a_watch_that_is_cancelled_as_it_ends_has_one_end(tmp_path, monkeypatch):
+    async with running(tmp_path) as region, region.caller() as agent:
+        server, over = region.members["n1"].server, asyncio.Event()
+
+        async def stream(_):
+            await over.wait()
+            raise Refused("it ends", reason="OVER")
+
+        monkeypatch.setattr(server._desk, "stream", stream)
+        talk = await agent.session()
+        await talk.send(operation(1, "Watch"), operation(2, "GetRegion"))
+        await talk.reply(2)
+        (session,) = server._sessions
+        over.set()
+        # The watch has ended in this turn of the loop, and the session hears of it in the next.
+        await asyncio.sleep(0)
+        session._cancel(1)
+        assert not (await talk.reply(1)).status
+        await talk.send(operation(3, "GetRegion"))
+        await talk.reply(3)
+        assert len(talk.replies[1]) == 1
+        assert session._watches == 0
+
+
 async def test_a_watch_that_cannot_begin(tmp_path):
     async with running(tmp_path) as region, region.caller() as agent:
         talk = await agent.session()
