@@ -38,7 +38,7 @@ The rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -70,11 +70,6 @@ class Atlas:
     def knows(self, region: str) -> bool:
         """Whether the map names `region`; a region always knows itself."""
         return region == self.region or region in self.jurisdictions
-
-    def narrowed(self, peer: str, reaches: Iterable[Reach]) -> Atlas:
-        """The atlas in which no more than `reaches` may leave for `peer`: those of an agreement, or none."""
-        less = self.may_leave.get(peer, frozenset()) & frozenset(reaches)
-        return replace(self, may_leave={**self.may_leave, peer: less}) if peer in self.may_leave else self
 
     def digest(self) -> bytes:
         """A digest of the regions and jurisdictions, equal where two regions know the same ones."""
@@ -112,10 +107,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What a link between `region` (this side) and `peer` carries. While it is `paused` that is nothing.
-
-    The doors of this side go by `atlas.narrowed(peer, agreement.sends)` then.
-    """
+    """What a link between `region` (this side) and `peer` carries. While it is `paused` that is nothing."""
 
     region: str
     peer: str

@@ -168,9 +168,6 @@ class _Look(NamedTuple):
     found: frozenset[str] | None
     """None: the agent could not know."""
 
-    def refuses(self, stop: str) -> bool:
-        return self.found is None or stop in self.found
-
     def lacks(self, stop: str) -> bool:
         return self.found is not None and stop not in self.found
 

@@ -189,7 +189,6 @@ class Runner:
         self._looks_there: dict[tuple[str, str], Look] = {}
         self._asked_ns: list[int] = []
         self._answered_ns: dict[str, int] = {}
-        self._restarts: dict[str, int] = {}
         self._led: tuple[int, str] = (0, "")
         self._injected: list[tuple[Strike, str, int]] = []
         self._observed: set[str] = set()
