@@ -146,9 +146,10 @@ class Forwarder:
         for request in late:
             request.failed(request.doubt or _no_leader())
 
-    def start(self) -> None:
-        """Open the session, and open it again whenever it ends."""
+    def start(self) -> asyncio.Task[None]:
+        """Open the session, and open it again whenever it ends. Only a defect ends the task before `stop`."""
         self._task = asyncio.create_task(self._run())
+        return self._task
 
     async def stop(self) -> None:
         """Close the session for good."""
@@ -278,13 +279,12 @@ class Router:
         """Requests that wait for a leader, or for its answer."""
         return len(self._waiting) + sum(each.waiting for each in self._forwarders.values())
 
-    def start(self) -> None:
-        """Follow the log, and open the sessions to the other nodes."""
+    def start(self) -> list[asyncio.Task[None]]:
+        """Follow the log, and open the sessions to the other nodes. Before `stop`, only defects end these tasks."""
         self._log.on_change(self._changed)
         self._changed()
-        for forwarder in self._forwarders.values():
-            forwarder.start()
         self._task = asyncio.create_task(self._tick_forever())
+        return [self._task, *(forwarder.start() for forwarder in self._forwarders.values())]
 
     async def stop(self) -> None:
         """Close the sessions; whatever still waits ends now."""
@@ -370,7 +370,7 @@ class Router:
         self._flush()
 
     def _recall(self, leader: str) -> None:
-        """Route anew what waits for answers of nodes that lead no more (rule 5)."""
+        """Route anew what waits for answers of nodes that lead no more (rule 6)."""
         for name, forwarder in self._forwarders.items():
             if name != leader:
                 for request in forwarder.recall():

@@ -173,14 +173,14 @@ class Server:
         reflection.enable_server_reflection([*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
         self.port = self._bind(server)
         self.region.start()
-        self.router.start()
+        routing = self.router.start()
         self.auditor.start()
         self.eraser.start()
         self.region.subscribe(self._health_is_news.set)
         await self._set_health()
         outbox = self._desk.outbox.watch(self.port)
         self._tasks = [asyncio.create_task(self._report_health()), asyncio.create_task(outbox)]
-        for task in self._tasks:
+        for task in (*self._tasks, *routing):
             task.add_done_callback(self._ended)
         await server.start()
         self._server = server

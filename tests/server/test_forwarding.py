@@ -215,6 +215,24 @@ async def test_a_session_that_ends_otherwise_than_cancelled_does_not_keep_a_node
     await asyncio.wait_for(forwarder.stop(), 10)
 
 
+async def test_a_defect_in_what_forwards_fails_the_node(tmp_path, monkeypatch):
+    async with running(tmp_path, 3) as region:
+        leader = await region.leader()
+        name = followers(region, leader)[0]
+        member = region.members[name]
+
+        def broken(_):
+            raise KeyError("a defect")
+
+        monkeypatch.setattr(member.server.router._forwarders[leader], "_take", broken)
+        async with region.caller(node=name) as agent:
+            talk = await agent.session()
+            await talk.send(operation(1, "CreateWorkflow", create("w")))
+            async with asyncio.timeout(20):
+                with pytest.raises(KeyError, match="a defect"):
+                    await asyncio.shield(member.node.failed)
+
+
 async def test_waiting_calls_are_bounded_in_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "QUEUE_BYTES_MAX", 100_000)
     async with running(tmp_path, 3) as region:
