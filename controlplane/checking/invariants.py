@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
@@ -93,16 +93,6 @@ def stale_reads(history: History) -> list[Finding]:
     return _first(_stale_reads(history.operations))
 
 
-def same_answers(answers: Iterable[tuple[str, Hashable]]) -> list[Finding]:
-    """One request id, one answer."""
-    return _first(_differing("SAME_ANSWER", "request", answers))
-
-
-def same_replicas(hashes: Iterable[tuple[int, str]]) -> list[Finding]:
-    """Equal revision, equal running hash, whichever node told it."""
-    return _first(_differing("REPLICA_DIVERGENCE", "revision", ((str(revision), told) for revision, told in hashes)))
-
-
 def _first(findings: Iterable[Finding]) -> list[Finding]:
     return list(islice(findings, FINDINGS_MAX))
 
@@ -170,13 +160,6 @@ def _stale_reads(operations: Sequence[Operation]) -> Iterator[Finding]:
         newest = greatest.get(operation.key, 0)
         if operation.kind == "read" and version < newest:
             yield Finding("STALE_READ", f"{_told(operation)}, but version {newest} was known before it began")
-
-
-def _differing(promise: str, what: str, told: Iterable[tuple[str, Hashable]]) -> Iterator[Finding]:
-    first: dict[str, Hashable] = {}
-    for name, answer in told:
-        if first.setdefault(name, answer) != answer:
-            yield Finding(promise, f"{what} {name} has {first[name]!r} and {answer!r}")
 
 
 def _version(operation: Operation) -> int | None:

@@ -77,11 +77,6 @@ class Session:
         self._draining = False
         self._work.set()
 
-    @property
-    def in_flight(self) -> int:
-        """Operations that have not been answered."""
-        return len(self._running)
-
     async def serve(self) -> None:
         """Read, run and answer until the caller is done, or until `drain`. Raises one of the eight errors, or gRPC's.
 

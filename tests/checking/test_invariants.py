@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -94,9 +93,3 @@ def test_good_histories_have_no_stale_reads() -> None:
     for seed in range(20):
         history = histories.pair(sample(Random(seed), "register", Load(unknown=0.1)))
         assert invariants.stale_reads(history) == []
-
-
-@pytest.mark.parametrize("function", [invariants.same_answers, invariants.same_replicas])
-def test_what_has_to_be_the_same(function: Callable[[list[tuple[object, str]]], list[Finding]]) -> None:
-    assert function([(1, "x"), (2, "y"), (1, "x")]) == []
-    assert len(function([(1, "x"), (2, "y"), (1, "z")])) == 1

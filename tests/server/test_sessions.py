@@ -188,7 +188,7 @@ async def test_a_caller_that_stops_reading_is_not_read_from(tmp_path, monkeypatc
             most = max(most, session._held_bytes)
             await other.call("GetRegion")
         assert most <= limits.SESSION_REPLIES_BYTES_MAX + limits.READS_PER_SESSION_MAX * 257 * 1024
-        assert session.in_flight <= limits.READS_PER_SESSION_MAX
+        assert len(session._running) <= limits.READS_PER_SESSION_MAX
         flooding.cancel()
 
 
@@ -243,7 +243,7 @@ async def test_a_caller_that_reads_no_failures_is_not_read_from(tmp_path, monkey
         flooding = asyncio.create_task(flood(talk, api.Operation(method="Nothing"), 50))
         (session,) = member_sessions(region)
         await until(session._is_full)
-        assert session.in_flight + len(session._ready) <= 100
+        assert len(session._running) + len(session._ready) <= 100
         flooding.cancel()
 
 
@@ -276,7 +276,7 @@ async def test_a_defect_in_one_operation_is_that_operations_answer(tmp_path, mon
         await talk.send(operation(1, "GetRegion"))
         assert talk.error_of(await talk.reply(1, 1)).reason == "INTERNAL"
         assert server.counts.defects == 3
-        assert session.in_flight == session._reads == 0
+        assert len(session._running) == session._reads == 0
 
 
 async def test_a_caller_that_vanishes_before_its_last_answer_leaves_no_task(tmp_path, monkeypatch):
