@@ -105,10 +105,10 @@ class Controllers:
 
     async def _begin(self, term: int) -> None:
         """Take over: every lease starts again at full length, and every switch is compared with what was told."""
-        self._look_for_news()
         self._arm_all()
         if await self._attempt("DeclarePartitions", partitions.system(self._node.region), self._declare):
             self._term = term
+            await self._look_for_news()
 
     def _find_partitions(self) -> None:
         self._partitions_of = {scope_of(p): p for p in self._home.values()}
@@ -130,12 +130,19 @@ class Controllers:
         declared = [partitions.declare(tx, partition) for partition in self._node.places.declared.values()]
         return RequestHeader() if any(declared) else None
 
-    def _look_for_news(self) -> None:
+    async def _look_for_news(self) -> None:
+        """Compare all switches with what was told of them, in parts: who leads must not be silent for long."""
         node = self._node
         for herald in self._heralds:
-            thrown, told = (Reader(node.store, p, node.revision) for p in (herald.thrown, herald.told))
-            herald.names.update(switches.unannounced(node.fleet, thrown, told))
-        self._news.set()
+            after = ""
+            while True:
+                thrown, told = (Reader(node.store, p, node.revision) for p in (herald.thrown, herald.told))
+                news, after = switches.unannounced(node.fleet, thrown, told, after)
+                herald.names.update(news)
+                self._news.set()
+                if not after:
+                    break
+                await asyncio.sleep(0)
 
     async def _announce_forever(self) -> None:
         """Tell of switches as soon as they are thrown: a kill does not wait for a tick."""

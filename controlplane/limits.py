@@ -87,7 +87,7 @@ PAGE_BYTES_MAX = 1024 * 1024
 EVENTS_SCANNED_MAX = 4096
 """Events that one page of a listing is looked for among: bounds how long a narrow filter holds the event loop."""
 SWITCHES_SCANNED_MAX = 2048
-"""Switches that one page of the engaged ones is looked for among."""
+"""Switches that one page of the engaged ones is looked for among, or that a new leader compares in one turn."""
 OPERATIONS_PER_SESSION_MAX = 4096
 """Operations in flight on one session, in one message of it, and replies that wait to leave in one."""
 OPERATIONS_PER_TURN_MAX = 128

@@ -140,11 +140,20 @@ def is_news(switch: Row[Switch] | None, stop: Row[Stop] | None) -> bool:
     return switch.value.engaged != stop.value.engaged or (switch.value.engaged and switch.revision > stop.revision)
 
 
-def unannounced(fleet: str, thrown: Reader, told: Reader) -> Iterator[str]:
-    """Names of the switches in `thrown` of which other regions have yet to be told by way of `told`."""
-    for row in thrown.list(SWITCH):
-        if travels(row.name) and is_news(row, told.get(STOP, opaque(fleet, told.partition.environment, row.name))):
-            yield row.name
+def unannounced(fleet: str, thrown: Reader, told: Reader, after: str = "") -> tuple[list[str], str]:
+    """Names of the switches in `thrown` of which other regions have yet to be told by way of `told`.
+
+    Among the first `limits.SWITCHES_SCANNED_MAX` that sort behind `after`; and after which name it goes on (empty:
+    there are no more).
+    """
+    rows = [*islice(thrown.list(SWITCH, after=after), limits.SWITCHES_SCANNED_MAX)]
+    environment = told.partition.environment
+    news = [
+        row.name
+        for row in rows
+        if travels(row.name) and is_news(row, told.get(STOP, opaque(fleet, environment, row.name)))
+    ]
+    return news, rows[-1].name if len(rows) == limits.SWITCHES_SCANNED_MAX else ""
 
 
 def announce(tx: Tx, fleet: str, thrown: Partition, names: Iterable[str]) -> api.RequestHeader | None:

@@ -60,10 +60,10 @@ class World:
         """Tell of everything that is news; what was told."""
         home, thrown, told = self.homes[region], partition(region, "switch"), partition(region, "stop")
         now = machine.state_of(home).revision
-        names = set(switches.unannounced(FLEET, Reader(home, thrown, now), Reader(home, told, now)))
+        news, _ = switches.unannounced(FLEET, Reader(home, thrown, now), Reader(home, told, now))
         outcome = transact(home, told, lambda tx: switches.announce(tx, FLEET, thrown, NAMES))
-        assert (outcome is None) == (not names)
-        return names
+        assert (outcome is None) == (not news)
+        return set(news)
 
     def hear(self, region: str) -> None:
         """Copy all that the region has told."""

@@ -15,12 +15,26 @@ from controlplane.errors import Compacted, ControlPlaneError, Fatal, OutcomeUnkn
 from controlplane.features import switches
 from controlplane.features.partitions import PARTITION, system
 from controlplane.kernel import keys, machine
+from controlplane.kernel.store import MemoryStore
 from controlplane.kernel.transaction import Reader, scope_of
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition, Reach, Scope, ScopeKind, Switch
 from controlplane.v1.state_pb2 import Entry, Txn, Write
 from tests.kernel.material import seeded
-from tests.node.harness import AGENT, CONFIG, OTHER, PARTITIONS, PROCESS, STATE, Region, message, settle, until, within
+from tests.node.harness import (
+    AGENT,
+    CONFIG,
+    OTHER,
+    PARTITIONS,
+    PROCESS,
+    STATE,
+    Region,
+    Scanned,
+    message,
+    settle,
+    until,
+    within,
+)
 
 TTL_S = 10.0
 STEP_S = 0.4
@@ -604,6 +618,29 @@ async def test_many_switches_are_told_of_in_few_transactions() -> None:
         start = after.node.revision
         await until(lambda: len(told(after)) == 300)
         assert after.node.revision - start <= 10
+
+
+async def test_many_switches_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader that says nothing meanwhile leads no more."""
+    monkeypatch.setattr(limits, "SWITCHES_SCANNED_MAX", 10)
+    store, rows_of_a_turn = Scanned(), 0
+    async with telling(store=store) as before:
+        for n in range(105):
+            await before.call(*throw(f"t{n}"))
+    start, end = keys.children(keys.RECORD + scope_of(STOPS))
+
+    async def count() -> None:
+        nonlocal rows_of_a_turn
+        while True:
+            begun = store.rows
+            await asyncio.sleep(0)
+            rows_of_a_turn = max(rows_of_a_turn, store.rows - begun)
+
+    counting = asyncio.create_task(count())
+    async with leading(telling(store=store)):
+        await until(lambda: len([*MemoryStore.scan(store, start, end)]) == 105)
+    counting.cancel()
+    assert rows_of_a_turn == 10
 
 
 async def test_thrown_to_and_fro_it_is_told_how_it_stands_in_the_end() -> None:
