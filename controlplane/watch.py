@@ -282,7 +282,7 @@ class Watches:
                 self._tail.add(_Recent(revision, events, sum(len(changed.encoded) for changed in taken)))
                 touched += events
         self._reach(applied.state.revision)
-        changed = {event.key for event in touched}
+        changed = dict.fromkeys(event.key for event in touched)
         for wanted in self._choosing.find(changed):
             self._outdate(wanted)
         for wanted in self._matching.find(changed):

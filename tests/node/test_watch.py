@@ -757,6 +757,26 @@ async def test_watchers_of_many_filters_are_woken_over_several_turns_those_with_
         assert [each.result().kind for each in heard] == [PROGRESS] * 44 + [CHANGES]
 
 
+async def test_watchers_are_woken_in_the_order_of_the_changes() -> None:
+    """Not in one that differs from process to process: the simulation has to draw the same for everybody each time."""
+    names = [f"w{n}" for n in range(8)]
+    woken: list[str] = []
+
+    async def hear(name: str, following: AsyncGenerator[bytes, None]) -> None:
+        await changes(following, 1)
+        woken.append(name)
+
+    async with Region() as region:
+        requests = [api.WatchRequest(kinds=["workflow"], prefix=name, after_revision=0) for name in names]
+        watchers = [asyncio.create_task(hear(*each)) for each in zip(names, map(region.watch, requests), strict=True)]
+        await settle(100)
+        # They are planned together, into one entry.
+        await within(asyncio.gather(*(region.create(name) for name in names)))
+        await within(asyncio.gather(*watchers))
+    assert len(region.log.entries) == 1
+    assert woken == names
+
+
 async def test_a_change_looks_only_at_the_filters_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = 0
     compare = watch.Filter.matches
