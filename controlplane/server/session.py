@@ -243,7 +243,7 @@ class Session:
             self._push(identifier, b"", self._desk.failure(call.method, full), False)
             return
         self._watches += 1
-        task = asyncio.create_task(self._pump(identifier, call))
+        task = asyncio.create_task(self._pump(identifier, call), name=call.method)
         self._running[identifier] = task
         task.add_done_callback(partial(self._followed, identifier, call.method))
 
@@ -274,7 +274,7 @@ class Session:
         stream = self._running.get(identifier)
         if stream is not None:
             stream.cancel()
-            self.answered(identifier, "Watch", b"")
+            self.answered(identifier, stream.get_name(), b"")
 
     # -- writing
 

@@ -110,6 +110,18 @@ async def test_a_watch_inside_a_session_and_its_end(tmp_path):
         assert (await talk.reply(1, seen)).more
 
 
+async def test_what_is_cancelled_is_counted_as_what_it_was(tmp_path):
+    async with running(tmp_path) as region, region.caller() as agent:
+        talk = await agent.session()
+        await talk.send(operation(1, "WatchRegion"))
+        await talk.reply(1)
+        await talk.send(api.Operation(id=1, cancel=True))
+        while talk.replies[1][-1].more:
+            await talk.receive()
+        counted = region.members["n1"].server.counts.calls
+        assert (counted["WatchRegion", "ok"], counted["Watch", "ok"]) == (1, 0)
+
+
 async def test_a_watch_that_is_cancelled_as_it_ends_has_one_end(tmp_path, monkeypatch):
     async with running(tmp_path) as region, region.caller() as agent:
         server, over = region.members["n1"].server, asyncio.Event()
