@@ -28,7 +28,7 @@ EVENTS_KEPT = 1 << 17
 TRIM_REVISIONS = 1 << 9
 """Past events and outcomes are dropped in steps of what this many revisions left behind: a step holds up the loop."""
 TRIM_STEPS_MAX = 16
-"""Steps of one round (every 50 ms): trimming keeps up with 160,000 transactions a second."""
+"""Steps of one round of trimming, each an entry of its own; 50 ms lie between two rounds."""
 WORKFLOW_HISTORY_KEPT = 100
 """Versions of a workflow that can be read back (at least; at most twice as many are stored)."""
 

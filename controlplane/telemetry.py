@@ -352,7 +352,7 @@ def _http(status: str, kind: str, body: bytes) -> bytes:
 
 
 class RateLimit:
-    """Lets `most` log lines through in each period and counts the others."""
+    """Lets something happen `most` times in each period, such as a line of a log, and counts the other times."""
 
     def __init__(self, most: int, period_s: float, clock: Callable[[], float]) -> None:
         self._most, self._period_s, self._clock = most, period_s, clock
@@ -361,7 +361,7 @@ class RateLimit:
         self.suppressed = 0
 
     def allows(self) -> bool:
-        """Whether one more line may be written now."""
+        """Whether it may happen once more now."""
         now = self._clock()
         if now - self._began >= self._period_s:
             self._began, self._used = now, 0
