@@ -26,10 +26,10 @@ CAUGHT = {
     "range": (1, ("LEAK", "DEFECT")),
     "grant": (1, ("GRANT",)),
     "unconfirmed": (1, ("PASSAGE",)),
-    "hasty": (29, ("PASSAGE",)),
+    "hasty": (30, ("PASSAGE",)),
     "deaf": (1, ("STOP_UNTOLD",)),
     "impatient": (2, ("LINEARIZABILITY", "HOME_COPY")),
-    "headstrong": (2, ("LINEARIZABILITY", "HOME_COPY")),
+    "headstrong": (3, ("LINEARIZABILITY", "HOME_COPY")),
 }
 SEEDS_MAX = 12
 
