@@ -54,14 +54,15 @@ class Places:
 
     def took(self, changed: Iterable[Changed]) -> list[Partition]:
         """Take in what an entry changed; returns what is shown no longer, as another home's has taken its place."""
-        names = set()
+        # Their watchers are told in this order, which must not differ from process to process.
+        names: dict[str, None] = {}
         revision = 0
         for each in changed:
             if each.key.startswith(self._recorded):
                 self._take(each.event)
             elif not each.key.startswith(self._abroad.learned):
                 continue
-            names.add(keys.decode(each.key).name)
+            names[keys.decode(each.key).name] = None
             revision = each.event.revision
         return self._changed(names, revision) if names else []
 
@@ -132,8 +133,8 @@ class Places:
         found = {name: self.routed(name) for name in (*self.declared, *self.moves)}
         return {name: each for name, each in found.items() if each is not None and each.home == self._region}
 
-    def _names(self) -> set[str]:
-        return {*self.declared, *self.moves, *self._abroad.partitions}
+    def _names(self) -> Iterable[str]:
+        return dict.fromkeys((*self.declared, *self.moves, *self._abroad.partitions))
 
 
 def _differ(one: Partition, other: Partition) -> bool:

@@ -13,16 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane import limits, watch
+from controlplane.abroad import Abroad
 from controlplane.errors import Compacted, ControlPlaneError, Invalid, Unavailable
 from controlplane.features.partitions import RETENTION, RETENTION_NAME, system
 from controlplane.kernel import keys, machine
-from controlplane.kernel.store import Batch, Store
+from controlplane.kernel.store import Batch, MemoryStore, Store
 from controlplane.kernel.transaction import scope_of
 from controlplane.node import Call
+from controlplane.places import Places
 from controlplane.storage import RocksStore
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Retention, Scope, ScopeKind, Variant, Workflow
-from controlplane.v1.state_pb2 import Entry, Range, Txn, Write
+from controlplane.v1.records_pb2 import (
+    Flag,
+    FlagType,
+    FlagValue,
+    Former,
+    Partition,
+    Reach,
+    Retention,
+    Scope,
+    ScopeKind,
+    Variant,
+    Workflow,
+)
+from controlplane.v1.state_pb2 import Entry, Event, Range, Txn, Write
 from tests.node.harness import AGENT, CONFIG, PROCESS, SPARE, STATE, Region, Scanned, message, settle, until, within
 
 STARTED, SNAPSHOT, SYNCED = api.WatchReply.STARTED, api.WatchReply.SNAPSHOT, api.WatchReply.SYNCED
@@ -775,6 +789,25 @@ async def test_watchers_are_woken_in_the_order_of_the_changes() -> None:
         await within(asyncio.gather(*watchers))
     assert len(region.log.entries) == 1
     assert woken == names
+
+
+def test_watches_of_partitions_that_moved_end_in_the_order_of_the_changes() -> None:
+    abroad = Abroad("eu")
+    ids = [f"eu.prod.p{n}" for n in range(8)]
+    here = [Partition(id=each, home="eu", epoch=1, reach=Reach.GLOBAL, environment="prod") for each in ids]
+    places = Places("eu", here, abroad)
+    assert places.look(MemoryStore()) == []
+    changed = []
+    for each in here:
+        there = Partition(id=each.id, home="us", epoch=2, reach=each.reach, former=[Former(home="eu", epoch=1)])
+        abroad.partitions[each.id] = there
+        event = Event(key=abroad.learned + keys.text(each.id), revision=5, value=there.SerializeToString())
+        changed.append(machine.Changed(event.key, event, b"", False))
+    assert [each.id for each in places.took(changed)] == ids
+    again = Places("eu", here, Abroad("eu"))
+    again.look(MemoryStore())
+    again._abroad.partitions.update(abroad.partitions)
+    assert [each.id for each in again.look(MemoryStore())] == ids
 
 
 async def test_a_change_looks_only_at_the_filters_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
