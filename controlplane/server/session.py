@@ -239,8 +239,8 @@ class Session:
 
     def _follow(self, identifier: int, call: Call) -> None:
         if self._watches >= limits.WATCHES_PER_SESSION_MAX:
-            full = Unavailable("too many watches on this session", reason="WATCHES_FULL", hint="end some of them")
-            self._push(identifier, b"", self._desk.failure(call.method, full), False)
+            refused = Unavailable("too many watches on this session", reason="WATCHES_FULL", hint="end some of them")
+            self._push(identifier, b"", self._desk.failure(call.method, refused), False)
             return
         self._watches += 1
         task = asyncio.create_task(self._pump(identifier, call), name=call.method)
