@@ -160,7 +160,7 @@ def recheck(record: Document, folder: Path) -> list[Check]:
     """Compute again, from the history beside the record, everything that can be. Raises `RecordInvalid`."""
     try:
         return list(_checks(record, folder))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise RecordInvalid(f"the record is not whole: {error!r}") from error
 
 
