@@ -13,7 +13,7 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
 
-from controlplane import sdk
+from controlplane import limits, sdk
 from controlplane.cli import shapes
 from controlplane.cli.command import (
     EXIT_UNHEALTHY,
@@ -300,7 +300,11 @@ def member() -> None:
 )
 @pass_cpctl
 def health(cpctl: Cpctl, watch_every_s: float | None) -> None:
-    """Ask every node how it is, each for itself; exit code 11 if one is not well."""
+    """Ask every node how it is, each for itself; exit code 11 if one is not well.
+
+    Well is who answers, knows a leader, is up to date to 5 seconds, counts for majorities, and has the same state as
+    others at the same revision.
+    """
     cpctl.watch_every_s = watch_every_s
     finish(cpctl, _health(cpctl))
 
@@ -322,9 +326,7 @@ async def _everyone(cpctl: Cpctl) -> list[Shape]:
     found += await asyncio.gather(*(_ask(cpctl, address) for address in others))
     if not any(found) and (problem := await cpctl.explained()):
         raise problem
-    rows = [_row(address, status) for address, status in zip(known + others, found, strict=True)]
-    _compare(rows)
-    return sorted(rows, key=lambda row: (row["node"] or "~", row["address"]))
+    return judged(known + others, found)
 
 
 async def _ask(cpctl: Cpctl, address: str) -> Shape | None:
@@ -335,13 +337,42 @@ async def _ask(cpctl: Cpctl, address: str) -> Shape | None:
         return None
 
 
+def judged(addresses: Sequence[str], statuses: Sequence[Shape | None]) -> list[Shape]:
+    """What there is to say of each node, given what it answered; `problem` is null for those that are well. Pure."""
+    rows = [_row(address, status) for address, status in zip(addresses, statuses, strict=True)]
+    _find_learners(rows, [status for status in statuses if status])
+    _compare(rows)
+    return sorted(rows, key=lambda row: (row["node"] or "~", row["address"]))
+
+
 def _row(address: str, status: Shape | None) -> Shape:
-    names = ("node", "role", "leader", "term", "applied", "commit", "hash", "records", "disk_free_bytes")
+    names = ("node", "role", "leader", "term", "applied", "commit", "hash", "records", "disk_free_bytes", "version")
     row: Shape = {"address": address, **{name: status[name] if status else None for name in names}}
     row["revision"] = status["served"]["revision"] if status else None
     row["age_ms"] = status["served"]["age_ms"] if status else None
-    row["problem"] = None if status and status["leader"] else "knows no leader" if status else "does not answer"
+    row["problem"] = _problem(status)
     return row
+
+
+def _problem(status: Shape | None) -> str | None:
+    if status is None:
+        return "does not answer"
+    if not status["leader"]:
+        return "knows no leader"
+    age_ms = status["served"]["age_ms"]
+    if age_ms is None:
+        return "has not shown yet that it is up to date"
+    # Agents that hear from it alone hold still by then.
+    return f"is {age_ms / 1000:.0f} s behind" if age_ms > limits.MIRROR_AGE_MAX_MS else None
+
+
+def _find_learners(rows: Sequence[Shape], statuses: Sequence[Shape]) -> None:
+    """A node whose disk was replaced answers like any other, but the region has to do without it until it counts."""
+    leader = max((each for each in statuses if each["role"] == "leader"), key=lambda each: each["term"], default=None)
+    learners = {each["name"] for each in leader["members"] if each["state"] == "learner"} if leader else set()
+    for row in rows:
+        if row["node"] in learners:
+            row["problem"] = "does not count yet: it still fetches what the others have"
 
 
 def _compare(rows: Sequence[Shape]) -> None:

@@ -16,9 +16,11 @@ from click.testing import CliRunner, Result
 
 from controlplane import certs
 from controlplane.certs import Life
-from controlplane.cli import main
+from controlplane.cli import main, shapes
 from controlplane.identity import Identity
 from controlplane.loopback import LoopbackRegion, Place, ending, free_ports
+from controlplane.node import AGE_UNKNOWN_MS
+from controlplane.v1 import api_pb2 as api
 
 CPCTL = [sys.executable, "-c", "from controlplane.cli import main; main()"]
 PATIENCE_S = 30.0
@@ -152,6 +154,41 @@ def test_which_partition_is_asked_for_in_options(cpctl: Cpctl, command: str) -> 
     assert "--kind" in result.stderr
     assert "--partition" in result.stderr
     assert cpctl("log", "--kind", "flag").exit_code == 0
+
+
+def status_of(node: str, age_ms: int = 0, **states: str) -> shapes.Shape:
+    """What a node of n1, n2, n3 says; n1 leads, and says of the others how it sees them."""
+    members = [api.Member(name=name, address=name, state=states.get(name, "stream")) for name in ("n1", "n2", "n3")]
+    return shapes.status(
+        api.GetStatusReply(
+            header=api.ReplyHeader(age_ms=age_ms),
+            region=api.Region(leader="n1", term=1),
+            node=node,
+            role="leader" if node == "n1" else "follower",
+            members=members if node == "n1" else (),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("third", "seen_as", "said"),
+    [
+        (status_of("n3", 4_000), "stream", None),
+        (status_of("n3"), "learner", "does not count yet"),
+        (status_of("n3", 6_000), "stream", "is 6 s behind"),
+        (status_of("n3", AGE_UNKNOWN_MS), "stream", "has not shown yet that it is up to date"),
+        (None, "probe", "does not answer"),
+    ],
+)
+def test_a_node_that_the_region_cannot_build_on_is_not_well(
+    third: shapes.Shape | None, seen_as: str, said: str | None
+) -> None:
+    # The name of the module is the name of a command as well.
+    judged = sys.modules["controlplane.cli.region"].judged
+    rows = judged(["n1", "n2", "n3"], [status_of("n1", n3=seen_as), status_of("n2"), third])
+    assert [row["problem"] for row in rows[:2]] == [None, None]
+    assert (rows[2]["problem"] or "").startswith(said or "")
+    assert (rows[2]["problem"] is None) == (said is None)
 
 
 def test_a_leader_is_told_once(region: LoopbackRegion, files: Files, cpctl: Cpctl) -> None:
