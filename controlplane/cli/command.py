@@ -37,6 +37,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 from rich.console import Console, RenderableType
+from rich.console import Group as Stack
 from rich.live import Live
 from rich.status import Status
 from rich.table import Table
@@ -124,10 +125,14 @@ class Cpctl:
         self.stop_waiting()
         if self.as_json:
             click.echo(json.dumps(document, ensure_ascii=False))
-        elif self.live is not None:
-            self.live.update(people(document), refresh=True)
+            return
+        shown = people(document)
+        if isinstance(document, dict) and document.get("more"):
+            shown = Stack(shown, Text("there is more: --limit shows it", style="yellow"))
+        if self.live is not None:
+            self.live.update(shown, refresh=True)
         else:
-            console().print(people(document))
+            console().print(shown)
 
     def start_waiting(self) -> None:
         """Let people at a terminal see that something is going on; until the next output."""
@@ -533,10 +538,10 @@ def paged(body: F) -> F:
     )(body)
 
 
-async def pages(
-    limit: int, page: Callable[[Any, int], Awaitable[tuple[Sequence[Any], Any, bool]]], start: Any
-) -> list[Any]:
-    """Rows from as many pages as `limit` needs.
+async def listing(
+    name: str, limit: int, page: Callable[[Any, int], Awaitable[tuple[Sequence[Any], Any, bool]]], start: Any
+) -> shapes.Shape:
+    """A document with at most `limit` rows under `name`, from as many pages as it takes; `more`: there are others.
 
     `page(cursor, count)` returns rows, the cursor of the next page, and whether there is one.
     """
@@ -545,4 +550,4 @@ async def pages(
     while more and len(rows) < limit:
         got, cursor, more = await page(cursor, min(limits.PAGE_MAX, limit - len(rows)))
         rows += got
-    return rows
+    return {name: rows, "more": more}

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from controlplane import sdk
 from controlplane.cli import shapes
-from controlplane.cli.command import Cpctl, Group, card, paged, pages, reads, run, table
+from controlplane.cli.command import Cpctl, Group, card, listing, paged, reads, run, table
 from controlplane.cli.shapes import Shape
 
 
@@ -29,7 +29,7 @@ async def list_(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, prefix: str, limit:
         rows = [shapes.election_view(each) for each in reply.elections]
         return rows, rows[-1]["name"] if rows else after, reply.more
 
-    cpctl.show({"elections": await pages(limit, page, "")}, lambda document: _table(document["elections"]))
+    cpctl.show(await listing("elections", limit, page, ""), lambda document: _table(document["elections"]))
 
 
 @election.command("get")

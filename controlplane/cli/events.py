@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import UTC, datetime
 
@@ -10,9 +11,11 @@ from rich.console import RenderableType
 
 from controlplane import sdk
 from controlplane.cli import shapes, values
-from controlplane.cli.command import EXIT_CODES, Command, Cpctl, card, paged, pages, parsed, reads, run, table
+from controlplane.cli.command import EXIT_CODES, Command, Cpctl, card, listing, paged, parsed, reads, run, table
 from controlplane.cli.shapes import Shape
 from controlplane.v1 import api_pb2 as api
+
+_VALUE_SHOWN = 60
 
 _kinds = click.option(
     "--kind",
@@ -69,7 +72,7 @@ async def log(
         reply = await plane.list_events(after_revision=after, kinds=kinds, limit=count, **options)
         return [shapes.change(each) for each in reply.changes], reply.seen, reply.more
 
-    cpctl.show({"events": await pages(limit, page, after)}, lambda document: _table(document["events"]))
+    cpctl.show(await listing("events", limit, page, after), lambda document: _table(document["events"]))
 
 
 @click.command("outcome", cls=Command)
@@ -121,7 +124,7 @@ def _what(row: Shape) -> str:
         return "deleted"
     match row["kind"]:
         case "flag":
-            return f"{'on' if value['enabled'] else 'off'}, {value['default'] or 'no default'}"
+            return f"{'on' if value['enabled'] else 'off'}, {_default(value)}"
         case "switch":
             return "ENGAGED" if value["engaged"] else "released"
         case "workflow":
@@ -129,6 +132,14 @@ def _what(row: Shape) -> str:
         case "election":
             return f"held by {value['holder']}"
     return ""
+
+
+def _default(flag: Shape) -> str:
+    """The variant in force, and its value: a flag that was set to one value has a variant of one name for ever."""
+    if not flag["default"]:
+        return "no default"
+    value = json.dumps(flag["variants"].get(flag["default"]), ensure_ascii=False)
+    return f"{flag['default']}: {value if len(value) <= _VALUE_SHOWN else value[:_VALUE_SHOWN] + '…'}"
 
 
 def _line(row: Shape) -> str:

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from controlplane import sdk
 from controlplane.cli import shapes, values
-from controlplane.cli.command import Command, Cpctl, Group, card, paged, pages, reads, run, table, writes
+from controlplane.cli.command import Command, Cpctl, Group, card, listing, paged, reads, run, table, writes
 from controlplane.cli.shapes import Shape
 
 
@@ -98,7 +98,7 @@ async def list_(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, prefix: str, limit:
         rows = [shapes.flag_view(each) for each in reply.flags]
         return rows, rows[-1]["name"] if rows else after, reply.more
 
-    cpctl.show({"flags": await pages(limit, page, "")}, lambda document: _table(document["flags"]))
+    cpctl.show(await listing("flags", limit, page, ""), lambda document: _table(document["flags"]))
 
 
 @flag.command("history")
@@ -114,7 +114,7 @@ async def history(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, name: str, limit:
         rows = [shapes.flag_view(each) for each in reply.versions]
         return rows, rows[-1]["meta"]["revision"] if rows else before, reply.more
 
-    cpctl.show({"versions": await pages(limit, page, 0)}, lambda document: _table(document["versions"]))
+    cpctl.show(await listing("versions", limit, page, 0), lambda document: _table(document["versions"]))
 
 
 @flag.command("restore")

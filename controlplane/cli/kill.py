@@ -19,8 +19,8 @@ from controlplane.cli.command import (
     card,
     confirm,
     justified_writes,
+    listing,
     paged,
-    pages,
     parsed,
     reads,
     run,
@@ -79,7 +79,7 @@ async def list_(
         stops.extend(shapes.stop_view(each) for each in reply.stops)
         return [shapes.switch_view(each) for each in reply.switches], reply.next, reply.more
 
-    cpctl.show({"switches": await pages(limit, page, ""), "stops": stops}, _list_page)
+    cpctl.show({**await listing("switches", limit, page, ""), "stops": stops}, _list_page)
 
 
 @kill.command("except")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from controlplane import sdk
 from controlplane.cli import shapes
-from controlplane.cli.command import Cpctl, Group, card, confirm, console, paged, pages, run, table
+from controlplane.cli.command import Cpctl, Group, card, confirm, console, listing, paged, run, table
 from controlplane.cli.erase import erase
 from controlplane.cli.shapes import Shape
 
@@ -148,7 +148,7 @@ async def quarantine(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, name: str, lim
         reply = await plane.list_quarantine(name, after=after, limit=count)
         return [shapes.change(each) for each in reply.changes], reply.next, reply.more
 
-    cpctl.show({"quarantined": await pages(limit, page, b"")}, lambda shown: _quarantined(shown["quarantined"]))
+    cpctl.show(await listing("quarantined", limit, page, b""), lambda shown: _quarantined(shown["quarantined"]))
 
 
 def _quarantined(rows: list[Shape]) -> RenderableType:

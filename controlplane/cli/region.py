@@ -22,8 +22,8 @@ from controlplane.cli.command import (
     Group,
     card,
     finish,
+    listing,
     paged,
-    pages,
     pass_cpctl,
     reads,
     run,
@@ -265,8 +265,7 @@ async def break_glass(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, limit: int, o
         found = [shapes.break_glass(each) for each in reply.reads]
         return found, reply.reads[-1].meta.revision if found else after, reply.more
 
-    reads = await pages(limit, page, 0)
-    cpctl.show({"reads": reads}, lambda document: _broken(document["reads"]))
+    cpctl.show(await listing("reads", limit, page, 0), lambda document: _broken(document["reads"]))
 
 
 def _broken(reads: list[Shape]) -> RenderableType:

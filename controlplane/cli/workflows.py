@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from controlplane import sdk
 from controlplane.cli import shapes, values
-from controlplane.cli.command import Cpctl, Group, card, paged, pages, parsed, reads, run, table, writes
+from controlplane.cli.command import Cpctl, Group, card, listing, paged, parsed, reads, run, table, writes
 from controlplane.cli.shapes import Shape
 
 _STATE_SHOWN = 60
@@ -114,7 +114,7 @@ async def list_(cpctl: Cpctl, plane: sdk.ControlPlane, /, *, prefix: str, limit:
         rows = [shapes.workflow_view(each) for each in reply.workflows]
         return rows, rows[-1]["id"] if rows else after, reply.more
 
-    cpctl.show({"workflows": await pages(limit, page, "")}, lambda document: _table(document["workflows"]))
+    cpctl.show(await listing("workflows", limit, page, ""), lambda document: _table(document["workflows"]))
 
 
 @workflow.command("history")
@@ -132,7 +132,7 @@ async def history(
         rows = [shapes.workflow_view(each) for each in reply.versions]
         return rows, rows[-1]["meta"]["revision"] if rows else before, reply.more
 
-    cpctl.show({"versions": await pages(limit, page, 0)}, lambda document: _table(document["versions"]))
+    cpctl.show(await listing("versions", limit, page, 0), lambda document: _table(document["versions"]))
 
 
 def _card(document: Shape) -> RenderableType:

@@ -94,11 +94,14 @@ def test_a_workflow_through_its_life(told: Told, cpctl: Cpctl) -> None:
     assert [each["id"] for each in told("workflow", "list", "--prefix", "order-")["workflows"]] == ["order-1"]
 
 
-def test_lists_go_on_over_pages(told: Told) -> None:
+def test_lists_go_on_over_pages(told: Told, cpctl: Cpctl) -> None:
     for number in range(5):
         told("workflow", "create", f"page-{number}", "x")
-    assert len(told("workflow", "list", "--prefix", "page-", "--limit", "3")["workflows"]) == 3
-    assert len(told("workflow", "list", "--prefix", "page-")["workflows"]) == 5
+    beginning, whole = (told("workflow", "list", "--prefix", "page-", "--limit", limit) for limit in ("3", "5"))
+    assert (len(beginning["workflows"]), beginning["more"]) == (3, True)
+    assert (len(whole["workflows"]), whole["more"]) == (5, False)
+    assert "there is more" in cpctl("workflow", "list", "--prefix", "page-", "--limit", "3").stdout
+    assert "there is more" not in cpctl("workflow", "list", "--prefix", "page-").stdout
 
 
 def test_kill_switches(told: Told, cpctl: Cpctl) -> None:
@@ -121,11 +124,12 @@ def test_nobody_holds_a_name_nobody_campaigned_for(told: Told) -> None:
     assert told("election", "list")["elections"] == []
 
 
-def test_the_log_says_who_and_why(told: Told) -> None:
+def test_the_log_says_who_and_why(told: Told, cpctl: Cpctl) -> None:
     revision = told("flag", "set", "logged", "1", "--reason", "because")["meta"]["revision"]
     events = told("log", "--after", str(revision - 1), "--kind", "flag")["events"]
     assert (events[0]["name"], events[0]["meta"]["reason"]) == ("logged", "because")
     assert events[0]["meta"]["action"] == "SetFlag"
+    assert "on, value: 1" in cpctl("log", "--after", str(revision - 1), "--kind", "flag").stdout
 
 
 def test_a_request_nobody_made_was_not_applied(cpctl: Cpctl) -> None:
