@@ -10,7 +10,7 @@ only after retrying until the call's deadline; after `OutcomeUnknown` ask `get_o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, TypeVar, Unpack
 
@@ -344,7 +344,7 @@ class Calls:
         request = api.GetRegionRequest(header=self._read_header("", options))
         return await self._read("GetRegion", "", request, api.GetRegionReply, options)
 
-    async def watch_region(self) -> AsyncIterator[api.Region]:
+    async def watch_region(self) -> AsyncGenerator[api.Region, None]:
         """Yield the region as it is and then after every change of its leader."""
         async for region in self._channel.regions():
             yield region

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
@@ -226,7 +226,7 @@ class ControlPlane(Calls):
         after_revision: int | None = None,
         snapshot: bool = False,
         partition: str = "",
-    ) -> AsyncIterator[api.Change]:
+    ) -> AsyncGenerator[api.Change, None]:
         """Yield every change of records of these kinds, in order.
 
         Kinds: "flag", "switch", "exception", "workflow", "election", those of one partition; or "stop" alone, for the
@@ -234,6 +234,8 @@ class ControlPlane(Calls):
 
         Begins after `after_revision`, or now, or with `snapshot` at all present records. A change without a value is
         a deletion. Raises Compacted if what comes next is no longer kept: list again and watch from there.
+
+        Who leaves the loop early closes it: `async with contextlib.aclosing(cp.watch()) as changes`.
         """
         transactions = self.watch_transactions(
             kinds=kinds, prefix=prefix, after_revision=after_revision, snapshot=snapshot, partition=partition
@@ -251,7 +253,7 @@ class ControlPlane(Calls):
         snapshot: bool = False,
         partition: str = "",
         progress: bool = False,
-    ) -> AsyncIterator[api.WatchReply]:
+    ) -> AsyncGenerator[api.WatchReply, None]:
         """Yield whole transactions, for callers that need the revision each message stands for.
 
         With `progress`, messages without changes come too: they say up to which revision nothing happened.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -141,14 +141,14 @@ class Election:
         reply = await self._plane.get_election(self._name, partition=self._partition)
         return reply.holder if reply.HasField("holder") else None
 
-    async def observe(self) -> AsyncIterator[api.ElectionView | None]:
+    async def observe(self) -> AsyncGenerator[api.ElectionView | None, None]:
         """Yield the holder now and after every change; None: nobody."""
         reply = await self._plane.get_election(self._name, partition=self._partition)
         yield reply.holder if reply.HasField("holder") else None
         async for change in self._changes(reply.header.revision):
             yield _view(change, reply.header.epoch)
 
-    async def _changes(self, after_revision: int) -> AsyncIterator[api.Change]:
+    async def _changes(self, after_revision: int) -> AsyncGenerator[api.Change, None]:
         changes = self._plane.watch(
             kinds=("election",), prefix=self._name, after_revision=after_revision, partition=self._partition
         )
@@ -209,7 +209,7 @@ class Election:
         except TimeoutError:
             return
         finally:
-            await changes.aclose()  # type: ignore[attr-defined]
+            await changes.aclose()
 
     async def _keep(self, lease: Lease, term: Term, process: bytes, body: asyncio.Timeout) -> None:
         while True:
