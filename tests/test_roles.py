@@ -1,8 +1,11 @@
 """The table of roles, cell by cell, against one written independently of it."""
 
+import re
+
 import pytest
 
 from controlplane import roles
+from controlplane.sdk import ControlPlane
 from controlplane.v1 import api_pb2, audit_pb2, drill_pb2
 
 # One line per call, one column per role: in which environments (d t s p = dev test staging prod, * = all of these).
@@ -103,3 +106,12 @@ def test_peers_open_sessions_from_their_own_environment():
     assert roles.allowed("Session", "peer", "all")
     theirs = {method for method in roles.TABLE if roles.allowed(method, "peer", "all")}
     assert theirs == {"Session", "NotePassage"}
+
+
+@pytest.mark.parametrize("method", roles.OPERATORS)
+def test_the_sdk_says_who_may_call(method: str) -> None:
+    words = {("operator",): "Operators", ("approver", "operator"): "Approvers"}
+    who = words.get(tuple(sorted(roles.OPERATORS[method])), "People")
+    named = {"GetFlagHistory": "flag_history", "EngageSwitch": "engage", "ReleaseSwitch": "release"}
+    name = named.get(method, re.sub("(?<!^)(?=[A-Z])", "_", method).lower())
+    assert re.search(rf"{who}[^.]*\bonly\b", getattr(ControlPlane, name).__doc__ or "")

@@ -205,7 +205,7 @@ class Calls:
         must_not_exist: bool = False,
         **options: Unpack[WriteOptions],
     ) -> api.SetFlagReply:
-        """Write a flag whole; with `expected_revision`, only if it still stands at that revision."""
+        """Write a flag whole; with `expected_revision`, only if it still stands at that revision. Operators only."""
         request = api.SetFlagRequest(
             header=self._write_header("flag", options),
             flag=flag,
@@ -231,13 +231,13 @@ class Calls:
     async def flag_history(
         self, name: str, *, before_revision: int = 0, limit: int = 0, **options: Unpack[ReadOptions]
     ) -> api.GetFlagHistoryReply:
-        """Read one page of a flag's revisions, newest first."""
+        """Read one page of a flag's revisions, newest first. People only."""
         header = self._read_header("flag", options)
         request = api.GetFlagHistoryRequest(header=header, name=name, before_revision=before_revision, limit=limit)
         return await self._read("GetFlagHistory", "flag", request, api.GetFlagHistoryReply, options)
 
     async def restore_flag(self, name: str, revision: int, **options: Unpack[WriteOptions]) -> api.RestoreFlagReply:
-        """Make a flag what it was at `revision`, as a new write."""
+        """Make a flag what it was at `revision`, as a new write. Operators only."""
         header = self._write_header("flag", options)
         request = api.RestoreFlagRequest(header=header, name=name, revision=revision)
         return await self._write("RestoreFlag", "flag", request, api.RestoreFlagReply, options)
@@ -251,12 +251,12 @@ class Calls:
     # Kill switches
 
     async def engage(self, scope: records.Scope, **options: Unpack[WriteOptions]) -> api.EngageSwitchReply:
-        """Stop what `scope` covers; idempotent. A `reason` is required."""
+        """Stop what `scope` covers; idempotent. A `reason` is required. Operators only."""
         request = api.EngageSwitchRequest(header=self._write_header("switch", options), scope=scope)
         return await self._write("EngageSwitch", "switch", request, api.EngageSwitchReply, options)
 
     async def release(self, scope: records.Scope, **options: Unpack[WriteOptions]) -> api.ReleaseSwitchReply:
-        """Let what `scope` covers act again; idempotent. A `reason` is required."""
+        """Let what `scope` covers act again; idempotent. A `reason` is required. Operators only."""
         request = api.ReleaseSwitchRequest(header=self._write_header("switch", options), scope=scope)
         return await self._write("ReleaseSwitch", "switch", request, api.ReleaseSwitchReply, options)
 
@@ -265,7 +265,7 @@ class Calls:
     ) -> api.ExceptSwitchReply:
         """Do not heed, here, exactly one stop of a region that cannot release it; idempotent. A `reason` is required.
 
-        `list_switches` shows the stops of other regions with their epoch and revision.
+        `list_switches` shows the stops of other regions with their epoch and revision. Operators only.
         """
         request = api.ExceptSwitchRequest(
             header=self._write_header("switch", options), scope=scope, region=region, epoch=epoch, revision=revision
@@ -350,7 +350,7 @@ class Calls:
             yield region
 
     async def get_status(self, **options: Unpack[ReadOptions]) -> api.GetStatusReply:
-        """Read the view of the node at hand. Operators only."""
+        """Read the view of the node at hand. People only."""
         request = api.GetStatusRequest(header=self._read_header("", options))
         return await self._read("GetStatus", "", request, api.GetStatusReply, options)
 
@@ -381,7 +381,10 @@ class Calls:
         return await self._write("EraseRecord", "", request, api.EraseRecordReply, options)
 
     async def transfer_region(self, target: str = "", **options: Unpack[WriteOptions]) -> api.TransferRegionReply:
-        """Move the region's leadership to `target`, or to whoever is most advanced. Operators only."""
+        """Move the region's leadership to `target`, or to whoever is most advanced.
+
+        Operators of prod, and administrators, only.
+        """
         request = api.TransferRegionRequest(header=self._write_header("", options), target=target)
         return await self._write("TransferRegion", "", request, api.TransferRegionReply, options)
 
@@ -395,7 +398,7 @@ class Calls:
     ) -> api.ListEventsReply:
         """Read one page of the event log, oldest first; the next goes on after its `seen`, while there is `more`.
 
-        Raises Compacted below what is kept. Operators only.
+        Raises Compacted below what is kept. People only.
         """
         header = self._read_header("", options)
         request = api.ListEventsRequest(header=header, after_revision=after_revision, kinds=kinds, limit=limit)
@@ -404,7 +407,7 @@ class Calls:
     async def list_partitions(self, name: str = "", **options: Unpack[ReadOptions]) -> api.ListPartitionsReply:
         """Read where partitions are at home, and what becomes of moves; all of the environment's, or one.
 
-        Operators only.
+        People only.
         """
         request = api.ListPartitionsRequest(header=self._read_header("", options), partition=name)
         return await self._read("ListPartitions", "", request, api.ListPartitionsReply, options)
@@ -439,7 +442,7 @@ class Calls:
     async def list_quarantine(
         self, name: str, *, after: bytes = b"", limit: int = 0, **options: Unpack[ReadOptions]
     ) -> api.ListQuarantineReply:
-        """Read one page of what this region wrote to a partition when it was its home no longer. Operators only."""
+        """Read one page of what this region wrote to a partition when it was its home no longer. People only."""
         header = self._read_header("", options)
         request = api.ListQuarantineRequest(header=header, partition=name, after=after, limit=limit)
         return await self._read("ListQuarantine", "", request, api.ListQuarantineReply, options)
