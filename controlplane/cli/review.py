@@ -105,7 +105,7 @@ def checkpoint(cpctl: Cpctl, /) -> None:
         document = {
             "region": found.region.name,
             "size": found.size,
-            "note": found.note.decode(),
+            "note": found.note.decode() or None,
             "cosigned": [{"region": each.region, "note": each.note.decode()} for each in found.cosigned],
         }
         cpctl.show(document, lambda told: Text(told["note"] or "the region has no ledger key"))
@@ -116,7 +116,10 @@ def checkpoint(cpctl: Cpctl, /) -> None:
 @click.command("scan", cls=Command)
 @pass_cpctl
 def scan(cpctl: Cpctl, /) -> None:
-    """Have every node search its own disk for records that are pinned elsewhere."""
+    """Have every node search its own disk for records that are pinned elsewhere.
+
+    Exit code 11 if a node found some, or did not answer.
+    """
 
     async def search() -> list[Shape]:
         addresses = await _members(cpctl)
@@ -124,7 +127,7 @@ def scan(cpctl: Cpctl, /) -> None:
 
     async def show() -> None:
         found = await search()
-        cpctl.show(found, _scans)
+        cpctl.show({"nodes": found}, lambda document: _scans(document["nodes"]))
         if any(each["error"] or each["foreign"] for each in found):
             raise SystemExit(EXIT_UNHEALTHY)
 
@@ -167,7 +170,11 @@ async def _write(
     if wanted is not None and wanted != about.name:
         raise sdk.Refused(f"the region at hand is {about.name}", reason="REGION_MISMATCH", hint="choose a --context")
     if not last.note:
-        raise sdk.Refused("the region has no ledger key, so nothing is signed", reason="LEDGER_KEY_MISSING")
+        raise sdk.Refused(
+            "the region has no ledger key, so nothing is signed",
+            reason="LEDGER_KEY_MISSING",
+            hint="name one in the region file (ledger_key) and restart its nodes",
+        )
     if not last.size:
         raise sdk.Refused("the ledger is empty: nothing has passed yet", reason="LEDGER_EMPTY")
     request = messages.ReadLedgerRequest(from_ms=between[0], to_ms=between[1], size=last.size)
@@ -244,13 +251,13 @@ async def _scan(cpctl: Cpctl, name: str, address: str) -> Shape:
         async with _reader(cpctl, address) as reader:
             found = await reader.ask("ScanDisk", messages.ScanDiskRequest(), messages.ScanDiskReply, _SCAN_TIMEOUT_S)
     except sdk.ControlPlaneError as error:
-        return {"node": name, "foreign": 0, "findings": [], "note": "", "error": str(error)}
+        return {"node": name, "foreign": 0, "findings": [], "note": None, "error": str(error)}
     return {
         "node": found.node,
         "foreign": found.foreign,
         "findings": list(found.findings),
-        "note": found.note.decode(),
-        "error": "",
+        "note": found.note.decode() or None,
+        "error": None,
     }
 
 

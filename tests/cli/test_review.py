@@ -101,8 +101,8 @@ async def test_a_report_of_a_real_region_is_verified_offline_and_a_spoiled_one_i
     async with running(tmp_path) as told:
         await share(told)
         await told.until_cosigned()
-        scans = told.told("eu-west", "region", "scan")
-        assert [(each["node"], each["foreign"], each["error"]) for each in scans] == [("n1", 0, "")]
+        scans = told.told("eu-west", "region", "scan")["nodes"]
+        assert [(each["node"], each["foreign"], each["error"]) for each in scans] == [("n1", 0, None)]
         assert told.told("us-east", "region", "report", "--out", str(bundles["us-east"]))["region"] == "us-east"
         assert told.told("eu-west", "region", "report", "--out", str(bundles["eu-west"]))["counts"]["leaves"] > 1
         wrong = told.cpctl(
