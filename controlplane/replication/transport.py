@@ -41,7 +41,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from controlplane import status
-from controlplane.addresses import is_loopback
+from controlplane.addresses import is_loopback, why_not
 from controlplane.credentials import Credentials
 from controlplane.errors import ControlPlaneError, Denied, Invalid, Refused, Unavailable
 from controlplane.identity import Identity
@@ -232,7 +232,9 @@ class Transport:
         try:
             self.port = self._bind(server)
         except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {self._listen}: {error}", reason="PORT_TAKEN") from error
+            raise Unavailable(
+                f"cannot listen on {self._listen}: {why_not(self._listen)}", reason="PORT_TAKEN"
+            ) from error
         await server.start()
         self._server = server
 

@@ -31,7 +31,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from controlplane import limits, roles, status
-from controlplane.addresses import is_loopback
+from controlplane.addresses import is_loopback, why_not
 from controlplane.auditor import Auditor, LedgerKeys
 from controlplane.config import RegionConfig, split_address
 from controlplane.credentials import Credentials
@@ -226,7 +226,7 @@ class Server:
             _require_loopback(self.address)
             return server.add_insecure_port(self.address)
         except RuntimeError as error:
-            raise Fatal(f"cannot listen on {self.address}: is another program using it? ({error})") from error
+            raise Fatal(f"cannot listen on {self.address}: {why_not(self.address)}") from error
 
     # -- calls
 

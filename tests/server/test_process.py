@@ -163,6 +163,7 @@ def test_a_port_in_use(region):
         result = ended("serve", "--region", region.file, "--node", "n1", "--data", second, "--bootstrap")
         assert result.returncode == 1
         assert "cannot listen on 127.0.0.1" in result.stderr
+        assert "another program listens there" in result.stderr
         assert "Traceback" not in result.stderr
 
 
