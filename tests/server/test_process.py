@@ -101,6 +101,10 @@ def test_a_node_serves_stops_and_keeps_what_it_was_given(region):
         assert re.search(r"^controlplane_sync_seconds_count [1-9]", text, re.MULTILINE)
         assert 'controlplane_calls_total{method="CreateWorkflow",outcome="ok"} 1.0' in text
         assert "tester" not in text
+        # A histogram has three of them in Prometheus.
+        told = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"^# HELP (\w+)", text, re.MULTILINE)}
+        page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+        assert {re.sub("_bucket$", "", name) for name in re.findall(r"\bcontrolplane_[a-z_]+", page)} <= told
         assert stopped(child) == 0
     with program(*serve_arguments(region.file)) as child, channel(region) as opened:
         reply = AgentsStub(opened).GetWorkflow(api.GetWorkflowRequest(id="w"), timeout=10)
