@@ -795,7 +795,7 @@ class Node:
             raise Refused(
                 f"the region holds {working.live_bytes} bytes, its quota is {self._quota_bytes}",
                 reason="STORE_FULL",
-                hint="remove what is not needed, or raise quota_bytes; kill switches still work",
+                hint="raise quota_bytes in the region file, or erase workflows for good; kill switches still work",
             )
         if self._free_bytes is not None and not waiting.reserved and self._free_bytes() < limits.DISK_FREE_BYTES_MIN:
             raise Refused(
