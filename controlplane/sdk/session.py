@@ -294,6 +294,7 @@ class Dialer:
             if self.tls is None
             else grpc.aio.secure_channel(address, self.tls(), options=self._options)
         )
+        stream: Any = None
         try:
             stream = channel.stream_stream(
                 SESSION,
@@ -306,6 +307,11 @@ class Dialer:
                 raise Unavailable(f"{address} closed the session", reason="SESSION_REFUSED")
         except BaseException as error:
             await channel.close()
+            # A closed channel dials on until the last of its objects goes, and connects when the node is back. What is
+            # raised is kept for callers, so nothing of it may lead here but words.
+            del channel
+            stream = None
+            _forget_frames(error)
             raise _dial_error(address, error) from error
         return Session(address, channel, stream, first, self._clock)
 
@@ -368,6 +374,14 @@ def checked(address: str, tls: Tls | None) -> str:
     if tls is None and not is_loopback(host):
         raise Invalid(f"insecure connections stay on this machine; {host} is not", reason="INSECURE_REMOTE")
     return address
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of what the frames hold that an error, and whatever led to it, came through."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__context__
 
 
 def _dial_error(address: str, error: BaseException) -> BaseException:
