@@ -29,7 +29,7 @@ from controlplane.sdk.exceptions import (
     Stopped,
 )
 from controlplane.sdk.mirror import AgentConfig, Mirror
-from controlplane.v1.api_pb2 import Fence, Subject
+from controlplane.v1.api_pb2 import Change, ElectionView, Fence, Region, Subject, SwitchView
 from controlplane.v1.records_pb2 import (
     SCOPE_AGENT_TYPE,
     SCOPE_ENVIRONMENT,
@@ -56,6 +56,7 @@ __all__ = [
     "SCOPE_TOOL",
     "SCOPE_WORKFLOW",
     "AgentConfig",
+    "Change",
     "Codec",
     "Compacted",
     "ConflictError",
@@ -65,6 +66,7 @@ __all__ = [
     "ControlPlaneError",
     "Denied",
     "Election",
+    "ElectionView",
     "Fence",
     "Flag",
     "FlagType",
@@ -79,10 +81,12 @@ __all__ = [
     "OutcomeUnknown",
     "ReadOptions",
     "Refused",
+    "Region",
     "Scope",
     "SdkError",
     "Stopped",
     "Subject",
+    "SwitchView",
     "Unavailable",
     "Variant",
     "WriteOptions",
