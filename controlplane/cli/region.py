@@ -386,7 +386,8 @@ def _compare(rows: Sequence[Shape]) -> None:
 
 
 def _health_table(rows: list[Shape]) -> RenderableType:
-    return table(
+    """Who is not well is said below in a line of its own: a column would break it into words where there is no room."""
+    nodes = table(
         rows,
         node=lambda row: row["node"],
         address=lambda row: row["address"],
@@ -397,9 +398,7 @@ def _health_table(rows: list[Shape]) -> RenderableType:
         age_ms=lambda row: row["age_ms"],
         hash=lambda row: (row["hash"] or "")[:12],
         records=lambda row: row["records"],
-        health=_health_cell,
+        health=lambda row: Text("not well", style="bold red") if row["problem"] else Text("well", style="green"),
     )
-
-
-def _health_cell(row: dict[str, Any]) -> Text:
-    return Text(row["problem"], style="red") if row["problem"] else Text("well", style="green")
+    ill = [row for row in rows if row["problem"]]
+    return Stack(nodes, *(Text(f"{row['node'] or row['address']}: {row['problem']}", style="red") for row in ill))
