@@ -145,12 +145,23 @@ def _evaluate(spec: ConfigSpec, row: Row[Flag] | None) -> tuple[Any, api.ConfigF
         return spec.default, field
     if not flag.HasField("default_variant"):
         return spec.default, field
-    value = next(value_of(v.value) for v in flag.variants if v.name == flag.default_variant)
-    if flag.type != spec.type or not _fits(spec, value):
+    value = _usable(spec, flag)
+    if value is None:
         field.reason = api.ConfigReason.ERROR
         return spec.default, field
     field.reason, field.variant = api.ConfigReason.STATIC, flag.default_variant
     return value, field
+
+
+def _usable(spec: ConfigSpec, flag: Flag) -> Any:
+    """The value of the default variant, or None if it is none for this field. A copy was checked by its home alone."""
+    found = next((each.value for each in flag.variants if each.name == flag.default_variant), FlagValue())
+    try:
+        _check_value(found, spec.type)
+    except Invalid:
+        return None
+    value = value_of(found)
+    return value if flag.type == spec.type and _fits(spec, value) else None
 
 
 def _fits(spec: ConfigSpec, value: Any) -> bool:

@@ -6,8 +6,9 @@ which holds only if all before it did. So whatever goes wrong, the stream is dro
 durable cursor stands.
 
 1. Nothing is remembered between streams but what is in the log.
-2. What arrives is checked before it is planned: sizes, order, and that it lies in a partition of that peer and reach.
-   That peers write only their own records is checked again by the transaction (`features.federation`).
+2. What arrives is checked before it is planned: sizes, order, that it can be read, and that it lies in a partition of
+   that peer and reach. That peers write only their own records is checked again by the transaction
+   (`features.federation`).
 3. A copy is acknowledged when it is in this region's log, and then with a digest that is written down here first.
 4. An unreachable peer costs one attempt at a time, with growing pauses, and holds up nothing else.
 5. The age of a copy is counted from when the question left here whose answer said that there is nothing more.
@@ -27,7 +28,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from controlplane import limits
+from controlplane import features, limits
 from controlplane.errors import ControlPlaneError, Denied, Invalid, OutcomeUnknown, Refused, Unavailable
 from controlplane.features import federation, moves, partitions
 from controlplane.federation.links import FOLLOW, INGRESS, PARTITIONS_CHANGED, Link, leads, packed
@@ -380,6 +381,7 @@ class _Session:
         for each in records:
             if each.origin.revision != revision or not each.key.startswith(scope):
                 raise Invalid("a record that is not of its transaction", reason="TRANSACTION_MALFORMED")
+            _check_readable(each)
         region = self._node.region
         self._expected = revision
         self._take(
@@ -399,6 +401,7 @@ class _Session:
         for each in page.records:
             if not (former < each.key <= page.upto and each.key.startswith(scope) and each.HasField("value")):
                 raise Invalid("a record that is not of its page", reason="PAGE_MALFORMED")
+            _check_readable(each)
             former = each.key
         region, revision = self._node.region, self._cursor.revision
         self._listed = page.upto
@@ -568,3 +571,13 @@ def _is_known(known: Partition | None, partition: Partition) -> bool:
 
 def _moved() -> OutcomeUnknown:
     return OutcomeUnknown("the cursor stands elsewhere: begin anew", reason="CURSOR_MOVED")
+
+
+def _check_readable(record: wire.Shared) -> None:
+    """Whoever reads a copy takes it apart, and what cannot be would end every node that tries."""
+    try:
+        kind = features.KINDS.get(keys.decode(record.key).kind)
+        if kind is not None and record.HasField("value"):
+            kind.message.FromString(record.value)
+    except (ValueError, DecodeError):
+        raise Invalid("a record that nobody can read", reason="RECORD_MALFORMED") from None

@@ -7,10 +7,13 @@ import asyncio
 import pytest
 
 from controlplane import limits
+from controlplane.features import flags
+from controlplane.federation.links import INGRESS
 from controlplane.kernel import keys
+from controlplane.kernel.transaction import Kind
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION, Passage
-from controlplane.v1.state_pb2 import Event
+from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, JURISDICTION, Flag, FlagType, Partition, Passage, Variant
+from controlplane.v1.state_pb2 import Event, Guard
 from tests.federation.fleet import CENTRAL, EAST, WEST, Spy, running
 from tests.server.regions import create, flag, until, write_header
 
@@ -209,3 +212,60 @@ async def test_what_a_leader_sent_and_fell_before_it_wrote_it_down_is_written_by
                 await spy.read()
                 spy.close()
             assert unconfirmed() == [made_up]
+
+
+@pytest.mark.parametrize("lists", [False, True])
+async def test_a_record_that_nobody_can_read_is_not_copied_and_ends_no_node(tmp_path, lists):
+    """What a peer sends may be anything. Whoever reads a flag whose name is no text fails."""
+    nonsense = Kind(flags.FLAG.name, Guard)
+    partition = Partition(id=f"{WEST}.prod.global", home=WEST, reach=GLOBAL, epoch=1)
+
+    def spoil(tx):
+        tx.put(nonsense, "spoilt", Guard(key=b"\xff"))
+        return api.RequestHeader()
+
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        if not lists:
+            await fleet.settled()
+        else:
+            await fleet.cut(WEST, EAST)
+        await fleet[WEST].node.transact(partition, "Spoil", spoil, timeout_s=5)
+        if lists:
+            await fleet.heal(WEST, EAST)
+        link = fleet[EAST].member.federation.links.get(WEST)
+        await until(lambda: "RECORD_MALFORMED" in link._troubles.get(INGRESS, ""))
+        assert len(fleet[EAST].held(WEST, GLOBAL)) == 0
+        async with fleet.caller(EAST) as reader:
+            header = api.RequestHeader(partition=partition.id, consistency=api.LOCAL)
+            await reader.call("ListFlags", api.ListFlagsRequest(header=header))
+
+
+async def test_a_copied_flag_that_does_not_fit_together_is_an_error_of_its_field_alone(tmp_path):
+    partition = Partition(id=f"{WEST}.prod.global", home=WEST, reach=GLOBAL, epoch=1)
+    nothing = [Variant(name="on")]
+    broken = [
+        Flag(name="agent_prompt", type=FlagType.STRING, enabled=True, default_variant="gone"),
+        Flag(
+            name="agent_model", type=FlagType.STRING, enabled=True, default_variant="on", variants=[Variant(name="on")]
+        ),
+        Flag(name="tools", type=FlagType.JSON, enabled=True, default_variant="on"),
+        Flag(name="max_iter", type=FlagType.INT, enabled=True, default_variant="on", variants=nothing),
+        Flag(name="guardrails", type=FlagType.JSON, enabled=True, default_variant="on"),
+    ]
+    broken[2].variants.add(name="on").value.json_value = '["\\ud800"]'
+    broken[4].variants.add(name="on").value.json_value = "["
+
+    def spoil(tx):
+        for each in broken:
+            tx.put(flags.FLAG, each.name, each)
+        return api.RequestHeader()
+
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        await fleet[WEST].node.transact(partition, "Spoil", spoil, timeout_s=5)
+        await fleet.settled()
+        async with fleet.caller(EAST) as reader:
+            header = api.RequestHeader(partition=partition.id, consistency=api.LOCAL)
+            asked = api.GetAgentConfigRequest(header=header, user="u", tenant="t")
+            reply = api.GetAgentConfigReply.FromString(await reader.call("GetAgentConfig", asked))
+        assert [field.reason for field in reply.fields] == [api.ConfigReason.ERROR] * 5
+        assert reply.config.max_iterations == 10
