@@ -268,18 +268,20 @@ async def alone(credentials: Make | None, **bounds: Any) -> AsyncIterator[End]:
         ({"role": "agent", "environment": "prod"}, "PEER_ROLE_REQUIRED"),
         ({"role": "operator", "environment": "prod"}, "PEER_ROLE_REQUIRED"),
         ({"name": "n3"}, "PEER_NAME_MISMATCH"),
-        ({"name": "n9", "claims": "n9"}, "PEER_UNKNOWN"),
-        ({"name": "n1", "claims": "n1"}, "PEER_UNKNOWN"),
+        ({"name": "n9"}, "PEER_UNKNOWN"),
+        ({"name": "n1"}, "PEER_UNKNOWN"),
     ],
 )
 async def test_b11_only_the_node_its_certificate_names_gets_in(
     authority: Authority, credentials: Make, identity: dict[str, str], expected: str
 ) -> None:
     given = {"fleet": FLEET, "environment": "all", "region": REGION, "role": "peer", "name": "n2", **identity}
-    claims = given.pop("claims", "n2")
+    # Whom the certificate keeps out is refused before a hello. To write one all the same is to write to a stream that
+    # is over, for which gRPC has an error of its own that may come first.
+    frames = [PeerFrame(hello=hello())] if expected in ("", "PEER_NAME_MISMATCH") else []
     async with alone(credentials) as one:
         theirs = signed_by(authority, Identity(**given))
-        assert await reason(one.transport.port, theirs, PeerFrame(hello=hello(claims))) == expected
+        assert await reason(one.transport.port, theirs, *frames) == expected
         assert one.transport.counters.streams_refused == bool(expected)
         assert one.listener.terms == []
 
