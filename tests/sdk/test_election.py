@@ -12,8 +12,9 @@ from controlplane.sdk import ControlPlane, LeaseLost, NotElected, OutcomeUnknown
 from controlplane.sdk import clock as clocks
 from controlplane.sdk.election import MARGIN_SHARE, Term
 from controlplane.testing import Plane
+from controlplane.v1 import api_pb2 as api
 
-from .scripted import eventually
+from .scripted import Answer, eventually, scripted
 
 TTL_S = 2.0
 
@@ -46,6 +47,73 @@ def test_an_answer_that_comes_late_takes_nothing_back() -> None:
     term.renewed(3.0)
     assert term.asked_s == 5.0
     assert term.ends_s == pytest.approx(5.0 + 10.0 * (1 - MARGIN_SHARE))
+
+
+class Region:
+    """Elects whoever asks. Some of its answers come late, which is how far the clock goes on, and some are lost."""
+
+    def __init__(self, *delays: tuple[str, float], lost: tuple[str, ...] = ()) -> None:
+        self._lost = list(lost)
+        self._delays = list(delays)
+        self._late_s = 0.0
+        self.asked: list[api.Operation] = []
+
+    def clock(self) -> float:
+        return clocks.now() + self._late_s
+
+    def answer(self, operation: api.Operation) -> Answer:
+        self.asked.append(operation)
+        if self._delays and operation.method == self._delays[0][0]:
+            self._late_s += self._delays.pop(0)[1]
+        if operation.method in self._lost:
+            self._lost.remove(operation.method)
+            return None
+        if operation.method == "Campaign":
+            holder = api.ElectionView(fence=api.Fence(election="e", epoch=1, revision=7))
+            return api.CampaignReply(holder=holder, elected=True).SerializeToString()
+        return b""
+
+
+async def test_the_time_of_a_lease_counts_from_before_each_question() -> None:
+    """The server may have begun to count as soon as it was asked, however late its answer comes."""
+    ttl_s, sure_s = 600.0, 600.0 * (1 - MARGIN_SHARE)
+    region = Region(("Campaign", ttl_s / 3 - 0.1), ("Renew", 100.0))
+    async with (
+        scripted(region.answer) as [node],
+        ControlPlane.connect(node.address, insecure=True, mirror=False, clock=region.clock) as cp,
+        cp.election("e", ttl_s=ttl_s).campaign() as lease,
+    ):
+        before_s = lease.remaining_s
+        assert before_s <= sure_s - (ttl_s / 3 - 0.1)
+        await eventually(lambda: lease.remaining_s > before_s)
+        assert lease.remaining_s <= sure_s - 100.0
+
+
+async def test_a_renewal_without_an_answer_is_asked_again_and_counted_anew() -> None:
+    ttl_s = 600.0
+    region = Region(("Campaign", ttl_s / 3 - 0.1), ("Renew", ttl_s / 3), lost=("Renew",))
+    async with (
+        scripted(region.answer) as [node],
+        ControlPlane.connect(node.address, insecure=True, mirror=False, clock=region.clock) as cp,
+        cp.election("e", ttl_s=ttl_s).campaign() as lease,
+    ):
+        before_s = lease.remaining_s
+        await eventually(lambda: lease.remaining_s > before_s)
+        assert [each.method for each in region.asked].count("Renew") == 2
+
+
+async def test_a_campaign_that_is_won_too_late_goes_on() -> None:
+    """When its answer comes, the lease may be over already; to campaign again is to renew it."""
+    region = Region(("Campaign", 590.0))
+    async with (
+        scripted(region.answer) as [node],
+        ControlPlane.connect(node.address, insecure=True, mirror=False, clock=region.clock) as cp,
+        cp.election("e", ttl_s=600.0).campaign() as lease,
+    ):
+        assert lease.valid
+    campaigns = [api.CampaignRequest.FromString(each.request) for each in region.asked if each.method == "Campaign"]
+    assert len(campaigns) > 1
+    assert len({each.process for each in campaigns}) == 1
 
 
 async def test_one_at_a_time(shared: Plane) -> None:
