@@ -478,6 +478,15 @@ async def test_one_request_id_means_one_request() -> None:
         await region.call("CreateWorkflow", creation("v", request_id=b"r" * 16), actor=OTHER)
 
 
+async def test_requests_that_say_the_same_in_other_calls_are_others() -> None:
+    """Who releases a switch under the id that engaged it must not hear that this was done, while it stays engaged."""
+    async with Region() as region:
+        engage = engagement(request_id=b"r" * 16)
+        release = api.ReleaseSwitchRequest.FromString(engage.SerializeToString())
+        await region.call("EngageSwitch", engage)
+        assert (await failure(region.submit("ReleaseSwitch", release))).reason == "REQUEST_ID_REUSED"
+
+
 async def test_conflicts_are_planned_again_in_their_order_and_before_what_came_later() -> None:
     async with Region() as region:
         await region.create("w")
