@@ -141,6 +141,9 @@ async def test_local_reads_are_immediate_and_say_how_old_they_may_be() -> None:
         assert read.done()
         header = reply_of("GetWorkflow", read.result()).header
         assert (header.revision, header.age_ms) == (1, 1500)
+        # An upper bound is rounded up.
+        region.log.fresh_s = 0.0001
+        assert reply_of("GetWorkflow", reading(region, consistency=LOCAL).result()).header.age_ms == 1
         region.log.fresh_s = float("inf")
         assert reply_of("GetWorkflow", reading(region, consistency=LOCAL).result()).header.age_ms == (1 << 32) - 1
         region.log.fresh_s = 1e30

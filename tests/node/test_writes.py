@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from controlplane import limits, waiting
 from controlplane.errors import (
+    Compacted,
     Contended,
     ControlPlaneError,
     Denied,
@@ -20,7 +21,7 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
-from controlplane.kernel import machine
+from controlplane.kernel import keys, machine
 from controlplane.kernel.store import Batch
 from controlplane.kernel.transaction import Tx
 from controlplane.node import Call
@@ -193,6 +194,17 @@ async def test_a_refusal_is_replicated_with_its_place_and_its_details() -> None:
         error = await failure(region.submit("CompareAndSwapWorkflow", swap(9, name="nobody")))
         assert isinstance(error, NotFound)
         assert (error.reason, error.details["as_of"]) == ("WORKFLOW_NOT_FOUND", "3")
+
+
+async def test_that_the_past_is_no_longer_kept_is_an_answer_too() -> None:
+    async with Region() as region:
+
+        def feature(_: Tx) -> None:
+            raise Compacted("gone", reason="HISTORY_COMPACTED", oldest=7)
+
+        error = await failure(region.node.transact(STATE, "Test", feature, timeout_s=5))
+        assert (type(error), error.reason) == (Compacted, "HISTORY_COMPACTED")
+        assert (error.details["oldest"], error.details["as_of"]) == ("7", "1")
 
 
 async def test_a_caller_that_gave_up_is_not_planned() -> None:
@@ -440,6 +452,20 @@ async def test_after_a_snapshot_is_installed_plans_rest_on_what_it_holds() -> No
         assert (await behind.swap("w", 2, actor=OTHER)).version == 3
 
 
+async def test_after_a_snapshot_is_installed_the_ledger_goes_on_from_what_it_holds() -> None:
+    async with Region() as ahead, Region() as behind:
+        for tenant in "abc":
+            await ahead.call("EngageSwitch", engagement(tenant=tenant))
+            if tenant == "b":
+                behind.store.commit(Batch(puts=dict(ahead.store.scan(b"", b"\xff" * 8))))
+                behind.node.reloaded()
+        behind.log.index = ahead.log.index - 1
+        behind.log.commit(ahead.log.entries[-1])
+        assert behind.node.ledger.size == 3
+        assert behind.node.ledger.root() == ahead.node.ledger.root()
+        assert dict(behind.store.scan(b"l", b"m")) == dict(ahead.store.scan(b"l", b"m"))
+
+
 async def test_a_name_that_was_given_up_is_free_for_the_next_plan() -> None:
     async with Region() as region:
         campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
@@ -563,6 +589,15 @@ async def test_replicas_that_differ_at_one_revision_stop() -> None:
         await region.create("z")
         with pytest.raises(Fatal, match="differ at revision 2"):
             region.node.marked("n2", other.node.mark())
+
+
+async def test_so_many_past_states_are_compared_and_no_more() -> None:
+    async with Region() as region:
+        for _ in range(600):
+            region.log.commit(foreign(region))
+        with pytest.raises(Fatal, match="differ at revision 100"):
+            region.node.marked("n2", keys.number(100) + bytes(32))
+        region.node.marked("n2", keys.number(80) + bytes(32))
 
 
 # Which partition, which epoch, since when
