@@ -256,16 +256,21 @@ def test_a_peer_can_write_nothing_but_its_own_records(shared: Shared) -> None:
 def test_only_a_cursor_may_be_written_beside_copies() -> None:
     home, here = MemoryStore(), MemoryStore()
 
-    def flaw(name: str, kind: Kind[Cursor], region: str = HERE) -> str:
-        tx = Tx(machine.Records(here), ONE, 1, actor="", action="", reason="", at_ms=0)
+    def flaw(name: str, kind: Kind[Cursor], region: str = HERE, beside: Partition = ONE, *, told: bool = False) -> str:
+        tx = Tx(machine.Records(here), beside, 1, actor="", action="", reason="", at_ms=0)
         tx.put_cursor(scope_of(system(region)), kind, name, Cursor())
-        return machine.malformed(tx.seal(None))
+        txn = tx.seal(None)
+        txn.writes[0].quiet = not told
+        return machine.malformed(txn)
 
     assert flaw("eu/GLOBAL", federation.CURSOR) == ""
     assert flaw("eu/JURISDICTION", federation.CURSOR) != ""
     assert flaw("us/GLOBAL", federation.CURSOR) != ""
     assert flaw("eu/GLOBAL", Kind("grant", Cursor)) != ""
     assert flaw("eu/GLOBAL", federation.CURSOR, region=HOME) != ""
+    assert flaw("eu/GLOBAL", federation.CURSOR, told=True) != ""
+    own = Partition(id=f"{HERE}.own", home=HERE, epoch=1, reach=GLOBAL, environment="prod")
+    assert flaw(f"{HERE}/GLOBAL", federation.CURSOR, beside=own) != ""
     assert records(home) == {}
 
 

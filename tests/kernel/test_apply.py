@@ -112,6 +112,30 @@ def test_what_was_counted_once_is_counted_on(history: list[Planned], txns: list[
     assert counted(working.view)
 
 
+def test_what_is_remembered_is_bounded_and_goes_with_its_store() -> None:
+    store, recent = fresh(), RecentEvents(count_max=8, bytes_max=1000)
+
+    def remembered(count: int, size: int) -> list[str]:
+        for n in range(count):
+            entry = Planned([txn(put(f"n{n}", bytes(size)))]).packed(store)
+            recent.took(machine.apply(store, machine.state_of(store).index + 1, 1, entry, recent=recent))
+        return [keys.decode(key).name for key in recent.events]
+
+    assert remembered(12, 1) == [f"n{n}" for n in range(4, 12)]
+    large = remembered(12, 200)
+    assert 1 <= len(large) <= 4
+    assert large[-1] == "n11"
+    # What is small again has as much room as before.
+    assert len(remembered(12, 1)) == 8
+    assert machine.count_of(Working(store, recent).view, STATE) == 12
+    recent.clear()
+    assert machine.count_of(Working(fresh(), recent).view, STATE) == 0
+    assert machine.event_at(Working(fresh(), recent).view, material.key("n11")) is None
+    remembered(12, 200)
+    recent.clear()
+    assert len(remembered(12, 1)) == 8
+
+
 def sound(working: Working, each: Txn) -> bool:
     """What a leader makes sure of before it plans a transaction."""
     if machine.malformed(each) or (each.HasField("request") and working.answer(each.request)):
@@ -493,6 +517,16 @@ def test_the_hash_tells_any_two_pasts_apart() -> None:
         apply(store, txn(put("z")))
         hashes[name] = machine.state_of(store).hash
     assert len(set(hashes.values())) == len(VARIANTS)
+
+
+def test_the_hash_is_what_it_was() -> None:
+    """Nodes of two releases compare theirs: where this changes, `STATE_FORMAT` has to."""
+    store = fresh()
+    apply(store, *VARIANTS.values(), at_ms=5)
+    apply(store, txn(material.delete("a"), put("b", b"", history=True), request=material.request(3)))
+    apply(store, txn(trims=[Range(start=b"e\1", end=b"e\2")], erases=[keys.history(material.key("b"), 15)]))
+    apply(store, txn(put("b"), guards=[Guard(key=material.key("b"), revision=1)]))
+    assert machine.state_of(store).hash.hex() == "25ccc3cd19e72cb19467c864d23059d8c26d70f77e48fa33734c4e2c89e0a82c"
 
 
 def test_the_hash_covers_what_was_applied_to_and_not_only_the_entries() -> None:
