@@ -242,6 +242,32 @@ def test_ballast_is_given_up_when_the_disk_runs_short(tmp_path: Path, monkeypatc
     folder.close()
 
 
+def test_ballast_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = opened(tmp_path, Start.BOOTSTRAP)
+
+    def refuses(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datadir.os, "fsync", refuses)
+    assert not folder.lay_ballast(1 << 20)
+    assert folder.ballast_bytes == 0
+    folder.close()
+
+
+def test_a_file_is_synced_before_it_is_renamed_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_durably(tmp_path / "file", b"old")
+    synced: list[tuple[str, bytes]] = []
+
+    def noted(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, (tmp_path / "file").read_bytes()))
+
+    monkeypatch.setattr(datadir.os, "fsync", noted)
+    write_durably(tmp_path / "file", b"new")
+    assert synced == [("file.new", b"old"), (tmp_path.name, b"new")]
+
+
 def test_a_write_that_dies_half_way_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_durably(tmp_path / "file", b"old")
 

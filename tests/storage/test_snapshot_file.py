@@ -96,6 +96,59 @@ def test_a_snapshot_of_something_else_is_refused(tmp_path: Path, written: bytes,
         rows_of(tmp_path / "file", other)
 
 
+class Shown:
+    """A view of a store that shows rows in the order given."""
+
+    def __init__(self, *rows: tuple[bytes, bytes]) -> None:
+        self._rows = rows
+
+    def get(self, key: bytes) -> bytes | None:
+        return dict(self._rows).get(key)
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        return iter(self._rows)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("names", [b"ba", b"aa"])
+def test_rows_out_of_order_or_twice_are_refused(tmp_path: Path, names: bytes) -> None:
+    write_snapshot(Shown(*((bytes([name]), b"1") for name in names)), tmp_path / "file", HEADER)
+    with pytest.raises(Fatal, match="out of order"):
+        rows_of(tmp_path / "file")
+
+
+def test_a_block_larger_than_any_is_refused_before_room_is_made_for_it(tmp_path: Path, written: bytes) -> None:
+    first = 16 + int.from_bytes(written[8:12], "big")
+    (tmp_path / "file").write_bytes(written[:first] + b"\xff" * 4 + written[first + 4 :])
+    with pytest.raises(Fatal, match="larger than any"):
+        rows_of(tmp_path / "file")
+
+
+def test_everything_is_synced_before_the_next_step_counts_on_it(
+    store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def noted(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append(path.suffix if path.suffix == ".log" else path.name)
+
+    store.commit(Batch(puts={b"a": b"1"}))
+    for call in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, call, noted)
+    write_snapshot(store.snapshot(), tmp_path / "file", HEADER)
+    assert synced == ["file"]
+    synced.clear()
+    staged = store.stage(tmp_path / "file", HEADER)
+    # What is in the next generation, and its name.
+    assert ".log" in synced
+    assert synced.index("000002") < synced.index("store")
+    synced.clear()
+    store.adopt(staged)
+    assert synced == ["CURRENT.new", "store"]
+
+
 def test_install_replaces_everything_and_survives(store: RocksStore, tmp_path: Path, written: bytes) -> None:
     (tmp_path / "file").write_bytes(written)
     store.commit(Batch(puts={b"old": b"1"}))
@@ -143,6 +196,15 @@ if moment == "pointer written":
 store.adopt(staged)
 os._exit(0)
 """
+
+
+def test_what_a_damaged_snapshot_left_is_not_in_the_next_one(store: RocksStore, tmp_path: Path, written: bytes) -> None:
+    (tmp_path / "damaged").write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
+    with pytest.raises(Fatal, match="does not match"):
+        store.stage(tmp_path / "damaged", HEADER)
+    write_snapshot(Shown((b"a", b"1")), tmp_path / "file", HEADER)
+    store.adopt(store.stage(tmp_path / "file", HEADER))
+    assert list(store.scan(b"", b"z")) == [(b"a", b"1")]
 
 
 @pytest.mark.parametrize("moment", ["staged", "pointer written", "renamed"])

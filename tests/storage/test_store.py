@@ -146,6 +146,43 @@ def test_write_ahead_logs_are_synced_oldest_first(tmp_path: Path, monkeypatch: p
     assert synced == ["000007.log", "000010.log", "000012.log", "000010.log", "000011.log", "000012.log"]
 
 
+def test_a_new_write_ahead_log_has_its_name_synced_and_one_that_is_gone_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+    files: dict[str, int] = {}
+
+    def behind(descriptor: int) -> Path:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: folders.append(behind(descriptor)))
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: files.update({behind(descriptor).name: descriptor}))
+    logs = storage.WriteAheadLogs(tmp_path)
+    for name in ("000007.log", "000010.log"):
+        (tmp_path / name).touch()
+        logs.sync()
+        assert folders == [tmp_path]
+        folders.clear()
+        logs.sync()
+        assert folders == []
+    (tmp_path / "000007.log").unlink()
+    logs.sync()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(files["000007.log"])
+    logs.close()
+
+
+def test_closing_it_syncs_what_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RocksStore(tmp_path)
+    put(store, a="1")
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fdatasync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().suffix)
+    )
+    store.close()
+    assert synced == [".log"]
+
+
 def test_an_unknown_format_stops_it(tmp_path: Path) -> None:
     RocksStore(tmp_path).close()
     (tmp_path / "CURRENT").write_text(f"store 2 1 {storage._pointer_checksum('2', '1')}\n")
