@@ -162,6 +162,14 @@ def test_b8_a_missing_row_is_refused(tmp_path: Path, row: str) -> None:
         open_and_recover(tmp_path)
 
 
+def test_a_commit_index_outside_of_the_log_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write([Add(1, 1, b"a"), Commit(2)])
+    journal.close()
+    with pytest.raises(Fatal, match="commit index 2 lies outside"):
+        open_and_recover(tmp_path)
+
+
 def test_b8_a_row_in_another_place_is_refused(tmp_path: Path) -> None:
     filled(tmp_path)
     database = raw(tmp_path)
@@ -361,7 +369,8 @@ def batched(journal: Journal, batches: list[list[Op]]) -> list[tuple[int, Fatal 
     thread = JournalThread(journal, report)
     for seq, ops in enumerate(batches, 1):
         thread.write(seq, ops)
-        assert done.acquire(timeout=10)
+        # Nobody hears of what comes behind an error.
+        assert (reported and reported[-1][1]) or done.acquire(timeout=10)
     thread.stop(10)
     return reported
 
@@ -380,6 +389,23 @@ def test_the_thread_reports_a_disk_that_refuses(tmp_path: Path, monkeypatch: pyt
     assert seq == 1
     assert isinstance(error, Fatal)
     assert "Free or replace the disk" in str(error)
+
+
+def test_the_thread_writes_nothing_behind_what_it_could_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows what a batch that failed left: one behind it could be there without it."""
+    journal = Journal(tmp_path)
+
+    def refuses(*_: object) -> None:
+        monkeypatch.undo()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", refuses)
+    reported = batched(journal, [[Add(1, 1, b"a")], [Add(2, 1, b"b")]])
+    assert [(seq, error is None) for seq, error in reported] == [(1, False)]
+    assert len(journal.recover().entries) <= 1
+    journal.close()
 
 
 class Panic(BaseException):
