@@ -192,6 +192,7 @@ STEPS = st.lists(
         st.tuples(st.just("follow"), st.booleans(), st.none()),
         st.tuples(st.just("replay"), st.integers(0, 5), st.none()),
     ),
+    min_size=8,
     max_size=25,
 )
 

@@ -207,7 +207,7 @@ STEP = st.one_of(
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(STEP, max_size=60))
+@given(st.lists(STEP, min_size=15, max_size=60))
 def test_planned_moves_lose_nothing_in_whatever_order_their_steps_come(steps: list[tuple[str, str, object]]) -> None:
     fleet = Fleet()
     named: dict[str, set[str]] = {each: set() for each in REGIONS}

@@ -117,6 +117,7 @@ STEPS = st.lists(
         st.tuples(st.just("hear"), REGIONS, SWITCHES, st.booleans()),
         st.tuples(st.just("except"), REGIONS, SWITCHES, st.booleans()),
     ),
+    min_size=10,
     max_size=40,
 )
 

@@ -840,7 +840,7 @@ STEPS = ("submit", "commit", "unknown", "late", "discard", "foreign", "own", "de
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from(STEPS), max_size=40))
+@given(st.lists(st.sampled_from(STEPS), min_size=10, max_size=40))
 def test_no_schedule_makes_a_request_happen_twice_or_lose_its_answer(steps: list[str]) -> None:
     asyncio.run(interleave(steps))
 

@@ -66,7 +66,7 @@ BODIES = st.one_of(
     ),
     st.just({}),
 )
-MESSAGES = st.lists(st.tuples(st.sampled_from("bc"), ANY, BODIES), max_size=25)
+MESSAGES = st.lists(st.tuples(st.sampled_from("bc"), ANY, BODIES), min_size=8, max_size=25)
 
 
 def stands(node: Solo) -> None:
