@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 
 from controlplane.credentials import Pem
-from controlplane.datadir import Standing, Start, open_folder
+from controlplane.datadir import DataFolder, Standing, Start, open_folder
 from controlplane.errors import Fatal, OutcomeUnknown, Unavailable
 from controlplane.replication import Role, raft
 from controlplane.replication.guard import Bounds, Timing
 from controlplane.replication.journal import Journal
 from controlplane.replication.raft import RaftConfig, RaftLog
-from controlplane.replication.tail import Add, Op
+from controlplane.replication.snapshot_files import Incoming
+from controlplane.replication.tail import Add, Op, Trim
 from controlplane.replication.transport import LinkBounds
+from controlplane.storage import RocksStore
 from tests.replication.livenodes import FLEET, REGION, Region, running, until
 
 SMALL = {"keep_entries": 50, "keep_bytes": 1 << 16}
@@ -515,6 +517,137 @@ async def test_b9_an_unexpected_exception_in_apply_stops_the_node(tmp_path: Path
             await node.log.append(b"x", timeout_s=5)
         with pytest.raises(Fatal, match="ZeroDivisionError"):
             node.log.failed.result()
+
+
+async def test_the_log_is_not_trimmed_beyond_what_the_store_has_on_disk(tmp_path: Path) -> None:
+    """What was applied while the store was synced may not be in it yet, should the power go."""
+    begun, goes_on = threading.Event(), threading.Event()
+    safe = 0
+    async with running(tmp_path, 1, keep_entries=2, keep_bytes=1 << 20) as region:
+        node = await region.leader()
+        sync = node.machine.store.sync
+
+        def slow() -> None:
+            nonlocal safe
+            index, _ = node.machine.applied
+            sync()
+            begun.set()
+            assert goes_on.wait(30)
+            safe = max(safe, index)
+
+        node.machine.store.sync = slow  # type: ignore[method-assign]
+        await fill(region, "a", 10)
+        await until(begun.is_set)
+        await fill(region, "b", 20)
+        assert node.log._tail.boundary_index == 0
+        goes_on.set()
+        await until(lambda: node.log._tail.boundary_index > 0)
+        assert node.log._tail.boundary_index <= safe
+
+
+async def test_a_scrub_trims_what_is_in_the_store_and_waits_until_that_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the store is synced, then the log is trimmed on its disk too, and then files are written anew."""
+    done: list[str] = []
+    scrubbing = threading.Event()
+    write, scrub = Journal.write, Journal.scrub
+
+    def late(journal: Journal, ops: list[Op]) -> None:
+        if any(isinstance(op, Trim) for op in ops):
+            scrubbing.wait(0.2)
+            done.append("trimmed")
+        write(journal, ops)
+
+    def noted(journal: Journal) -> bool:
+        scrubbing.set()
+        done.append("written anew")
+        return scrub(journal)
+
+    async with running(tmp_path, 1) as region:
+        node = await region.leader()
+        await fill(region, "a", 10)
+        sync = node.machine.store.sync
+        node.machine.store.sync = lambda: done.append("synced") or sync()  # type: ignore[func-returns-value, method-assign]
+        monkeypatch.setattr(raft, "_INLINE_BYTES_MAX", -1)  # The thread writes everything.
+        monkeypatch.setattr(Journal, "write", late)
+        monkeypatch.setattr(Journal, "scrub", noted)
+        await node.log.scrub(7)
+        assert done == ["synced", "trimmed", "written anew"]
+        assert node.log.scrubbed == 7
+        monkeypatch.setattr(node.log._folder, "free_bytes", lambda: 1 << 20)
+        with pytest.raises(Unavailable) as full:
+            await node.log.scrub(8)
+        assert full.value.reason == "DISK_FULL"
+        monkeypatch.undo()
+        for part in (Journal, RocksStore):
+            monkeypatch.setattr(part, "scrub", lambda _: False)
+            with pytest.raises(Unavailable) as used:
+                await node.log.scrub(8)
+            assert used.value.reason == "FILES_IN_USE"
+            monkeypatch.undo()
+        assert node.log.scrubbed == 7
+
+
+async def test_a_bootstrap_that_ends_at_once_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member without a journal is taken for one that lost it, so the journal comes first."""
+    stand = DataFolder.stand
+
+    def crash(folder: DataFolder, standing: Standing) -> None:
+        stand(folder, standing)
+        raise Fatal("the power went")
+
+    monkeypatch.setattr(DataFolder, "stand", crash)
+    with pytest.raises(Fatal, match="the power went"):
+        async with running(tmp_path, 1):
+            pass
+    monkeypatch.undo()
+    async with running(tmp_path, 1, how=Start.NORMAL) as region:
+        await fill(region, "a", 1)
+
+
+@pytest.mark.parametrize("step", ["produce", "write", "stage"])
+async def test_a_snapshot_that_fails_once_is_made_or_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    place = Incoming if step == "write" else raft
+    works = getattr(place, step)
+    failed: list[str] = []
+
+    def fails(*given: object) -> object:
+        if not failed:
+            failed.append(step)
+            raise Fatal("as told")
+        return works(*given)
+
+    async with running(tmp_path, 3, **SMALL) as region:
+        await fill(region, "a", 20)
+        away = region.followers()[0].name
+        await region.stop(away)
+        await fill(region, "b", 200)
+        leader = await region.leader()
+        await until(lambda: leader.log._tail.boundary_index > 100)
+        monkeypatch.setattr(place, step, fails)
+        await region.start(away)
+        assert len(await level(region)) == 220
+        assert failed
+        # What it had before takes no room any more.
+        await until(lambda: len(list((tmp_path / away / "store").glob("[0-9]*"))) == 1)
+
+
+async def test_a_node_looks_after_the_room_on_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, 1) as region:
+        log = (await region.leader()).log
+        folder = log._folder
+        assert folder.ballast_bytes == log.config.ballast_bytes
+        monkeypatch.setattr(DataFolder, "free_bytes", lambda _: 1000)
+        await until(lambda: log.free_bytes == 1000)
+        assert folder.ballast_bytes == 0
+        monkeypatch.undo()
+        await until(lambda: folder.ballast_bytes == log.config.ballast_bytes)
+        assert log.free_bytes > 1000
 
 
 async def test_log_and_disk_stay_bounded_under_sustained_writing(tmp_path: Path) -> None:
