@@ -315,9 +315,6 @@ class Router:
             request.doubt = error
         if not request.final and _is_curable(request, error):
             self._wait(request)
-        elif request.doubt is not None and isinstance(error, Unavailable):
-            # This attempt never happened, but an earlier one may have.
-            request.failed(request.doubt)
         else:
             request.failed(error)
 
@@ -418,6 +415,7 @@ class Router:
 
 def _is_curable(request: Request, error: BaseException) -> bool:
     if isinstance(error, Unavailable):
+        # In doubt it says that this attempt never happened; an earlier one may have.
         return error.reason in ROUTED_ANEW or request.doubt is not None
     if isinstance(error, OutcomeUnknown):
         return _is_repeatable(request) and error.reason not in SETTLED_DOUBTS
