@@ -201,7 +201,7 @@ async def test_b15_sigkill_of_a_peer_is_reported_within_milliseconds(tmp_path: P
     assert child.stdout is not None
     port = await asyncio.to_thread(child.stdout.readline)
     one.transport.dial({"n2": f"127.0.0.1:{port.strip()}"})
-    await until(lambda: one.listener.events == ["up n2"])
+    await until(lambda: one.listener.events[:1] == ["up n2"])
     child.kill()
     await until(lambda: one.listener.events[-1] == "down n2")
     child.wait()
@@ -556,6 +556,55 @@ async def test_a_peer_that_stops_reading_costs_a_bounded_amount(credentials: Mak
         assert largest <= 2_100_000
         assert one.transport.counters.messages_dropped > 200
         await until(lambda: one.listener.events[-1] == "down n2", 5)
+        # Once it reads again, the link holds.
+        del two.transport._hear
+        await until(lambda: one.listener.events[-1] == "up n2")
+        broken = one.transport.counters.links_broken
+        for n in range(1, 4):
+            one.transport.send("n2", RaftMessage(term=n))
+            await until(lambda n=n: two.listener.terms[-1:] == [n])  # type: ignore[misc]
+        assert one.transport.counters.links_broken == broken
+
+
+async def test_what_waits_for_a_peer_is_bounded_in_number(credentials: Make) -> None:
+    async with linked(credentials, waiting_count_max=50) as (one, _):
+        for n in range(1, 52):
+            one.transport.send("n2", RaftMessage(term=n))
+        assert one.transport.counters.messages_dropped == 51
+        await until(lambda: one.listener.events[1:] == ["down n2", "up n2"])
+
+
+async def test_a_peer_that_says_nothing_is_left_and_dialled_again(credentials: Make) -> None:
+    one, two = [await end(name, credentials(name), hello_timeout_s=0.3) for name in ("n1", "n2")]
+    serve, silent = two.transport.serve, asyncio.Event()
+
+    async def hang(context: Any) -> None:
+        two.transport.serve = serve  # type: ignore[method-assign]
+        silent.set()
+        await asyncio.Event().wait()
+
+    two.transport.serve = hang  # type: ignore[method-assign]
+    try:
+        one.transport.dial({"n2": f"127.0.0.1:{two.transport.port}"})
+        await until(silent.is_set)
+        two.transport.dial({"n1": f"127.0.0.1:{one.transport.port}"})
+        await until(lambda: one.listener.events[:1] == ["up n2"])
+    finally:
+        await one.stop()
+        await two.stop()
+
+
+async def test_a_peer_that_is_not_wanted_is_not_spoken_to(credentials: Make) -> None:
+    one, two = [await end(name, credentials(name)) for name in ("n1", "n2")]
+    one.listener.unwanted = "n2"
+    try:
+        one.transport.dial({"n2": f"127.0.0.1:{two.transport.port}"})
+        await until(lambda: one.transport.counters.streams_refused > 0)
+        one.transport.send("n2", RaftMessage(term=1))
+        assert one.transport.counters.messages_dropped == 1
+    finally:
+        await one.stop()
+        await two.stop()
 
 
 async def stop_reading(one: End, two: End) -> None:
