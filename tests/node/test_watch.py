@@ -265,6 +265,22 @@ async def test_a_listing_that_nobody_reads_ends(monkeypatch: pytest.MonkeyPatch)
         assert caught.value.reason == "LISTING_ENDED"
 
 
+async def test_a_listing_may_take_long_as_long_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LISTING_PAUSE_S_MAX", 0.5)
+    async with Region(store=Shown()) as region:
+        await large(region)
+        following = region.watch(wanted(snapshot=True))
+        began = asyncio.get_running_loop().time()
+        first, second = await message(following), await message(following)
+        assert (first.kind, second.kind) == (api.WatchReply.STARTED, api.WatchReply.SNAPSHOT)
+        await asyncio.sleep(0.3)
+        await message(following)
+        # Beyond the pause that was allowed when it began.
+        await asyncio.sleep(max(0.0, began + 0.6 - asyncio.get_running_loop().time()))
+        assert (await message(following)).kind in (api.WatchReply.SNAPSHOT, api.WatchReply.SYNCED)
+        await following.aclose()
+
+
 async def test_listings_leave_turns_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "TURN_CALLS_MAX", 1)
     store = Shown()

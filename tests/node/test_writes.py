@@ -27,7 +27,7 @@ from controlplane.kernel.transaction import Tx
 from controlplane.node import Call
 from controlplane.telemetry import Counts, NodeCollector
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Scope, ScopeKind, Variant
+from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Partition, Reach, Scope, ScopeKind, Variant
 from controlplane.v1.state_pb2 import Entry, Txn
 from tests.node.harness import AGENT, DEV, OTHER, PROCESS, SPARE, STATE, Attempt, Region, reply_of, settle, within
 
@@ -701,6 +701,26 @@ async def test_any_write_may_carry_a_fence_and_only_the_live_holder_s_is_accepte
         ).reason == "FENCE_STALE"
         nameless = await failure(region.submit("CreateWorkflow", creation("u", fence=api.Fence())))
         assert (type(nameless), nameless.reason) == (Invalid, "NAME_EMPTY")
+
+
+async def test_what_moved_here_is_fenced_by_the_elections_that_moved_along() -> None:
+    """By those of its environment, whatever others of its first home have moved here too."""
+    moved = [
+        Partition(
+            id=f"us.{environment}.{kind}",
+            home="eu",
+            epoch=2,
+            reach=Reach.HOME_ONLY,
+            environment=environment,
+            default_for=[kind],
+        )
+        for environment in ("dev", "prod")
+        for kind in ("election", "workflow")
+    ]
+    async with Region(partitions=moved) as region:
+        campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", campaign)).holder.fence
+        await region.call("CreateWorkflow", creation("w", fence=fence))
 
 
 async def test_a_fence_taken_away_in_the_same_batch_does_not_count() -> None:

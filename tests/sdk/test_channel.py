@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from itertools import chain, repeat
+from pathlib import Path
 from time import monotonic
 
+import grpc
 import pytest
 
 from controlplane import sdk
 from controlplane.errors import Contended, Denied, Invalid, NotFound, OutcomeUnknown, Refused, Unavailable
 from controlplane.sdk import channel as channel_module
+from controlplane.sdk.session import Tls
 from controlplane.v1 import api_pb2 as api
 
 from .scripted import Answer, Script, connected, created, eventually, scripted
@@ -235,6 +238,80 @@ async def test_closing_answers_every_call() -> None:
             await read
         with pytest.raises(Unavailable):
             await cp.get_workflow("w")
+
+
+async def test_closing_answers_a_call_that_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.sdk.channel.random.uniform", lambda low, high: 60.0)
+    async with scripted(in_turn(BUSY)) as [node], client(node.address) as cp:
+        call = asyncio.create_task(cp.create_workflow("w", b"state"))
+        await eventually(lambda: bool(requests(node.seen)))
+        await cp.get_region()
+        await cp.close()
+        with pytest.raises(Unavailable) as closed:
+            await call
+        assert closed.value.reason == "CLIENT_CLOSED"
+
+
+async def test_what_was_given_up_before_it_left_is_not_sent() -> None:
+    async with scripted(in_turn(created())) as [node], client(node.address) as cp:
+        call = asyncio.create_task(cp.create_workflow("w", b"state"))
+        await asyncio.sleep(0)
+        call.cancel()
+        await cp.get_region()
+        assert requests(node.seen) == []
+
+
+async def test_what_is_on_its_way_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.sdk.session.WINDOW", 10)
+    async with scripted(in_turn(None)) as [node], client(node.address) as cp:
+        calls = [asyncio.create_task(cp.create_workflow(f"w{number}", b"state")) for number in range(30)]
+        await eventually(lambda: bool(node.messages))
+        assert node.messages[0] == 10
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_watches_of_one_client_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "WATCHES_PER_SESSION_MAX", 1)
+    async with scripted(in_turn(None)) as [node], client(node.address) as cp:
+        first = asyncio.create_task(anext(cp.watch()))
+        await eventually(lambda: bool(node.streams))
+        with pytest.raises(Unavailable) as full:
+            await anext(cp.watch())
+        assert full.value.reason == "WATCHES_FULL"
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_call_in_doubt_is_not_made_anew_for_a_region_that_was_started_over() -> None:
+    future = Unavailable("not yet", reason="SINCE_IN_FUTURE")
+    answer, ahead_s = in_turn(UNSURE, future, future, created()), 0.0
+
+    def started_over(operation: api.Operation) -> Answer:
+        nonlocal ahead_s
+        ahead_s, node.revision = 5.0, 3
+        return answer(operation)
+
+    async with (
+        scripted(started_over) as [node],
+        sdk.ControlPlane.connect(node.address, insecure=True, mirror=False, clock=lambda: monotonic() + ahead_s) as cp,
+    ):
+        node.revision = 9
+        await cp.get_region()
+        assert (await cp.create_workflow("w", b"state")).version == 1
+        assert cp.revision == 3
+        assert len(requests(node.seen)) >= 4
+        assert len(set(requests(node.seen))) == 1
+
+
+def test_certificates_that_cannot_be_read_for_a_moment_are_those_of_before(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("ca", "cert", "key")]
+    for file in files:
+        file.write_bytes(b"pem")
+    tls = Tls(*files)
+    files[2].unlink()
+    assert isinstance(tls(), grpc.ChannelCredentials)
 
 
 async def test_waiting_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
