@@ -21,6 +21,7 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
+from controlplane.geography import Atlas
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import Batch
 from controlplane.kernel.transaction import Tx
@@ -29,7 +30,20 @@ from controlplane.telemetry import Counts, NodeCollector
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Flag, FlagType, FlagValue, Partition, Reach, Scope, ScopeKind, Variant
 from controlplane.v1.state_pb2 import Entry, Txn
-from tests.node.harness import AGENT, DEV, OTHER, PROCESS, SPARE, STATE, Attempt, Region, reply_of, settle, within
+from tests.node.harness import (
+    AGENT,
+    CONFIG,
+    DEV,
+    OTHER,
+    PROCESS,
+    SPARE,
+    STATE,
+    Attempt,
+    Region,
+    reply_of,
+    settle,
+    within,
+)
 
 
 def entry_of(packed: bytes) -> Entry:
@@ -701,6 +715,26 @@ async def test_any_write_may_carry_a_fence_and_only_the_live_holder_s_is_accepte
         ).reason == "FENCE_STALE"
         nameless = await failure(region.submit("CreateWorkflow", creation("u", fence=api.Fence())))
         assert (type(nameless), nameless.reason) == (Invalid, "NAME_EMPTY")
+
+
+async def test_callers_of_other_regions_count_in_revisions_of_their_own_and_learn_of_no_holder() -> None:
+    atlas = Atlas("fleet", "eu", {"eu": "eu", "us": "us"}, {"us": frozenset({Reach.GLOBAL})})
+    async with Region(atlas=atlas) as region:
+
+        def from_abroad(**header: object) -> asyncio.Future[bytes]:
+            flag = Flag(name="f", type=FlagType.BOOL, variants=[Variant(name="on", value=FlagValue(bool_value=True))])
+            nonce = region.entropy(limits.REQUEST_ID_BYTES)
+            request = api.SetFlagRequest(flag=flag, header={"partition": CONFIG.id, "request_id": nonce, **header})
+            who = "controlplane://fleet/prod/us/operator/o1"
+            return region.node.submit(
+                Call("SetFlag", request.SerializeToString(), who, "prod", region.now_s + 5, region="us")
+            )
+
+        await within(from_abroad(since=1 << 40))
+        campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        live = (await region.call("Campaign", campaign)).holder.fence
+        for fence in (live, api.Fence(election="e", epoch=1, revision=99), api.Fence(election="f")):
+            assert isinstance(await failure(from_abroad(fence=fence)), Denied)
 
 
 async def test_what_moved_here_is_fenced_by_the_elections_that_moved_along() -> None:
