@@ -117,6 +117,21 @@ async def test_what_the_region_forgot_is_asked_again_only_if_it_was_the_only_att
         assert caught.value.reason == "OUTCOME_FORGOTTEN"
 
 
+async def test_what_began_a_new_epoch_meanwhile_is_asked_again_without_the_old_one() -> None:
+    def moved(operation: api.Operation) -> Answer:
+        request = api.CreateWorkflowRequest.FromString(operation.request)
+        if request.id == "before":
+            header = api.ReplyHeader(revision=1, epoch=1)
+            return api.CreateWorkflowReply(header=header, version=1).SerializeToString()
+        if request.header.epoch == 1:
+            return OutcomeUnknown("a new epoch", reason="EPOCH_CHANGED")
+        return created()
+
+    async with scripted(moved) as [node], client(node.address) as cp:
+        await cp.create_workflow("before", b"state")
+        assert (await cp.create_workflow("w", b"state")).version == 1
+
+
 async def test_what_is_asked_together_leaves_together() -> None:
     async with scripted(in_turn(created())) as [node], client(node.address) as cp:
         await asyncio.gather(*(cp.create_workflow(f"w{number}", b"state") for number in range(100)))

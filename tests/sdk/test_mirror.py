@@ -314,6 +314,8 @@ def _check(region: Region, mirror: Mirror, now: float) -> None:
 def test_a_region_that_was_started_over_is_listed_again_before_anything_is_permitted() -> None:
     mirror = fresh(model_flag("old", revision=10), revision=50)
     assert mirror.stopped(1.0) == ()
+    # What waits for a revision of before waits for nothing any more, and is in nobody's way.
+    mirror.mark(1.5, 60, 0)
     mirror.start_over()
     mirror.mark(2.0, 3, 0)
     with pytest.raises(MirrorStale):
