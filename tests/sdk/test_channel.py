@@ -132,6 +132,39 @@ async def test_what_began_a_new_epoch_meanwhile_is_asked_again_without_the_old_o
         assert (await cp.create_workflow("w", b"state")).version == 1
 
 
+async def test_what_another_region_or_partition_says_of_itself_is_not_said_of_the_own() -> None:
+    def answer(operation: api.Operation) -> Answer:
+        header = api.ReplyHeader(region="us", revision=1 << 40, epoch=3)
+        return api.CreateWorkflowReply(header=header, version=1).SerializeToString()
+
+    async with scripted(answer) as [node], client(node.address) as cp:
+        await cp.create_workflow("w", b"state", partition="us.prod.state")
+        assert cp.revision < 1 << 40
+        await cp.create_workflow("w", b"state")
+        await cp.create_workflow("w", b"state", partition="us.prod.state")
+        sent = [api.CreateWorkflowRequest.FromString(each).header for each in requests(node.seen)]
+        assert [header.epoch for header in sent] == [0, 0, 3]
+
+
+async def test_what_became_of_a_call_is_asked_as_of_when_it_was_first_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.sdk.calls.REQUESTS_REMEMBERED_MAX", 2)
+    known = api.GetOutcomeReply().SerializeToString()
+    async with (
+        scripted(lambda each: known if each.method == "GetOutcome" else created(revision=1)) as [node],
+        client(node.address) as cp,
+    ):
+        for number in range(3):
+            node.revision = 10 * (number + 1)
+            await cp.get_region()
+            await cp.create_workflow("w", b"state", request_id=bytes([number]) * 16)
+        for number in range(3):
+            await cp.get_outcome(bytes([number]) * 16)
+        asked = [each.request for each in node.seen if each.method == "GetOutcome"]
+        headers = [api.GetOutcomeRequest.FromString(each).header for each in asked]
+        # As many as it remembers, and those that were made last.
+        assert [header.since if header.HasField("since") else None for header in headers] == [None, 20, 30]
+
+
 async def test_what_is_asked_together_leaves_together() -> None:
     async with scripted(in_turn(created())) as [node], client(node.address) as cp:
         await asyncio.gather(*(cp.create_workflow(f"w{number}", b"state") for number in range(100)))
