@@ -122,6 +122,7 @@ def test_sizes_that_are_possible(count):
         ('name = "n2"', 'name = "n 2"', "node[2].name", "letters"),
         ('"127.0.0.1:7102"', '"127.0.0.1:7101"', "node", "used twice"),
         ('"127.0.0.1:7102"', '"127.0.0.1:7203"', "node", "used twice"),
+        ('name = "n2"', 'name = "n2"\nmetrics_address = "127.0.0.1:7203"', "node", "used twice"),
         ('"127.0.0.1:7102"', '"127.0.0.1"', "node[2].address", "host and a port"),
         ('"127.0.0.1:7102"', '"127.0.0.1:99999"', "node[2].address", "host and a port"),
         ('key = "certs/n3.key"', "", "node[3].key", "is missing"),

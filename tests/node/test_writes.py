@@ -717,6 +717,17 @@ async def test_any_write_may_carry_a_fence_and_only_the_live_holder_s_is_accepte
         assert (type(nameless), nameless.reason) == (Invalid, "NAME_EMPTY")
 
 
+async def test_a_lease_is_neither_renewed_nor_given_up_by_a_fence_of_another_epoch() -> None:
+    async with Region() as region:
+        campaign = api.CampaignRequest(name="e", process=PROCESS, ttl_ms=1000)
+        fence = (await region.call("Campaign", campaign)).holder.fence
+        fence.epoch += 1
+        lost = await failure(region.submit("Renew", api.RenewRequest(name="e", process=PROCESS, fence=fence)))
+        assert lost.reason == "LEASE_LOST"
+        resigned = await region.call("Resign", api.ResignRequest(name="e", process=PROCESS, fence=fence))
+        assert not resigned.resigned
+
+
 async def test_callers_of_other_regions_count_in_revisions_of_their_own_and_learn_of_no_holder() -> None:
     atlas = Atlas("fleet", "eu", {"eu": "eu", "us": "us"}, {"us": frozenset({Reach.GLOBAL})})
     async with Region(atlas=atlas) as region:

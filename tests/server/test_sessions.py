@@ -104,6 +104,7 @@ async def test_a_watch_inside_a_session_and_its_end(tmp_path):
         while talk.replies[1][-1].more:
             await talk.receive()
         assert not talk.replies[1][-1].status
+        await until(lambda: not region.members["n1"].node.status().watchers)
         # The identifier is free again.
         seen = len(talk.replies[1])
         await talk.send(operation(1, "Watch", api.WatchRequest(kinds=["flag"])))
@@ -166,12 +167,14 @@ async def test_watches_of_a_session_are_bounded(tmp_path, monkeypatch):
 async def test_a_caller_that_vanishes_leaves_nothing(tmp_path):
     async with running(tmp_path) as region:
         member = region.members["n1"]
+        listeners = set(member.server.region._listeners)
         async with region.caller() as agent:
             talk = await agent.session()
             await talk.send(*(operation(n, "Watch", api.WatchRequest(kinds=["flag"])) for n in range(10)))
             await talk.reply(9)
             assert member.node.status().watchers == 10
         await until(lambda: not member.server._sessions and not member.node.status().watchers)
+        assert member.server.region._listeners == listeners
 
 
 async def test_a_caller_that_stops_reading_is_not_read_from(tmp_path, monkeypatch):
