@@ -191,9 +191,9 @@ def begin_forced(
         if before is None or not is_sealed(before, region):
             raise Refused(f"{region} is the partition's home already", reason="AT_HOME_ALREADY")
         upto = tx.revision
-    elif cursor.listing:
+    elif cursor.listing or cursor.revision < max(1, partition.since):
         raise Refused(
-            f"the copy of {partition.home} is not whole: it is being listed anew",
+            f"the copy of what {partition.home} has is not whole",
             reason="COPY_INCOMPLETE",
             hint="take a region whose copy is whole (cpctl status there), or restore a backup",
         )

@@ -432,3 +432,31 @@ def test_a_copy_is_shown_once_it_is_whole() -> None:
         assert fleet[other].rows() == {"a": (2, b"2")}
     assert fleet["a"].move.phase == Move.LEFT  # type: ignore[union-attr]
     assert not fleet["a"].move.forced  # type: ignore[union-attr]
+
+
+def test_nothing_is_forced_from_a_copy_that_was_never_whole() -> None:
+    fleet = Fleet()
+    fleet.write("a", "a")
+    never = federation.cursor_at(fleet["c"].store, "c", "a", GLOBAL)
+    with pytest.raises(Refused) as raised:
+        fleet["c"].do(lambda tx: moves.begin_forced(tx, P, never, never.revision, 0, "gone"))
+    assert raised.value.reason == "COPY_INCOMPLETE"
+    for other in ("b", "c"):
+        fleet[other].follow(fleet["a"])
+    fleet.seal("a", "b")
+    fleet["b"].follow(fleet["a"])
+    fleet.press("a")
+    fleet.adopt("b", 5)
+    fleet.write("b", "a")
+    now = fleet["b"].place
+    assert now is not None
+    # Somebody else told who the home is: of what it has, nothing was copied here yet.
+    cursor = federation.cursor_at(fleet["c"].store, "c", "b", GLOBAL)
+    with pytest.raises(Refused) as raised:
+        fleet["c"].do(lambda tx: moves.begin_forced(tx, now, cursor, cursor.revision, 0, "gone"))
+    assert raised.value.reason == "COPY_INCOMPLETE"
+    fleet["c"].follow(fleet["b"])
+    cursor = federation.cursor_at(fleet["c"].store, "c", "b", GLOBAL)
+    fleet["c"].do(lambda tx: moves.begin_forced(tx, now, cursor, cursor.revision, 0, "gone"))
+    fleet.adopt("c", 5)
+    assert told(fleet, "c")
