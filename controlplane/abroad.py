@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from math import ceil, inf
 
-from controlplane.features import federation, partitions
+from controlplane.features import federation, moves, partitions
 from controlplane.features.federation import AGE_UNKNOWN_MS
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Changed
@@ -121,11 +121,8 @@ def _place(partition: Partition) -> tuple[str, int]:
 
 def _earlier_epochs(view: View, partition: Partition) -> Iterator[Partition]:
     """The partition as it was in earlier epochs of which there are copies: their stops are still in force."""
-    now = scope_of(partition)
-    start, end = keys.RECORD + now[: -len(keys.number(0))], keys.RECORD + now
-    while row := next(iter(view.scan(start, end)), None):
+    for epoch in moves.epochs_before(view, partition):
         earlier = Partition()
         earlier.CopyFrom(partition)
-        earlier.epoch = keys.decode(row[0][len(keys.RECORD) :]).epoch
+        earlier.epoch = epoch
         yield earlier
-        start = keys.RECORD + scope_of(earlier) + b"\xff"

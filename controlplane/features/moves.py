@@ -18,7 +18,7 @@ other has committed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 
 from controlplane import limits
@@ -39,6 +39,9 @@ RETRIED = frozenset({"PARTITION_MOVING", "PARTITION_MOVED"})
 
 _RECORDS, _BYTES = limits.WRITES_PER_TXN_MAX - 1, 512 * 1024
 _END = b"\xff"
+
+ALL = (1 << 63) - 1
+"""No revision is higher."""
 
 
 # -- where a partition is
@@ -319,9 +322,7 @@ def leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
 
 def quarantined(view: View, region: str, now: Partition, after: bytes = b"") -> Iterator[Event]:
     """Records above key `after` that `region` wrote after they had been taken over elsewhere, as written last."""
-    move = move_at(view, region, now.id)
-    own = {former.epoch: former for former in (*(move.disowned if move else ()), *now.former) if former.home == region}
-    for _, former in sorted(own.items()):
+    for _, former in sorted(_own(view, region, now).items()):
         was = Partition(id=now.id, home=region, reach=now.reach, epoch=former.epoch)
         scope = scope_of(was)
         start = max(scope, after + b"\0") if after else scope
@@ -329,6 +330,39 @@ def quarantined(view: View, region: str, now: Partition, after: bytes = b"") -> 
             event = Event.FromString(packed)
             if event.revision > former.upto:
                 yield event
+
+
+def remains(view: View, region: str, now: Partition, homes: Iterable[str]) -> Iterator[tuple[Partition, int]]:
+    """What is in `region` of homes before `now`, and of what never came to be one; but for what is quarantined.
+
+    Each is the partition as it was there, and the revision of `region` up to which its records are of no use.
+    """
+    own = _own(view, region, now)
+    # Nothing is before the home that created it; and stops of an epoch before, which does not move, stay in force.
+    for home in homes if now.former else ():
+        # Of one epoch, the home whose name sorts last is right.
+        last = Partition(id=now.id, home=home, reach=now.reach, epoch=now.epoch + (home < now.home))
+        for epoch in epochs_before(view, last):
+            given_up = own.get(epoch) if home == region else None
+            was = Partition(id=now.id, home=home, reach=now.reach, epoch=epoch)
+            yield was, given_up.upto if given_up is not None else ALL
+
+
+def epochs_before(view: View, partition: Partition) -> Iterator[int]:
+    """The epochs before its own in which there are records of a partition, under the same home."""
+    scope = scope_of(partition)
+    start, end = keys.RECORD + scope[: -len(keys.number(0))], keys.RECORD + scope
+    while row := next(iter(view.scan(start, end)), None):
+        epoch = keys.decode(row[0][len(keys.RECORD) :]).epoch
+        yield epoch
+        start = end[: -len(keys.number(0))] + keys.number(epoch + 1)
+
+
+def _own(view: View, region: str, now: Partition) -> dict[int, Former]:
+    """By epoch: the times for which `region` was the home, or took itself to be it."""
+    move = move_at(view, region, now.id)
+    every = (*(move.disowned if move else ()), *now.former)
+    return {former.epoch: former for former in every if former.home == region}
 
 
 def attested(move: Move) -> str:

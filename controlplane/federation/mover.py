@@ -42,8 +42,6 @@ _PAUSE_S: Final = 0.1
 _PAUSE_FAILED_S: Final = 1.0
 _KINDS_WITH_HISTORY: Final = frozenset(kind.name for kind in features.KINDS.values() if kind.history_kept != 0)
 
-_ALL: Final = (1 << 63) - 1
-
 Feature = Callable[[Tx], RequestHeader | None]
 
 
@@ -288,23 +286,22 @@ class Mover:
         node = self._node
         try:
             for name in {*node.places.moves, *node.abroad.partitions}:
-                for partition, upto in self._former(name):
+                for partition, upto in self._remains(name):
                     await self._all(partition, "SweepPartition", lambda tx, upto=upto: moves.sweep(tx, upto))  # type: ignore[misc]
         except ControlPlaneError as error:
             _LOG.warning("what is left of former homes will be removed later: %s", error)
             return _Said(f"{error.reason}: {error}", failed=True)
         return _Said()
 
-    def _former(self, name: str) -> Iterator[tuple[Partition, int]]:
+    def _remains(self, name: str) -> Iterator[tuple[Partition, int]]:
         """The partition as it was here before, and the revision of this region's up to which that is of no use."""
-        move, now = self._node.places.moves.get(name), self._node.places.shown(name)
-        if move is not None and (move.phase, move.to) == (Move.CANCELLED, self._node.region):
-            yield moves.adopted(move), _ALL
-        if now is None:
-            return
-        for former in now.former:
-            was = Partition(id=name, home=former.home, reach=now.reach, epoch=former.epoch)
-            yield was, former.upto if former.home == self._node.region else _ALL
+        node = self._node
+        move, now = node.places.moves.get(name), node.places.shown(name)
+        if move is not None and (move.phase, move.to) == (Move.CANCELLED, node.region):
+            yield moves.adopted(move), moves.ALL
+        # What is being taken over may be what a former home had.
+        if now is not None and (move is None or move.phase != Move.ADOPTING):
+            yield from moves.remains(node.store, node.region, now, sorted({node.region, *node.atlas.jurisdictions}))
 
     async def _step(self, move: Move) -> _Said:
         """Do the next step of a move."""

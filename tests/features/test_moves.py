@@ -460,3 +460,57 @@ def test_nothing_is_forced_from_a_copy_that_was_never_whole() -> None:
     fleet["c"].do(lambda tx: moves.begin_forced(tx, now, cursor, cursor.revision, 0, "gone"))
     fleet.adopt("c", 5)
     assert told(fleet, "c")
+
+
+def remaining(region: Region) -> list[tuple[str, int]]:
+    """Where a region has records of the partition, its present home aside."""
+    assert region.place is not None
+    now = scope_of(region.place)
+    rows = region.store.scan(*keys.children(keys.RECORD))
+    found = [keys.decode(key[len(keys.RECORD) :]) for key, _ in rows if not key[len(keys.RECORD) :].startswith(now)]
+    return sorted({(each.home, each.epoch) for each in found if each.partition == P.id})
+
+
+def sweep(region: Region) -> None:
+    place = region.place
+    assert place is not None
+    for was, upto in moves.remains(region.store, region.name, place, REGIONS):
+        while region.do(lambda tx, upto=upto: moves.sweep(tx, upto), was):  # type: ignore[misc]
+            pass
+
+
+def test_of_homes_that_lost_or_never_came_to_be_nothing_is_left_but_the_quarantine() -> None:
+    fleet = Fleet()
+    fleet.write("a", "a")
+    for other in ("b", "c"):
+        fleet[other].follow(fleet["a"])
+    # Taken over for nothing, and copied before it was called off; nobody looks at it when it is deleted.
+    fleet.seal("a", "b")
+    fleet["b"].follow(fleet["a"])
+    fleet.press("a")
+    planned = fleet["b"].move
+    assert planned is not None
+    fleet["b"].do(lambda tx: moves.take_over(tx, planned, frozenset()), moves.adopted(planned))
+    fleet["c"].follow(fleet["b"])
+    fleet.press("a", cancel=True)
+    # Forced on two sides of a cut; the third region hears of both.
+    for other, named in (("b", "late"), ("c", "c")):
+        cursor = federation.cursor_at(fleet[other].store, other, "a", GLOBAL)
+        fleet[other].do(
+            lambda tx, c=cursor, p=fleet[other].place: moves.begin_forced(tx, p, c, c.revision, 0, "gone")  # type: ignore[misc]
+        )
+        fleet.adopt(other, 5)
+        fleet.write(other, named)
+    fleet["a"].follow(fleet["c"])
+    fleet.settle()
+    [home] = fleet.homes()
+    assert ("b", 2) in remaining(fleet["c"])
+    for each in REGIONS:
+        sweep(fleet[each])
+    loser = next(each for each in ("b", "c") if each != home)
+    assert {each: remaining(fleet[each]) for each in REGIONS} == {
+        "a": [],
+        home: [],
+        loser: [(loser, fleet[loser].move.disowned[0].epoch)],
+    }  # type: ignore[union-attr]
+    assert {len(fleet[each].rows()) for each in REGIONS} == {2}
