@@ -606,7 +606,7 @@ class Node:
         digest = _digest(call.method, request)
         asked = RequestId(identity=call.actor, nonce=header.request_id, digest=digest)
         kept = machine.outcome_of(self.store, asked, revision, span)
-        if kept is not None and kept.digest == digest and kept.revision <= move.upto:
+        if kept is not None and kept.digest == digest and not moves.is_given_up(move, move.partition, kept.revision):
             _settle(done, kept, move.partition, self)
             return True
         if kept is not None:
@@ -749,8 +749,16 @@ class Node:
         outcome = working.answer(request)
         if outcome is None:
             return False
-        _settle(waiting.done, outcome, waiting.partition, self)
+        if self._is_given_up(waiting.partition, outcome):
+            fail(waiting.done, _epoch_changed())
+        else:
+            _settle(waiting.done, outcome, waiting.partition, self)
         return True
+
+    def _is_given_up(self, partition: Partition, outcome: Outcome) -> bool:
+        """Whether an outcome of the partition's home is from a time before, of which the homes since know nothing."""
+        move = self.places.moves.get(partition.id)
+        return move is not None and moves.is_given_up(move, partition, outcome.revision)
 
     def _plan_one(self, working: Working, waiting: Waiting, now: float) -> Txn | None:
         """The transaction of one call; None if it was answered without one."""
@@ -937,7 +945,7 @@ class Node:
         kept = machine.outcome_of(self.store, rid, self._state.revision, self._state.outcome_span)
         if kept is None:
             return None
-        if kept.revision > move.upto:
+        if moves.is_given_up(move, move.partition, kept.revision):
             raise _epoch_changed()
         return lambda age_ms: self._told_outcome(kept, self._state.revision, move.partition, age_ms)
 
@@ -954,6 +962,8 @@ class Node:
         revision, span = self._state.revision, self._state.outcome_span
         kept = machine.outcome_of(self.store, rid, revision, span)
         if kept is not None:
+            if self._is_given_up(partition, kept):
+                raise _epoch_changed()
             return self._told_outcome(kept, revision, partition, age_ms)
         if rid.since < machine.outcome_floor(revision, span):
             reply = api.GetOutcomeReply(known=api.GetOutcomeReply.FORGOTTEN)

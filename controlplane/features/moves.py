@@ -332,6 +332,19 @@ def quarantined(view: View, region: str, now: Partition, after: bytes = b"") -> 
                 yield event
 
 
+def is_given_up(move: Move, partition: Partition, revision: int) -> bool:
+    """Whether what `partition.home` wrote at `revision` was given up by a move, or may have been.
+
+    `partition` as that region has it at home, or had it last; `move` is the newest one there. When each of several
+    times before that began is not known.
+    """
+    if revision > partition.since:
+        return move.phase == Move.LEFT and revision > move.upto
+    before = (*move.disowned, *partition.former)
+    own = (each.upto for each in before if each.home == partition.home and each.epoch < partition.epoch)
+    return revision > min(own, default=ALL)
+
+
 def remains(view: View, region: str, now: Partition, homes: Iterable[str]) -> Iterator[tuple[Partition, int]]:
     """What is in `region` of homes before `now`, and of what never came to be one; but for what is quarantined.
 

@@ -469,7 +469,8 @@ async def test_what_callers_abroad_are_told_of_a_partition_that_has_left_is_of_i
 
 async def test_a_request_whose_write_was_given_up_is_not_told_that_it_happened(tmp_path):
     async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(WEST) as at_old:
-        await at_old.call("SetFlag", flag("f", partition=SHARED))
+        early = flag("f", partition=SHARED)
+        await at_old.call("SetFlag", early)
         await fleet.settled()
         await cut_off(fleet, WEST)
         late = flag("late", partition=SHARED)
@@ -479,6 +480,22 @@ async def test_a_request_whose_write_was_given_up_is_not_told_that_it_happened(t
         await everywhere(fleet, SHARED, EAST, 2)
         error = await error_of(at_old.call("SetFlag", late))
         assert (type(error), error.reason) == (OutcomeUnknown, "EPOCH_CHANGED")
+        # Not even by the same region, once it is the home again: what is there now does not have it.
+        await fleet.settled(EAST)
+        async with fleet.caller(EAST) as at_new:
+            await at_new.call("MovePartition", move(SHARED, WEST))
+        await everywhere(fleet, SHARED, WEST, 3)
+        assert (await error_of(get_flag(at_old, "late", api.LINEARIZABLE))).reason == "FLAG_NOT_FOUND"
+        error = await error_of(at_old.call("SetFlag", late))
+        assert (type(error), error.reason) == (OutcomeUnknown, "EPOCH_CHANGED")
+        header = api.RequestHeader(request_id=late.header.request_id, partition=SHARED)
+        error = await error_of(at_old.call("GetOutcome", api.GetOutcomeRequest(header=header)))
+        assert (type(error), error.reason) == (OutcomeUnknown, "EPOCH_CHANGED")
+        # What it had written before, and what it writes now, is known.
+        assert api.SetFlagReply.FromString(await at_old.call("SetFlag", early)).meta.version == 1
+        now = flag("now", partition=SHARED)
+        await at_old.call("SetFlag", now)
+        assert api.SetFlagReply.FromString(await at_old.call("SetFlag", now)).meta.version == 1
 
 
 async def test_watchers_are_told_and_find_everything_again(tmp_path):
