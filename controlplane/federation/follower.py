@@ -326,12 +326,15 @@ class _Session:
             self._late = [each for each in self._late if not _is_known(known.get(each.id), each)]
 
     async def _hear(self, elsewhere: Iterable[Partition]) -> None:
-        """Where a third region is the home by now of what this one takes itself to be the home of, stop at once."""
-        home = self._node.partitions
+        """Where a third region is the home by now of what this one takes itself to be the home of, stop at once.
+
+        So it does with what it is taking over.
+        """
+        own = {**self._node.partitions, **{each.id: each for each in self._node.places.arriving()}}
         found = [
             each
             for each in elsewhere
-            if each.id in home and moves.newer(each, home[each.id]) and each.former and self._is_lawful(each)
+            if each.id in own and moves.newer(each, own[each.id]) and each.former and self._is_lawful(each)
         ]
         if found:
             await self._transact(self._system, "HearOfPartitions", lambda tx: federation.hear(tx, found))

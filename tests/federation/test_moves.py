@@ -268,6 +268,28 @@ async def test_forced_twice_the_newest_home_is_right(tmp_path):
                 assert (await get_flag(caller, "f")).flag.description == "two"
 
 
+async def test_a_region_that_is_taking_over_hears_from_a_third_one_that_another_did(tmp_path):
+    there = {"partition": SHARED}
+    async with running(tmp_path, eu_west=1, eu_central=1, us_east=1) as fleet, fleet.caller(WEST) as at_old:
+        await at_old.call("SetFlag", described("f", "copied", **there))
+        await fleet.settled()
+        await cut_off(fleet, WEST)
+        await fleet.cut(EAST, CENTRAL)
+        await until(lambda: fleet[CENTRAL].link(EAST).state == "down")
+        await force(fleet, EAST, SHARED)
+        await until(lambda: home_of(fleet, EAST, SHARED) == (EAST, 2))
+        mover = fleet[CENTRAL].member.federation.mover
+        await mover.stop()
+        await force(fleet, CENTRAL, SHARED)
+        await fleet.heal(WEST, EAST)
+        await until(lambda: home_of(fleet, WEST, SHARED) == (EAST, 2))
+        await fleet.heal(WEST, CENTRAL)
+        await until(lambda: fleet[CENTRAL].node.places.moves[SHARED].phase == Move.CANCELLED)
+        mover.start()
+        await fleet.heal(EAST, CENTRAL)
+        await everywhere(fleet, SHARED, EAST, 2)
+
+
 async def test_a_move_can_be_called_off_until_the_new_home_is_one(tmp_path):
     async with running(tmp_path, eu_west=1, eu_central=1) as fleet, fleet.caller(WEST) as at_old:
         await at_old.call("CreateWorkflow", create("w"))
