@@ -294,11 +294,19 @@ class _Session:
                 reason="CURSOR_AHEAD",
             )
         self._on_welcome()
+        if not cursor.listing and self._is_shown_again(welcome.partitions):
+            await self._begin_listing(reply.revision)
         await self._learn(list(welcome.partitions), list(welcome.arriving))
         await self._hear(welcome.elsewhere)
         if cursor.revision < welcome.oldest:
             await self._begin_listing(reply.revision)
         link.opened(INGRESS, self._reach)
+
+    def _is_shown_again(self, found: Iterable[Partition]) -> bool:
+        """Whether one of these was shown no longer: what happened in it meanwhile the cursor has passed by."""
+        known = self._node.abroad.partitions
+        withdrawn = {(each.id, each.home, each.epoch) for each in known.values() if each.withdrawn}
+        return any((each.id, each.home, each.epoch) in withdrawn for each in found)
 
     async def _learn(self, found: list[Partition], arriving: list[Partition]) -> None:
         if len(found) + len(arriving) > _PARTITIONS_MAX:

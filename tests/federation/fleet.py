@@ -140,6 +140,8 @@ class Region:
         """Roles, by peer."""
         self.forgotten: set[str] = set()
         """Regions that are no peers of it."""
+        self.shares_more = True
+        """Whether its file names the partition that is the default for nothing."""
         self.quota_bytes = limits.QUOTA_BYTES
         self.drilled = False
         """Whether its nodes take the faults of drills."""
@@ -177,7 +179,8 @@ class Region:
                 f'[[partition]]\nid = "{self.name}.prod.{reach}"\nenvironment = "prod"\nreach = "{reach}"\n'
                 f"default_for = {kinds!r}"
             )
-        lines.append(f'[[partition]]\nid = "{self.name}.prod.shared"\nenvironment = "prod"\nreach = "global"')
+        if self.shares_more:
+            lines.append(f'[[partition]]\nid = "{self.name}.prod.shared"\nenvironment = "prod"\nreach = "global"')
         for other, region in self.fleet.regions.items():
             if other != self.name and other not in self.forgotten:
                 may = self.may_leave.get(other, self._lawful(other))

@@ -111,6 +111,32 @@ async def test_what_is_no_longer_kept_is_listed_anew(tmp_path, monkeypatch):
         assert len(fleet[EAST].held(WEST, GLOBAL)) == 65
 
 
+async def test_what_was_written_while_a_partition_was_not_shown_comes_once_it_is_shown_again(tmp_path):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        shared, home = f"{WEST}.prod.shared", fleet[WEST]
+        async with fleet.caller(WEST) as maria:
+            await maria.call("SetFlag", flag("before", partition=shared))
+            await fleet.settled()
+            await fleet.cut(WEST, EAST)
+            await maria.call("SetFlag", flag("meanwhile", partition=shared))
+            written = home.node.revision
+        # As when the region's file changes node by node, and one that has yet to read it leads for a moment.
+        home.shares_more = False
+        await home.restart()
+        await fleet.heal(WEST, EAST)
+        await until(lambda: fleet[EAST].node.abroad.partitions[shared].withdrawn)
+        await until(lambda: copied_upto(fleet, EAST) >= written)
+        home.shares_more = True
+        await home.restart()
+        await fleet.settled()
+        assert len(fleet[EAST].held(WEST, GLOBAL)) == 2
+        await until(lambda: not fleet[EAST].node.abroad.partitions[shared].withdrawn)
+
+
+def copied_upto(fleet, region):
+    return next(cursor.revision for cursor, _ in fleet[region].node.views())
+
+
 async def test_a_link_that_flaps_neither_loses_nor_repeats_anything(tmp_path):
     async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.caller(WEST) as maria:
         done = asyncio.Event()
