@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 
 from controlplane import limits
 from controlplane.errors import Invalid, NotFound, Refused
-from controlplane.features import audit, checks, leases, partitions, workflows
+from controlplane.features import audit, checks, leases, moves, partitions, workflows
 from controlplane.kernel import keys
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Tx, scope_of
@@ -95,7 +95,8 @@ def _kind_of(request: api.EraseRecordRequest) -> Kind[Any]:
 class Wanted:
     """What an erasure is about. `upto` is its revision at the record's home: what came later is not meant.
 
-    Not `at_home`: here are copies, and nobody was answered anything about them that is kept.
+    What former homes wrote is meant whenever that was: nobody can ask for it any more. Not `at_home`: here are copies.
+    What was answered here is meant up to revision `answered`; 0: the record never was at home here.
     """
 
     scope: bytes
@@ -103,10 +104,24 @@ class Wanted:
     kind: str
     upto: int
     at_home: bool
+    answered: int
+    former: tuple[bytes, ...] = ()
+
+    @property
+    def scopes(self) -> tuple[bytes, ...]:
+        """Wherever the record may have been."""
+        return self.scope, *self.former
 
     def covers(self, key: bytes) -> bool:
-        """Whether this is the record's key."""
-        return key.startswith(self.scope + keys.text(self.kind)) and keys.erasure_name(key) == self.name
+        """Whether this is the record's key, now or under a former home; which of these erased it is no matter."""
+        for scope in self.scopes:
+            if key.startswith(scope + keys.text(self.kind)):
+                return self.name in (keys.erasure_name(key), keys.erasure_name(self.scope + key[len(scope) :]))
+        return False
+
+    def is_past(self, event: Event) -> bool:
+        """Whether it was written before the erasure, or by a former home."""
+        return _written_at(event) <= self.upto or not event.key.startswith(self.scope)
 
 
 @dataclass(slots=True)
@@ -131,8 +146,15 @@ def pending(view: View, region: str, among: Iterable[Partition]) -> list[Wanted]
                 with contextlib.suppress(DecodeError):
                     # What another region sent may be anything.
                     kind = Erasure.FromString(event.value).kind
-                    found.append(Wanted(scope, name, kind, at, partition.home == region))
+                    at_home, was_home = partition.home == region, any(each.home == region for each in partition.former)
+                    answered = at if at_home else moves.ALL if was_home else 0
+                    found.append(Wanted(scope, name, kind, at, at_home, answered, _former(partition)))
     return found
+
+
+def _former(partition: Partition) -> tuple[bytes, ...]:
+    homes = ((each.home, each.epoch) for each in partition.former)
+    return tuple(scope_of(Partition(id=partition.id, home=h, reach=partition.reach, epoch=e)) for h, e in homes)
 
 
 def erased_since(view: View, among: Iterable[Partition], revision: int) -> bool:
@@ -160,28 +182,34 @@ def traces(view: View, wanted: Wanted, pause: Callable[[], None]) -> Traces:
     written: set[int] = set()
     for row, packed in _paused(_events(view, wanted), pause):
         event = Event.FromString(packed)
-        if not event.HasField("value") or _written_at(event) > wanted.upto or not wanted.covers(event.key):
+        if not event.HasField("value") or not wanted.is_past(event) or not wanted.covers(event.key):
             continue
         found.rows.append(row)
         written.add(event.revision)
         leaf = audit.leaf_of(view, event.revision, event.at_ms)
         if leaf is not None:
             found.leaves.add(leaf)
-    if not wanted.at_home:
+    if not wanted.answered:
         return found
     for row, packed in _paused(view.scan(*keys.children(keys.OUTCOME)), pause):
         outcome = Outcome.FromString(packed)
-        if outcome.revision <= wanted.upto and (outcome.revision in written or _shows(outcome, wanted)):
+        if outcome.revision in written or _shows(outcome, wanted):
             found.rows.append(row)
     return found
 
 
 def _events(view: View, wanted: Wanted) -> Iterator[tuple[bytes, bytes]]:
     """Events that may be the record's, and all of its versions."""
-    of_kind = wanted.scope + keys.text(wanted.kind)
-    for row, packed in view.scan(*keys.children(keys.EVENT + keys.domain_of(wanted.scope))):
-        # Whether it is that kind at all is seen without taking it apart; others pass by, for the pauses between.
-        yield row, packed if of_kind in packed else b""
+    of_kind = [scope + keys.text(wanted.kind) for scope in wanted.scopes]
+    for domain in dict.fromkeys(map(keys.domain_of, wanted.scopes)):
+        for row, packed in view.scan(*keys.children(keys.EVENT + domain)):
+            # Whether it is that kind at all is seen without taking it apart; others pass by, for the pauses between.
+            yield row, packed if any(each in packed for each in of_kind) else b""
+    for each in of_kind:
+        yield from _versions(view, each, wanted)
+
+
+def _versions(view: View, of_kind: bytes, wanted: Wanted) -> Iterator[tuple[bytes, bytes]]:
     at, end = keys.children(keys.HISTORY + of_kind)
     while (first := next(iter(view.scan(at, end)), None)) is not None:
         key = first[0][len(keys.HISTORY) : -len(keys.number(0))]
@@ -194,13 +222,17 @@ def _events(view: View, wanted: Wanted) -> Iterator[tuple[bytes, bytes]]:
 
 def _shows(outcome: Outcome, wanted: Wanted) -> bool:
     """Whether a reply shows the election that was erased. What kind of reply it is, its outcome does not say."""
-    if wanted.kind != leases.ELECTION.name or outcome.verdict != Outcome.COMMITTED:
+    if (
+        wanted.kind != leases.ELECTION.name
+        or outcome.verdict != Outcome.COMMITTED
+        or outcome.revision > wanted.answered
+    ):
         return False
     try:
         name = api.CampaignReply.FromString(outcome.reply).holder.election.name
     except DecodeError:
         return False
-    return bool(name) and wanted.covers(keys.within(wanted.scope, wanted.kind, name))
+    return bool(name) and any(wanted.covers(keys.within(scope, wanted.kind, name)) for scope in wanted.scopes)
 
 
 def _written_at(event: Event) -> int:

@@ -282,7 +282,12 @@ def test_what_left_can_still_be_shown(region: Region) -> None:
     region.run(EU, lambda tx: federation.record_passage(tx, passage(7)), create("a", b"secret"))
     before = list(audit.opened(region.view, 0))
     wanted = erasure.Wanted(
-        scope_of(EU), keys.erasure_name(keys.within(scope_of(EU), "workflow", "a")), "workflow", 9, at_home=True
+        scope_of(EU),
+        keys.erasure_name(keys.within(scope_of(EU), "workflow", "a")),
+        "workflow",
+        9,
+        at_home=True,
+        answered=9,
     )
     found = erasure.traces(region.view, wanted, lambda: None)
     assert found.leaves == {0}
@@ -315,7 +320,7 @@ def test_rows_that_are_not_there_are_no_matter() -> None:
 
 
 def test_many_rows_and_leaves_take_several_steps() -> None:
-    wanted = erasure.Wanted(scope_of(STATE), "d", "workflow", 9, at_home=True)
+    wanted = erasure.Wanted(scope_of(STATE), "d", "workflow", 9, at_home=True, answered=9)
     found = erasure.Traces(rows=[keys.EVENT + keys.number(n) for n in range(1030)], leaves=set(range(1030)))
     store = MemoryStore()
     planned = []

@@ -107,3 +107,34 @@ async def test_only_its_home_erases_a_record(tmp_path):
         await until(lambda: PARTITION in fleet[CENTRAL].node.abroad.partitions)
         with pytest.raises(Denied):
             await approver.call("EraseRecord", erase("person"))
+
+
+async def test_what_former_homes_wrote_is_erased_too(tmp_path):
+    async with running(tmp_path, eu_west=1, eu_central=3) as fleet:
+        await copied(fleet)
+        async with fleet.caller(WEST, "approver") as approver, fleet.caller(WEST) as operator:
+            # One is erased, and nobody has got round to it when the home moves; another one after that.
+            await operator.call("CreateWorkflow", create("later", CANARY.encode()))
+            erasers = [each.server.eraser for region in (WEST, CENTRAL) for each in fleet[region].members.values()]
+            await asyncio.gather(*(each.stop() for each in erasers))
+            await approver.call("EraseRecord", erase("person"))
+            await operator.call("CreateWorkflow", create("person", b"somebody else"))
+            header = api.RequestHeader(reason="because")
+            await operator.call(
+                "MovePartition", api.MovePartitionRequest(header=header, partition=PARTITION, to=CENTRAL)
+            )
+            for region in (WEST, CENTRAL):
+                await until(lambda region=region: fleet[region].held(WEST, JURISDICTION) == {})
+        assert found(fleet[WEST])
+        assert found(fleet[CENTRAL])
+        for each in erasers:
+            each.start()
+        async with fleet.caller(CENTRAL, "approver") as approver, fleet.caller(CENTRAL) as operator:
+            await approver.call("EraseRecord", erase("later"))
+            await until(lambda: fleet.copied(CENTRAL, WEST, JURISDICTION))
+            for region in (WEST, CENTRAL):
+                await until(lambda region=region: are_done(fleet[region]))
+                assert found(fleet[region]) == []
+            get = api.GetWorkflowRequest(header=api.RequestHeader(partition=PARTITION), id="person")
+            kept = api.GetWorkflowReply.FromString(await operator.call("GetWorkflow", get)).workflow
+            assert kept.workflow.state == b"somebody else"
