@@ -207,6 +207,8 @@ class Mover:
         node, epoch, reach = self._node, request.epoch, request.partition.reach
         partition = self._offered(region, request)
         if request.cancel:
+            # Who offers it is the home: if this region takes itself to be that still, it hears so first.
+            await self._transact("HearOfPartitions", lambda tx: federation.hear(tx, [partition]))
             await self._transact("DeclinePartition", lambda tx: moves.decline(tx, partition, epoch))
             return self._replied(region, request)
         if not self._may_be_here(partition):
@@ -238,7 +240,12 @@ class Mover:
         if request.cancel:
             # From then on callers here are led by it to that region, until more is told of it.
             return Partition(
-                id=named.id, home=region, epoch=named.epoch, reach=named.reach, environment=named.environment
+                id=named.id,
+                home=region,
+                epoch=named.epoch,
+                reach=named.reach,
+                environment=named.environment,
+                former=named.former,
             )
         raise Unavailable("the partition is not copied here yet", reason="COPY_INCOMPLETE")
 

@@ -658,3 +658,28 @@ async def test_what_was_declined_before_it_was_known_is_still_found_at_its_home(
         await maria.call("CreateWorkflow", create("w", partition=SHARED))
         found = await told(maria, "GetWorkflow", get("w", SHARED), api.GetWorkflowReply)
         assert found.header.region == WEST
+
+
+async def test_a_home_that_declines_what_a_later_one_offered_lists_what_it_had_written(tmp_path):
+    there = {"partition": SHARED}
+    async with (
+        running(tmp_path, eu_west=1, us_east=1) as fleet,
+        fleet.caller(WEST) as at_old,
+        fleet.caller(EAST) as at_new,
+        fleet.peer(WEST, EAST) as peer,
+    ):
+        await at_old.call("SetFlag", described("f", "copied", **there))
+        await fleet.settled()
+        await cut_off(fleet, WEST)
+        await force(fleet, EAST, SHARED)
+        await until(lambda: home_of(fleet, EAST, SHARED) == (EAST, 2))
+        await at_new.call("SetFlag", described("g", "given up", **there))
+        # Meanwhile the old home forced a move to itself, planned another one, and calls that off.
+        terms = packed(fleet[WEST].member.federation.links.get(EAST).terms)
+        later = Partition(id=SHARED, home=WEST, epoch=3, reach=GLOBAL, environment="prod")
+        later.former.add(home=WEST, epoch=1, upto=1000)
+        request = wire.AdoptRequest(terms=terms, partition=later, epoch=4, sealed=1, cancel=True)
+        reply = wire.AdoptReply.FromString(await peer.call("Adopt", request, service="Federation"))
+        assert reply.phase == Move.CANCELLED
+        assert home_of(fleet, EAST, SHARED) == (WEST, 3)
+        assert await quarantine(fleet, EAST, SHARED) == [("f", b"copied"), ("g", b"given up")]
