@@ -29,6 +29,8 @@ _Ts = TypeVarTuple("_Ts")
 # Callbacks at one instant; a process that has more to do never rests.
 _CALLBACKS_MAX = 100_000
 _PAUSE_MARGIN_S = 1e-6
+_THREAD_S = 0.1
+"""What another thread does takes so long."""
 
 
 class World(Protocol):
@@ -113,6 +115,14 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._world.at(self._clock.true_delay(when), self._due, handle)
         return handle
 
+    def run_in_executor(  # type: ignore[override]  # There is one executor.
+        self, executor: None, function: Callable[[Unpack[_Ts]], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
+        """Run `function` at once, which must be given nothing that changes; what it returns is there a moment later."""
+        done: asyncio.Future[_T] = self.create_future()
+        self.call_later(_THREAD_S, _hand_over, done, function(*args))
+        return done
+
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Leave a cancelled timer where it is: it does nothing when it is due."""
 
@@ -193,6 +203,11 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
+
+
+def _hand_over(done: asyncio.Future[_T], result: _T) -> None:
+    if not done.done():
+        done.set_result(result)
 
 
 def _raise(task: asyncio.Task[None]) -> None:

@@ -32,6 +32,7 @@ from chaos.sim_node import Stopped
 from chaos.sim_oracle import Violation
 from chaos.simulation import Result
 from chaos.world_borders import Borders
+from chaos.world_erasing import Erasing
 from chaos.world_faults import BETWEEN, FleetSchedule
 from chaos.world_node import FleetParts, Member
 from chaos.world_region import Home, partitions_of
@@ -39,6 +40,7 @@ from chaos.world_roaming import PART as ROAMS
 from chaos.world_roaming import Roaming
 from chaos.world_ways import Address, Roads
 from controlplane import config
+from controlplane.v1.records_pb2 import Reach
 
 TRACE_LINES = 400
 INSPECT_S = 0.5
@@ -81,6 +83,8 @@ class World:
         configs = {name: config.parse(_file(schedule, name), Path(f"{name}.toml")) for name in self.names}
         self.shared = {name: partitions_of(configs[name].partitions) for name in self.names}
         self.roaming = Roaming(self.names[0])
+        lawful = [p for name in self.names for p in configs[name].partitions if p.reach == Reach.JURISDICTION]
+        self.erasing = Erasing(lawful)
         self.roads = Roads(self, [(a, b) for a in self.names for b in self.names if a != b], schedule.delay_s)
         self.regions: dict[str, Home] = {}
         self.borders = Borders(self.regions, schedule.jurisdictions, FLEET, roaming=self.roaming.id)
@@ -132,7 +136,7 @@ class World:
                 self.log("violation", violation)
             for region in self.regions.values():
                 region.ended()
-        self.counts += self.borders.counts + self.roads.counts + self.roaming.counts
+        self.counts += self.borders.counts + self.roads.counts + self.roaming.counts + self.erasing.counts
         for region in self.regions.values():
             network: Network = region.network
             self.counts += region.counts + region.oracle.counts + network.counts
@@ -239,6 +243,7 @@ class World:
             here, there = self.regions[name].replicas()[0].store, self.regions[pair[0]].replicas()[0].store
             self.borders.passages(name, pair, here, there)
         self.roaming.conclude(self.regions)
+        self.erasing.conclude(self.regions, self.borders.holders(Reach.JURISDICTION))
 
 
 def endpoint_of(region: str, n: int) -> str:
@@ -290,3 +295,4 @@ PARTITIONS = {
 # What federation warns of is what the schedule does to it.
 for _name in ("links", "follower", "exporter", "doors", "mover"):
     logging.getLogger(f"controlplane.federation.{_name}").addHandler(logging.NullHandler())
+logging.getLogger("controlplane.eraser").addHandler(logging.NullHandler())

@@ -138,6 +138,8 @@ class Borders:
         self._regions, self._jurisdictions, self._fleet = regions, jurisdictions, fleet
         self._truth: dict[Pair, _Truth] = defaultdict(_Truth)
         self._known: dict[str, _Known] = defaultdict(_Known)
+        self._erased: dict[str, int] = {}
+        """By the name of the erasure, its newest revision at home: what was before need not be shown any more."""
 
     def may_hold(self, region: str, home: str, reach: Reach) -> bool:
         """The law."""
@@ -151,6 +153,11 @@ class Borders:
                 for reach in SHARED:
                     if home != region and self.may_hold(region, home, reach):
                         yield region, (home, reach)
+
+    def holders(self, reach: Reach) -> dict[str, set[str]]:
+        """By home, the regions that have what it shares with this reach, itself included."""
+        every = list(self._jurisdictions)
+        return {home: {region for region in every if self.may_hold(region, home, reach)} for home in every}
 
     # What regions apply.
 
@@ -179,12 +186,17 @@ class Borders:
                 self._known[region].open[grant.peer, grant.reach] = grant.open
             elif key.reach != "HOME_ONLY" and key.kind not in _SAYING_WHO and not each.quiet:
                 own.setdefault(_reach(key.reach), {})[each.key] = value
-                if key.kind == "stop":
-                    self._announces(region, key.name, Stop.FromString(each.event.value).engaged)
+                self._says(region, key, each)
         for reach, changes in own.items():
             self._truth[region, reach].add(revision, changes)
         if foreign or cursor is not None:
             self._copies(region, revision, foreign, cursor)
+
+    def _says(self, region: str, key: keys.Key, changed: Changed) -> None:
+        if key.kind == "erasure":
+            self._erased[key.name] = changed.event.revision
+        elif key.kind == "stop":
+            self._announces(region, key.name, Stop.FromString(changed.event.value).engaged)
 
     def _announces(self, region: str, identifier: str, engaged: bool) -> None:
         """What others are told of a switch is how it stands."""
@@ -263,7 +275,10 @@ class Borders:
         if strange:
             raise Violation(f"COPY_TORN {region} took {len(strange)} records not of {upto} with {upto} of {pair[0]}")
         for revision, changes in self._truth[pair].between(before, upto):
-            for key, value in changes.items():
+            left = {key: value for key, value in changes.items() if not self._is_erased(key, revision)}
+            if not left:
+                continue
+            for key, value in left.items():
                 version = Version(revision, value)
                 if not copy.covers(key, version):
                     raise Violation(
@@ -273,10 +288,15 @@ class Borders:
             self.counts["transactions copied"] += 1
             copy.taken.append(revision)
 
+    def _is_erased(self, key: bytes, revision: int) -> bool:
+        return self._erased.get(keys.erasure_name(key), 0) > revision
+
     def _listed(self, region: str, pair: Pair, revision: int) -> None:
         copy, truth = self._known[region].copies[pair], self._truth[pair]
         for key in {**truth.of, **copy.records}:
             wanted, here = truth.at(key, revision), copy.records.get(key, Version(0, None))
+            if self._is_erased(key, wanted.revision):
+                continue
             if here.revision < wanted.revision and here.value != wanted.value:
                 raise Violation(
                     f"COPY_LISTING {region} listed {pair[0]} as of {revision} without {keys.decode(key).name}"

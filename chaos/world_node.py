@@ -69,6 +69,7 @@ class Member(Replica):
     async def _serve(self) -> None:
         await super()._serve()
         self.federation.start()
+        self.server.eraser.start()
         self.serves = True
 
     def leave(self) -> None:
@@ -106,3 +107,5 @@ class Member(Replica):
         super()._took(applied)
         if chronicle.revision > before:
             self.world.fleet.borders.applied(self.world.region, applied)
+            self.world.fleet.roaming.applied(self.world.region, applied)
+            self.world.fleet.erasing.applied(self.world.region, applied, self.store.rows())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from chaos.world_node import FleetParts
@@ -211,6 +211,23 @@ class _Headstrong(Mover):
         await self._transact("CancelMove", lambda tx: moves.call_off(tx, partition.id, move.epoch), who)
 
 
+class _Greedy(Mover):
+    """Sweeps what is quarantined with the rest."""
+
+    def _remains(self, name: str) -> Iterator[tuple[Partition, int]]:
+        for partition, _ in super()._remains(name):
+            yield partition, moves.ALL
+
+
+class _Sparing(Node):
+    """Notes that an erasure is swept, and erases nothing."""
+
+    def transact(self, partition: Partition, action: str, feature: Any, **options: Any) -> asyncio.Future[bytes]:
+        if action == "Erase":
+            feature = _without(feature, "erase")
+        return super().transact(partition, action, feature, **options)
+
+
 def _with(
     links: type[Links] | None = None, exporter: type[Exporter] | None = None, mover: type[Mover] | None = None
 ) -> Callable[..., Federation]:
@@ -237,5 +254,7 @@ PLANTS: Mapping[str, FleetParts] = {
     "unconfirmed": FleetParts(federation=_with(exporter=_Unconfirmed)),
     "impatient": FleetParts(federation=_with(mover=_Impatient)),
     "headstrong": FleetParts(federation=_with(mover=_Headstrong)),
+    "greedy": FleetParts(federation=_with(mover=_Greedy)),
+    "sparing": FleetParts(node=_Sparing),
 }
 """Every defect that can be planted, by name; each class says what it breaks."""

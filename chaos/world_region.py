@@ -16,8 +16,9 @@ from chaos.schedule import Fault, Schedule
 from chaos.sim_faults import STRIKES
 from chaos.sim_oracle import Oracle, Violation, Watched
 from chaos.world_clients import CopyQuestion, population
+from chaos.world_erasing import Clerk
 from chaos.world_node import FleetParts, Member
-from chaos.world_roaming import Remover, Rover
+from chaos.world_roaming import Remover, Rover, Usurper
 from controlplane.config import RegionConfig
 from controlplane.replication.tail import Entry, Tail
 from controlplane.v1 import api_pb2 as api
@@ -149,7 +150,8 @@ class Home(Region):
         """See `Region`."""
         clients, watchers = population(self)
         first = clients[-1].number + len(watchers) + 1
-        return [*clients, Rover(self, first), Remover(self, first + 1)], watchers
+        more = [make(self, first + n) for n, make in enumerate((Rover, Remover, Usurper, Clerk))]
+        return [*clients, *more], watchers
 
     def elections(self, environment: str) -> Partition:
         """See `plane_clients.World`."""
