@@ -35,7 +35,7 @@ CAUGHT = {
     "follower-clock": (5, ("LEASE_EARLY",)),
     "early-trim": (2, ("OUTCOME", "DOUBLE_EFFECT", "ANSWER_CHANGED")),
     "torn-batch": (3, ("REPLICA", "FATAL")),
-    "mirror": (18, ("KILL_BOUND",)),
+    "mirror": (13, ("KILL_BOUND",)),
 }
 SEEDS_MAX = 12
 

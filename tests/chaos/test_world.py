@@ -26,11 +26,11 @@ CAUGHT = {
     "range": (1, ("LEAK", "DEFECT")),
     "grant": (1, ("GRANT",)),
     "unconfirmed": (1, ("PASSAGE",)),
-    "hasty": (53, ("PASSAGE",)),
+    "hasty": (17, ("PASSAGE",)),
     "deaf": (1, ("STOP_UNTOLD",)),
-    "impatient": (2, ("LINEARIZABILITY", "HOME_COPY")),
-    "headstrong": (14, ("LINEARIZABILITY", "HOME_COPY")),
-    "greedy": (2, ("QUARANTINE",)),
+    "impatient": (8, ("LINEARIZABILITY", "HOME_COPY")),
+    "headstrong": (15, ("LINEARIZABILITY", "HOME_COPY")),
+    "greedy": (19, ("QUARANTINE",)),
     "sparing": (1, ("NOT_ERASED",)),
 }
 SEEDS_MAX = 12
@@ -48,7 +48,7 @@ def test_no_violation(nodes: int, seed: int) -> None:
     assert result.counts["passages compared"] > 20
     assert result.counts["operations on a moving partition"] > 50
     assert result.counts["homes that a partition had"] > 1
-    assert result.counts["erasures swept"] > 10
+    assert result.counts["erasures swept"] > 5
 
 
 def test_every_plant_has_a_seed() -> None:
