@@ -121,7 +121,7 @@ async def test_cpctl_plans_a_move_and_shows_it(tmp_path):
         assert "left" in (await cpctl(fleet, WEST, "partition", "show", SHARED)).stdout
         assert EAST in (await cpctl(fleet, WEST, "partition", "list")).stdout
         result = await cpctl(fleet, WEST, "partition", "quarantine", SHARED, "--json")
-        assert json.loads(result.stdout) == {"quarantined": []}
+        assert json.loads(result.stdout) == {"quarantined": [], "more": False}
         result = await cpctl(fleet, WEST, "partition", "show", "eu-west.prod.none")
         assert (result.exit_code, "partition list" in result.stderr) == (4, True)
         result = await cpctl(fleet, WEST, "partition", "move", SHARED, "--to", EAST, "--reason", "again")
