@@ -11,6 +11,8 @@
    refused ends the lease at once, and so does a client that was closed.
 5. A question may fail without having left, and without a turn of the event loop. So between one that failed and the
    next there is always a rest.
+6. Who stops waiting for an answer may have been elected by the question. What it won is given up then, if the region
+   can be asked within a second; otherwise the name is nobody's until that lease is over.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,7 +116,8 @@ class Election:
 
         When the lease is lost the body is cancelled and LeaseLost raised in its place. Raises NotElected if the
         campaign is not won within `timeout_s` (absent: waits for as long as it takes), Unavailable or OutcomeUnknown
-        (CLIENT_CLOSED) if the client is closed.
+        (CLIENT_CLOSED) if the client is closed. If the last question was not answered, it ends up to a second later,
+        to give up what that may have won.
         """
         process = nonce()
         lease = await self._win(process, timeout_s)
@@ -134,7 +137,7 @@ class Election:
             raise LeaseLost(self._name) from lease.refusal
         finally:
             lease._end()
-            await self._resign(lease, process)
+            await self._resign(lease.fence, process)
 
     async def holder(self) -> api.ElectionView | None:
         """Return who holds the name, by a linearizable read."""
@@ -158,20 +161,34 @@ class Election:
 
     async def _win(self, process: bytes, timeout_s: float | None) -> Lease:
         give_up = None if timeout_s is None else self._plane.clock() + timeout_s
-        while True:
-            asked_s = self._plane.clock()
-            reply = await self._ask(process, give_up)
-            if reply is not None and reply.elected:
-                # Campaigning again under the same process name renews, so the time counts from this question.
-                lease = Lease(self._name, reply.holder.fence, Term(self._ttl_ms / 1000, asked_s), self._plane.clock)
-                if lease.valid:
-                    return lease
-            elif give_up is not None and self._plane.clock() >= give_up:
-                raise NotElected(self._name, timeout_s or 0.0)
-            elif reply is not None:
-                await self._vacancy(reply.header.revision, give_up)
-            else:
-                await self._rest(give_up)
+        answered = True
+        try:
+            while True:
+                asked_s, answered = self._plane.clock(), False
+                reply = await self._ask(process, give_up)
+                answered = reply is not None
+                if reply is not None and reply.elected:
+                    # Campaigning again under the same process name renews, so the time counts from this question.
+                    lease = Lease(self._name, reply.holder.fence, Term(self._ttl_ms / 1000, asked_s), self._plane.clock)
+                    if lease.valid:
+                        return lease
+                elif give_up is not None and self._plane.clock() >= give_up:
+                    raise NotElected(self._name, timeout_s or 0.0)
+                elif reply is not None:
+                    await self._vacancy(reply.header.revision, give_up)
+                else:
+                    await self._rest(give_up)
+        finally:
+            if not answered:
+                await self._withdraw(process)
+
+    async def _withdraw(self, process: bytes) -> None:
+        """Give up what a question won whose answer was not heard: until that ends nobody else can be elected."""
+        with suppress(ControlPlaneError, TimeoutError):
+            async with asyncio.timeout(RESIGN_TIMEOUT_S):
+                holder = await self.holder()
+                if holder is not None and holder.election.process == process:
+                    await self._resign(holder.fence, process)
 
     async def _ask(self, process: bytes, give_up: float | None) -> api.CampaignReply | None:
         """Campaign once; None: no answer, ask again under the same process name."""
@@ -248,12 +265,10 @@ class Election:
     def _on_loop(self, when_s: float) -> float:
         return asyncio.get_running_loop().time() + when_s - self._plane.clock()
 
-    async def _resign(self, lease: Lease, process: bytes) -> None:
+    async def _resign(self, fence: api.Fence, process: bytes) -> None:
         """Give the lease up early, as a courtesy: without it the next holder waits for the time-to-live."""
         try:
-            await self._plane.resign(
-                self._name, process, lease.fence, partition=self._partition, timeout_s=RESIGN_TIMEOUT_S
-            )
+            await self._plane.resign(self._name, process, fence, partition=self._partition, timeout_s=RESIGN_TIMEOUT_S)
         except ControlPlaneError:
             return
 

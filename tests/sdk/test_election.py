@@ -57,6 +57,7 @@ class Region:
         self._delays = list(delays)
         self._late_s = 0.0
         self.asked: list[api.Operation] = []
+        self.holder = api.ElectionView(fence=api.Fence(election="e", epoch=1, revision=7))
 
     def clock(self) -> float:
         return clocks.now() + self._late_s
@@ -65,13 +66,16 @@ class Region:
         self.asked.append(operation)
         if self._delays and operation.method == self._delays[0][0]:
             self._late_s += self._delays.pop(0)[1]
+        if operation.method == "Campaign":
+            self.holder.election.process = api.CampaignRequest.FromString(operation.request).process
         if operation.method in self._lost:
             self._lost.remove(operation.method)
             return None
         if operation.method == "Campaign":
-            holder = api.ElectionView(fence=api.Fence(election="e", epoch=1, revision=7))
-            return api.CampaignReply(holder=holder, elected=True).SerializeToString()
-        return b""
+            return api.CampaignReply(holder=self.holder, elected=True).SerializeToString()
+        return (
+            api.GetElectionReply(holder=self.holder).SerializeToString() if operation.method == "GetElection" else b""
+        )
 
 
 async def test_the_time_of_a_lease_counts_from_before_each_question() -> None:
@@ -114,6 +118,25 @@ async def test_a_campaign_that_is_won_too_late_goes_on() -> None:
     campaigns = [api.CampaignRequest.FromString(each.request) for each in region.asked if each.method == "Campaign"]
     assert len(campaigns) > 1
     assert len({each.process for each in campaigns}) == 1
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.2])
+async def test_what_a_question_won_whose_answer_nobody_heard_is_given_up(timeout_s: float | None) -> None:
+    """Or nobody could be elected for ten minutes, by a process that knows nothing of it."""
+    region = Region(lost=("Campaign",) * 9)
+    async with (
+        scripted(region.answer) as [node],
+        ControlPlane.connect(node.address, insecure=True, mirror=False) as cp,
+    ):
+        campaign = asyncio.create_task(cp.election("e", ttl_s=600.0).campaign(timeout_s=timeout_s).__aenter__())
+        await eventually(lambda: region.asked)
+        if timeout_s is None:
+            campaign.cancel()
+        with pytest.raises(asyncio.CancelledError if timeout_s is None else NotElected):
+            await campaign
+    asked = api.CampaignRequest.FromString(region.asked[0].request)
+    (given_up,) = (api.ResignRequest.FromString(each.request) for each in region.asked if each.method == "Resign")
+    assert (given_up.process, given_up.fence) == (asked.process, region.holder.fence)
 
 
 async def test_one_at_a_time(shared: Plane) -> None:
