@@ -192,6 +192,8 @@ class RocksStore:
         self._db = self._open(self._generation)
         self._views: weakref.WeakSet[RocksSnapshot] = weakref.WeakSet()
         self._retired: list[Rdict] = []
+        # rocksdict does not close what another thread is still at work on.
+        self._tidying = threading.Lock()
         self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
@@ -256,15 +258,19 @@ class RocksStore:
             logs.close()
 
     def scrub(self) -> bool:
-        """Have nothing in any file that is not in the store by now; see `rewritten`. From a thread."""
-        database, path = self._db, self._path
-        try:
-            return rewritten(database, path)
-        except Exception as error:
-            if self._db is not database:
-                # A snapshot was adopted meanwhile: what was here is gone, and that was newer.
-                return False
-            raise Fatal(f"{path}: cannot be written anew: {error}. Check the disk, then start again.") from error
+        """Have nothing in any file that is not in the store by now; see `rewritten`. From a thread.
+
+        False also if a snapshot was adopted meanwhile, or what one replaced earlier has not been swept.
+        """
+        with self._tidying:
+            generation, database, path = self._generation, self._db, self._path
+            try:
+                done = rewritten(database, path)
+            except Exception as error:
+                if self._db is not database:
+                    return False
+                raise Fatal(f"{path}: cannot be written anew: {error}. Check the disk, then start again.") from error
+            return done and self._db is database and not _older(self._folder, generation)
 
     def size_bytes(self) -> int:
         """Bytes the store takes on disk. Reads the folder: not for hot paths."""
@@ -280,9 +286,14 @@ class RocksStore:
         folder = _generation_folder(self._folder, generation)
         shutil.rmtree(folder, ignore_errors=True)
         database = self._open(generation)
-        _load(database, read_snapshot(snapshot, expected), folder)
-        sync_folder(folder)
-        sync_folder(self._folder)
+        try:
+            _load(database, read_snapshot(snapshot, expected), folder)
+            sync_folder(folder)
+            sync_folder(self._folder)
+        except BaseException:
+            database.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return Staged(generation, database)
 
     def adopt(self, staged: Staged) -> None:
@@ -292,10 +303,14 @@ class RocksStore:
         self._db, self._generation = staged.database, staged.generation
 
     def sweep(self) -> None:
-        """Close and remove what earlier adoptions left behind. Any thread; blocks for the disk."""
-        while self._retired:
-            self._retired.pop().close()
-        _sweep(self._folder, self._generation)
+        """Close and remove what earlier adoptions left behind. From a thread: waits for a scrub."""
+        with self._tidying:
+            # Whatever is older than this is among the retired. What is newer is being staged.
+            generation = self._generation
+            while self._retired:
+                self._retired.pop().close()
+            for path in _older(self._folder, generation):
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """Sync, and close with all views. A second call does nothing."""
@@ -332,7 +347,7 @@ class Staged:
     database: Rdict
 
     def discard(self) -> None:
-        """Give it up; its folder is removed at the next open or sweep."""
+        """Give it up; its folder is removed at the next open, or when another is staged."""
         self.database.close()
 
 
@@ -552,10 +567,8 @@ def _load(database: Rdict, blocks: Iterator[list[Row]], folder: Path) -> None:
             time.sleep(_REST_S)
         logs.sync()
     except Fatal:
-        database.close()
         raise
     except Exception as error:
-        database.close()
         raise Fatal(f"{folder}: cannot install the snapshot: {error}. Check the disk, then start again.") from error
     finally:
         logs.close()
@@ -609,6 +622,11 @@ def _sweep(folder: Path, generation: int) -> None:
         if path != _generation_folder(folder, generation):
             shutil.rmtree(path, ignore_errors=True)
     (folder / "CURRENT.new").unlink(missing_ok=True)
+
+
+def _older(folder: Path, generation: int) -> list[Path]:
+    """The generations before one."""
+    return [path for path in folder.glob("[0-9]*") if path < _generation_folder(folder, generation)]
 
 
 def _generation_folder(folder: Path, generation: int) -> Path:

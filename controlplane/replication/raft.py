@@ -315,8 +315,8 @@ class RaftLog:
                 await self._trim(index)
         except TimeoutError:
             raise Unavailable("the log is still needed for a snapshot that is under way", reason="LOG_HELD") from None
-        # In turn: what an earlier snapshot replaced is swept by then.
         await self._loop.run_in_executor(self._snapshots_in, self._incoming.discard)
+        await self._loop.run_in_executor(self._snapshots_in, self._machine.store.sweep)
         await self._loop.run_in_executor(self._scrubs, self._scrub_files)
         await self._on_disk(self._folder.note_scrubbed, revision)
 
@@ -685,7 +685,8 @@ class RaftLog:
         if self._machine.applied != (meta.index, meta.term):
             raise Fatal(f"the snapshot of {meta.index} holds the state of {self._machine.applied[0]}")
         guard.snapshot_installed(meta, now)
-        self._loop.run_in_executor(self._snapshots_in, self._machine.store.sweep)
+        sweeping = self._loop.run_in_executor(self._snapshots_in, self._machine.store.sweep)
+        sweeping.add_done_callback(_swept)
 
     # A replaced disk.
 
@@ -801,6 +802,11 @@ def _settle(answer: asyncio.Future[bool], proven: bool) -> None:
 
 def _reason(work: asyncio.Future[Any]) -> BaseException | None:
     return None if work.cancelled() else work.exception()
+
+
+def _swept(work: asyncio.Future[None]) -> None:
+    if error := _reason(work):
+        _log.warning("leftovers_not_removed", exc_info=error)
 
 
 def _seen(failed: asyncio.Future[None]) -> None:

@@ -6,14 +6,18 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from controlplane import storage
 from controlplane.errors import Fatal
 from controlplane.kernel.store import Batch
 from controlplane.storage import RocksStore, read_snapshot, write_snapshot
@@ -165,6 +169,49 @@ def test_install_replaces_everything_and_survives(store: RocksStore, tmp_path: P
     again = RocksStore(tmp_path / "store")
     assert (again.get(b"old"), again.get(b"new"), again.get(b"k000") is None) == (None, b"2", False)
     again.close()
+
+
+def test_what_a_snapshot_replaces_while_it_is_scrubbed_is_swept_before_the_scrub_is_done(
+    store: RocksStore, tmp_path: Path, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it stayed for ever, because what another thread is still at work on cannot be closed."""
+    rewriting, goes_on = threading.Event(), threading.Event()
+    rewritten = storage.rewritten
+
+    def rewritten_slowly(database: Any, folder: Path) -> bool:
+        rewriting.set()
+        assert goes_on.wait(10)
+        return rewritten(database, folder)
+
+    monkeypatch.setattr(storage, "rewritten", rewritten_slowly)
+    (tmp_path / "file").write_bytes(written)
+    store.commit(Batch(puts={b"old": b"1"}))
+    with ThreadPoolExecutor(2) as threads:
+        scrubbing = threads.submit(store.scrub)
+        assert rewriting.wait(10)
+        store.adopt(store.stage(tmp_path / "file", HEADER))
+        sweeping = threads.submit(store.sweep)
+        with pytest.raises(TimeoutError):
+            sweeping.result(0.05)
+        goes_on.set()
+        assert not scrubbing.result(10)
+        sweeping.result(10)
+    assert [path.name for path in (tmp_path / "store").glob("[0-9]*")] == ["000002"]
+    assert store.scrub()
+
+
+def test_what_was_replaced_and_is_not_swept_yet_is_not_scrubbed(
+    store: RocksStore, tmp_path: Path, written: bytes
+) -> None:
+    (tmp_path / "file").write_bytes(written)
+    store.adopt(store.stage(tmp_path / "file", HEADER))
+    assert not store.scrub()
+    staged = store.stage(tmp_path / "file", HEADER)
+    store.sweep()
+    # What is being staged is not what was replaced.
+    assert store.scrub()
+    store.adopt(staged)
+    assert len(list(store.scan(b"", b"\xff"))) > 0
 
 
 def test_b10_a_damaged_snapshot_changes_nothing(store: RocksStore, tmp_path: Path, written: bytes) -> None:
