@@ -77,8 +77,9 @@ def cpctl(region: LoopbackRegion, files: Files) -> Cpctl:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlplane.cli.command._CONNECT_TIMEOUT_S", 0.5)
-    # The name of the module is the name of a command as well.
+    # The names of the modules are names of commands as well.
     monkeypatch.setattr(sys.modules["controlplane.cli.region"], "_MEMBER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(sys.modules["controlplane.cli.review"], "_TIMEOUT_S", 1.0)
 
 
 def options(region: LoopbackRegion, who: Mapping[str, object], *addresses: str) -> list[str]:
