@@ -163,12 +163,11 @@ async def test_reflection_names_the_services(tmp_path):
         assert {"controlplane.v1.Agents", "controlplane.v1.Operators", "grpc.health.v1.Health"} <= names
 
 
-async def test_who_does_not_say_who_it_is_is_closed(tmp_path, monkeypatch):
+async def test_who_does_not_say_who_it_is_is_closed(tmp_path):
     """Long before gRPC's own two minutes."""
-    monkeypatch.setattr(limits, "HANDSHAKE_MS_MAX", 1000)
     async with running(tmp_path) as region:
         host, _, port = region.config.node("n1").address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(2 * limits.HANDSHAKE_MS_MAX / 1000):
             assert not await reader.read()
         writer.close()
