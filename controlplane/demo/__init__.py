@@ -27,11 +27,11 @@ from controlplane.loopback import ToolFailed
 _REFRESH_S = 0.2
 _TIMEOUT_S = 300.0
 _EXIT_ENDED = 143
-_AGENTS = {"1": 24, "3": 18}
+_AGENTS = {"1": 24, "3": 21}
 
 
 @click.command("demo")
-@click.option("--agents", type=click.IntRange(3, 200), help="24, or 18 in three regions, unless said otherwise.")
+@click.option("--agents", type=click.IntRange(3, 200), help="24, or 21 in three regions, unless said otherwise.")
 @click.option("--regions", type=click.Choice(["1", "3"]), default="3", show_default=True)
 @click.option(
     "--out",
