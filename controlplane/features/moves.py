@@ -300,6 +300,9 @@ def leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
         own = declared.value if declared is not None else None
     if own is None or own.home != region or not newer(now, own):
         return False
+    if (now.reach, now.environment) != (own.reach, own.environment):
+        # Where it may be depends on that, and no move changes it: whoever says so means to have what it may not.
+        return False
     expected = row is not None and (row.value.phase, row.value.to, row.value.epoch) == (
         Move.SEALED,
         now.home,

@@ -238,6 +238,10 @@ class Mover:
         if known is not None and (known.home, known.epoch, known.reach) == (region, named.epoch, named.reach):
             return known
         if request.cancel:
+            here = self._node.places.routed(named.id)
+            same = here is None or (here.reach, here.environment) == (named.reach, named.environment)
+            if not same or not lawful(self._node.atlas, moves.creator(named.id), named.reach, region):
+                raise Invalid("not a partition that the sender may be the home of", reason="MOVE_MALFORMED")
             # From then on callers here are led by it to that region, until more is told of it.
             return Partition(
                 id=named.id,

@@ -514,3 +514,20 @@ def test_of_homes_that_lost_or_never_came_to_be_nothing_is_left_but_the_quaranti
         loser: [(loser, fleet[loser].move.disowned[0].epoch)],
     }  # type: ignore[union-attr]
     assert {len(fleet[each].rows()) for each in REGIONS} == {2}
+
+
+@pytest.mark.parametrize("change", [{"reach": HOME_ONLY}, {"environment": "dev"}])
+def test_nobody_leaves_for_a_later_home_of_another_reach_or_environment(change: dict[str, object]) -> None:
+    """Where it may be is decided by its own: whoever names another means to have what it may not."""
+    region = Region("a")
+    later = Partition(id=P.id, home="b", epoch=2, reach=P.reach, environment=P.environment)
+    later.former.add(home="a", epoch=1, upto=1)
+    lie = Partition()
+    lie.CopyFrom(later)
+    for field, value in change.items():
+        setattr(lie, field, value)
+    region.do(lambda tx: federation.hear(tx, [lie]))
+    assert region.place == P
+    region.do(lambda tx: federation.hear(tx, [later]))
+    assert region.place is not None
+    assert region.place.home == "b"

@@ -646,6 +646,28 @@ async def test_only_what_a_peer_is_the_home_of_is_taken_over(tmp_path, changes, 
         assert fleet[EAST].node.places.moves == {}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"id": PINNED.replace(WEST, EAST), "reach": GLOBAL},
+        {"id": SHARED.replace(WEST, EAST), "reach": JURISDICTION},
+        {"id": f"{EAST}.prod.unknown", "reach": JURISDICTION},
+    ],
+)
+async def test_nobody_becomes_the_home_of_what_may_not_be_there_by_calling_off_a_move(tmp_path, said):
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet, fleet.peer(WEST, EAST) as peer:
+        await fleet.settled()
+        before = dict(fleet[EAST].node.partitions)
+        terms = packed(fleet[WEST].member.federation.links.get(EAST).terms)
+        claimed = Partition(home=WEST, epoch=7, environment="prod", **said)
+        claimed.former.add(home=EAST, epoch=1, upto=1)
+        request = wire.AdoptRequest(terms=terms, partition=claimed, epoch=8, sealed=1, cancel=True)
+        error = await error_of(peer.call("Adopt", request, service="Federation"))
+        assert error.reason == "MOVE_MALFORMED"
+        assert fleet[EAST].node.partitions == before
+        assert fleet[EAST].node.places.moves == {}
+
+
 async def test_what_was_declined_before_it_was_known_is_still_found_at_its_home(tmp_path):
     async with running(tmp_path) as fleet, fleet.peer(WEST, EAST) as peer, fleet.caller(EAST) as maria:
         await fleet.settled()
