@@ -147,6 +147,15 @@ class Solo:
     def propose(self, payload: bytes = b"x") -> None:
         self.guard.propose(payload, lambda outcome, index: self.outcomes.append((outcome, index)))
 
+    def commit(self) -> None:
+        """As the leader of b and c: propose an entry, and have it on all disks."""
+        self.propose()
+        self.tick()
+        for peer in ("b", "c"):
+            self.matched(peer, self.tail.last_index)
+        self.sync()
+        self.tick()
+
     def read(self) -> None:
         self.guard.read(self.reads.append, self.now)
 

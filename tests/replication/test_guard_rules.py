@@ -720,12 +720,7 @@ def test_followers_hear_of_a_commit_soon_and_once() -> None:
     node = Solo()
     node.lead()
     node.tick(TIMING.beat_s)
-    node.propose()
-    node.tick()
-    node.matched("b", node.tail.last_index)
-    node.matched("c", node.tail.last_index)
-    node.sync()
-    node.tick()
+    node.commit()
     node.sent.clear()
     assert node.guard.deadline <= node.now + TIMING.notice_s
     node.tick(TIMING.notice_s)
@@ -740,12 +735,7 @@ def test_news_of_a_commit_waits_for_an_entry_only_where_entries_are_frequent() -
     waits = []
     for pause in (TIMING.election_min_s, TIMING.beat_s / 2, TIMING.beat_s / 2, 2 * TIMING.beat_s):
         node.tick(pause)
-        node.propose()
-        node.tick()
-        node.matched("b", node.tail.last_index)
-        node.matched("c", node.tail.last_index)
-        node.sync()
-        node.tick()
+        node.commit()
         waits.append(node.guard.deadline - node.now)
         node.tick(TIMING.notice_s)
     assert waits == pytest.approx([0, TIMING.notice_s, TIMING.notice_s, 0])
