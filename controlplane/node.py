@@ -877,16 +877,12 @@ class Node:
         if method is None:
             return self._reading_of_node(call)
         request: Any = call.read(method.request)
-        partition = self.partition(request.header, method.kind.name, call, glass=call.glass)
-        newest = request.header.consistency == api.LINEARIZABLE
-        if newest:
-            self._home_only(partition, call, request)
-        else:
-            partition = self._shown(partition)
+        place = self._reading_at(
+            lambda: self.partition(request.header, method.kind.name, call, glass=call.glass), call, request
+        )
 
         def run(age_ms: int) -> bytes:
-            if newest:
-                self._check_still_home(partition)
+            partition = place()
             reader = Reader(self.store, partition, self._state.revision)
             reply = method.run(reader, request)
             age_ms = self._age_of(partition, age_ms)
@@ -899,6 +895,23 @@ class Node:
             return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
 
         return run, request.header
+
+    def _reading_at(self, meant: Callable[[], Partition], call: Call, request: Any) -> Callable[[], Partition]:
+        """Where a read finds the partition that it means, to be asked when it is run; raises now if nowhere.
+
+        The home may move while a read waits, and what it left behind is removed.
+        """
+        asked = meant()
+        if request.header.consistency != api.LINEARIZABLE:
+            self._shown(asked)
+            return lambda: self._shown(meant())
+        self._home_only(asked, call, request)
+
+        def still_home() -> Partition:
+            self._check_still_home(asked)
+            return asked
+
+        return still_home
 
     def _age_of(self, partition: Partition, own_ms: int) -> int:
         """How old what is here of a partition is, given the age of this node's state."""
@@ -918,16 +931,12 @@ class Node:
             return lambda age_ms: self._get_outcome(call, request.header, partition, age_ms), request.header
         if call.method == "ListEvents":
             request = call.read(api.ListEventsRequest)
-            partition = self._partition_of_kinds(request.header, request.kinds, call)
-            newest = request.header.consistency == api.LINEARIZABLE
-            if newest:
-                self._home_only(partition, call, request)
-            else:
-                partition = self._shown(partition)
+            place = self._reading_at(
+                lambda: self._partition_of_kinds(request.header, request.kinds, call), call, request
+            )
 
             def run(age_ms: int) -> bytes:
-                if newest:
-                    self._check_still_home(partition)
+                partition = place()
                 age_ms = self._age_of(partition, age_ms)
                 reply = self._watches.list_events(self.store, partition, request, self._state.revision)
                 return self.header(self._state.revision, partition.epoch, age_ms) + reply.SerializeToString()
@@ -965,6 +974,8 @@ class Node:
             if self._is_given_up(partition, kept):
                 raise _epoch_changed()
             return self._told_outcome(kept, revision, partition, age_ms)
+        # What is not known here may be, where the home is now.
+        self._check_still_home(partition)
         if rid.since < machine.outcome_floor(revision, span):
             reply = api.GetOutcomeReply(known=api.GetOutcomeReply.FORGOTTEN)
         else:

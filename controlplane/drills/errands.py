@@ -456,7 +456,7 @@ class Moving(Errand):
         self._planes: dict[str, sdk.ControlPlane] = {}
         self._writing: list[asyncio.Task[None]] = []
         self._reading: list[asyncio.Task[None]] = []
-        self._reads_on = True
+        self._writes_on = self._reads_on = True
         self._told: dict[str, tuple[int, int, float]] = {}
         """By side: how many writes of its client were acknowledged, under which epoch, and when, for the last."""
         self._asking: asyncio.Task[Any] | None = None
@@ -538,25 +538,33 @@ class Moving(Errand):
     async def after(self) -> None:
         """Let nobody write any more, and compare every copy with what is at home."""
         self._moves_since_s = None
-        for task in self._writing:
-            task.cancel()
-        await asyncio.gather(*self._writing, return_exceptions=True)
-        self._tasks = [task for task in self._tasks if task not in self._writing]
+        await self._end_writing()
         process, plane = self._scribe.join("final"), self._planes[self.home.region]
 
         async def at_home() -> tuple[tuple[str, int, str], ...]:
             found = [await plane.get_workflow(self._id(key), partition=self._moved) for key in KEYS]
             return tuple((key, *_shown(reply)) for key, reply in zip(KEYS, found, strict=True))
 
-        last = await self._scribe.ask(process, HOME, "final", None, at_home(), lambda found: found)
-        for side in self._sides:
-            for node, address in side.nodes.addresses.items():
-                async with _in_time(f"an equal copy at {node} of {side.region}"):
-                    while await self._state_at(side, address) != last:  # noqa: ASYNC110 - it is asked again.
-                        await asyncio.sleep(_POLL_S)
-                agent = named(side.region, node)
-                work = self._state_at(side, address)
-                await self._scribe.ask(process, agent, "final", None, work, lambda found: found)
+        agents = [(side, node, address) for side in self._sides for node, address in side.nodes.addresses.items()]
+        for side, node, address in agents:
+            async with _in_time(f"an equal copy at {node} of {side.region}"):
+                # A write of which nobody heard may have been made only now.
+                while await self._state_at(side, address) != await at_home():  # noqa: ASYNC110 - it is asked again.
+                    await asyncio.sleep(_POLL_S)
+        await self._scribe.ask(process, HOME, "final", None, at_home(), lambda found: found)
+        for side, node, address in agents:
+            work = self._state_at(side, address)
+            await self._scribe.ask(process, named(side.region, node), "final", None, work, lambda found: found)
+
+    async def _end_writing(self) -> None:
+        """Have every client end with the write that it is at: one given up would be made all the same, later."""
+        self._writes_on = False
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=2 * CALL_TIMEOUT_S + 1)
+        for task in self._writing:
+            task.cancel()
+        await asyncio.gather(*self._writing, return_exceptions=True)
+        self._tasks = [task for task in self._tasks if task not in self._writing]
 
     async def undo(self) -> None:
         """Call off the move that is under way, or let it end, and move the home back if it is not where it was."""
@@ -672,8 +680,10 @@ class Moving(Errand):
     async def _write(self, process: int, side: Side) -> None:
         """Read and swap, one workflow after the other; others do so too."""
         plane, versions, number = self._planes[side.region], dict.fromkeys(KEYS, 1), 0
-        while True:
+        while self._writes_on:
             for key in KEYS:
+                if not self._writes_on:
+                    return
                 with suppress(Unavailable, OutcomeUnknown):
                     found = await plane.get_workflow(self._id(key), partition=self._moved, timeout_s=CALL_TIMEOUT_S)
                     versions[key] = int(found.workflow.version)

@@ -520,6 +520,48 @@ async def test_a_request_whose_write_was_given_up_is_not_told_that_it_happened(t
         assert api.SetFlagReply.FromString(await at_old.call("SetFlag", now)).meta.version == 1
 
 
+async def test_a_read_that_waits_while_the_home_moves_reads_where_it_is_then(tmp_path):
+    async with running(tmp_path, eu_west=1, eu_central=1) as fleet, fleet.caller(WEST) as at_old:
+        await at_old.call("CreateWorkflow", create("w"))
+        await fleet.settled()
+        node = fleet[WEST].node
+        ahead = api.RequestHeader(consistency=api.AT_LEAST, revision=node.revision + 60)
+        record = asyncio.create_task(at_old.call("GetWorkflow", api.GetWorkflowRequest(header=ahead, id="w")))
+        listed = api.ListEventsRequest(header=ahead, kinds=["workflow"])
+        events = asyncio.create_task(told(at_old, "ListEvents", listed, api.ListEventsReply))
+        await at_old.call("MovePartition", move(STATE, CENTRAL))
+        await everywhere(fleet, STATE, CENTRAL, 2)
+        # What it would have read when it was asked is gone.
+        await until(lambda: fleet[WEST].held(WEST, JURISDICTION) == {})
+        assert not record.done()
+        assert not events.done()
+        while node.revision < ahead.revision:
+            await at_old.call("SetFlag", flag(f"f{node.revision}"))
+        async with asyncio.timeout(5):
+            found, changes = api.GetWorkflowReply.FromString(await record), (await events).changes
+        assert (found.workflow.version, found.header.epoch) == (1, 2)
+        assert [(each.name, each.home) for each in changes] == [("w", CENTRAL)]
+
+
+async def test_whether_a_request_was_made_is_not_denied_by_who_was_its_home_when_that_was_asked(tmp_path, monkeypatch):
+    async with running(tmp_path, eu_west=1, eu_central=1) as fleet, fleet.caller(WEST) as at_old:
+        node, asked, gate = fleet[WEST].node, asyncio.Event(), asyncio.Event()
+
+        async def barrier(*, timeout_s):
+            asked.set()
+            await gate.wait()
+
+        monkeypatch.setattr(node.log, "barrier", barrier)
+        header = api.RequestHeader(request_id=b"r" * 16)
+        question = asyncio.create_task(at_old.call("GetOutcome", api.GetOutcomeRequest(header=header)))
+        await asked.wait()
+        await at_old.call("MovePartition", move(STATE, CENTRAL))
+        await everywhere(fleet, STATE, CENTRAL, 2)
+        monkeypatch.undo()
+        gate.set()
+        assert isinstance(await error_of(question), Unavailable)
+
+
 async def test_watchers_are_told_and_find_everything_again(tmp_path):
     async with running(tmp_path, eu_west=1, eu_central=1) as fleet, fleet.caller(WEST) as at_old:
         await at_old.call("CreateWorkflow", create("w"))
