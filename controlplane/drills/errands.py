@@ -680,24 +680,23 @@ class Moving(Errand):
     async def _write(self, process: int, side: Side) -> None:
         """Read and swap, one workflow after the other; others do so too."""
         plane, versions, number = self._planes[side.region], dict.fromkeys(KEYS, 1), 0
+        keys = itertools.cycle(KEYS)
         while self._writes_on:
-            for key in KEYS:
-                if not self._writes_on:
-                    return
-                with suppress(Unavailable, OutcomeUnknown):
-                    found = await plane.get_workflow(self._id(key), partition=self._moved, timeout_s=CALL_TIMEOUT_S)
-                    versions[key] = int(found.workflow.version)
-                number += 1
-                value = f"{process}.{number}"
-                work = plane.compare_and_swap(
-                    self._id(key), versions[key], value.encode(), partition=self._moved, timeout_s=CALL_TIMEOUT_S
-                )
-                asked = (side.region, versions[key], value)
-                reply = await self._scribe.ask(process, key, "writes", asked, work, _written)
-                if not isinstance(reply, ControlPlaneError):
-                    count, now_s = self._told[side.region][0] + 1, asyncio.get_running_loop().time()
-                    self._told[side.region] = (count, int(reply.header.epoch), now_s)
-                await asyncio.sleep(WRITE_S / len(KEYS))
+            key = next(keys)
+            with suppress(Unavailable, OutcomeUnknown):
+                found = await plane.get_workflow(self._id(key), partition=self._moved, timeout_s=CALL_TIMEOUT_S)
+                versions[key] = int(found.workflow.version)
+            number += 1
+            value = f"{process}.{number}"
+            work = plane.compare_and_swap(
+                self._id(key), versions[key], value.encode(), partition=self._moved, timeout_s=CALL_TIMEOUT_S
+            )
+            asked = (side.region, versions[key], value)
+            reply = await self._scribe.ask(process, key, "writes", asked, work, _written)
+            if not isinstance(reply, ControlPlaneError):
+                count, now_s = self._told[side.region][0] + 1, asyncio.get_running_loop().time()
+                self._told[side.region] = (count, int(reply.header.epoch), now_s)
+            await asyncio.sleep(WRITE_S / len(KEYS))
 
     async def _read(self, process: int, agent: str, side: Side, address: str) -> None:
         """Read what this node has, one workflow after the other."""
