@@ -12,9 +12,10 @@ there is no tick thread, no polling and no queue between arrival and answer.
    own.
 3. **The loop does not wait for a slow disk.** On a fast disk two changes of thread take longer than the sync, so the
    loop writes small batches itself: a follower before it does anything else, a leader once its appends have left. One
-   that takes longer than `_INLINE_S_MAX` sends the next second's batches to the journal thread. Besides, only
-   the rare and tiny writes of the data folder's identity and of the switch to an installed snapshot are done on the
-   loop. Snapshots are written, checked and installed by a thread.
+   that takes longer than `_INLINE_S_MAX` sends what comes within `_INLINE_PAUSES` times as long to the journal thread:
+   a disk that is slow now and then costs little, one that is always slow no more than that part of the loop's time.
+   Besides, only the rare and tiny writes of the data folder's identity and of the switch to an installed snapshot are
+   done on the loop. Snapshots are written, checked and installed by a thread.
 4. **The store is synced before the log is trimmed**, to the index it had applied before that sync began.
 5. **Anything unexpected stops the node**: `failed` is set, nothing more is sent, applied or acknowledged, and
    the entry point ends the process. An exception in a callback of the loop would otherwise be logged and
@@ -71,10 +72,11 @@ _RETRY_S = 0.02
 _TRIM_S = 60.0
 _TIMER_MIN_S = 0.0005
 _WRITER_STOP_S = 10.0
-# A batch that the loop writes itself: how large it may be, how long it may take, and for how long none is if it did.
+# A batch that the loop writes itself: how large it may be, how long it may take, and for how many times as long as it
+# took none is written there if that was longer.
 _INLINE_BYTES_MAX = 128 << 10
 _INLINE_S_MAX = 0.002
-_INLINE_PAUSE_S = 1.0
+_INLINE_PAUSES = 50
 
 
 class DurableMachine(Machine, Protocol):
@@ -566,7 +568,7 @@ class RaftLog:
         self._journal.write(ops)
         now = time.monotonic()
         if now - began > _INLINE_S_MAX:
-            self._inline_from = now + _INLINE_PAUSE_S
+            self._inline_from = now + _INLINE_PAUSES * (now - began)
         self._guard.synced(self._seq, now)
         for listener in self._sync_listeners:
             listener(now - began)

@@ -438,7 +438,7 @@ async def test_a_node_leaves_a_slow_disk_to_its_thread(
     role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loop writes small batches itself, until one takes long: then it goes on hearing while the disk works."""
-    monkeypatch.setattr(raft, "_INLINE_PAUSE_S", 60.0)
+    monkeypatch.setattr(raft, "_INLINE_PAUSES", 1e9)
     monkeypatch.setattr(raft, "_INLINE_S_MAX", 60.0)
     async with running(tmp_path, 3) as region:
         leader = await region.leader()
