@@ -5,7 +5,8 @@ sends it to two followers and syncs it; followers that sync it and say so; an an
 that are told of what is committed. There are no elections, no state, no checks, and nothing is decoded: nothing that is
 built on gRPC and Python can do without what this needs, and the rest is ours.
 
-`python -m bench.bare NUMBER FOLDER AUTHORITY KEY CERTIFICATE ADDRESS …` is one of its nodes.
+`python -m bench.bare NUMBER FOLDER AUTHORITY KEY CERTIFICATE ADDRESS …` is one of its nodes. `least` puts a state
+machine behind it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _LEADER: Final = 0
 _CHANNELS: Final = 10
 _ID_BYTES: Final = 8
 _RECORD_BYTES: Final = _ID_BYTES + len(VALUE)
-_WRITE, _SESSION, _APPEND, _WATCH = (f"/bare/{method}" for method in ("Write", "Session", "Append", "Watch"))
+SESSION: Final = "/bare/Session"
+_WRITE, _APPEND, _WATCH = (f"/bare/{method}" for method in ("Write", "Append", "Watch"))
 _COMMITTED: Final = b"c"
 _WAITING_MAX: Final = 10_000
 
@@ -43,17 +45,19 @@ class Bare:
     """Three such nodes, the first of which leads for ever, as a side of the benchmark."""
 
     name = "bare gRPC"
+    program = "bench.bare"
 
     def __init__(self, folder: Path) -> None:
         authority = certs.create_authority("bare", folder / "certificates")
         everyone = Identity("bare", EVERY_ENVIRONMENT, "bench", "peer", "bare")
         issued = certs.issue(authority, everyone, folder / "certificates", ["127.0.0.1"])
-        self._credentials = _of_client([issued.authority, issued.key, issued.certificate])
+        contents = [file.read_bytes() for file in (issued.authority, issued.key, issued.certificate)]
+        self._credentials = grpc.ssl_channel_credentials(*contents)
         self._addresses = [f"127.0.0.1:{port}" for port in free_ports(_NODES)]
         files = map(str, (issued.authority, issued.key, issued.certificate))
         given = [str(folder), *files, *self._addresses]
         self.nodes = [
-            Program([sys.executable, "-m", "bench.bare", str(number), *given], folder / f"n{number}.log")
+            Program([sys.executable, "-m", self.program, str(number), *given], folder / f"n{number}.log")
             for number in range(_NODES)
         ]
 
@@ -123,7 +127,7 @@ class _Stream:
     """Writes of many workers over one stream."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call: Any = channel.stream_stream(_SESSION)()
+        self._call: Any = channel.stream_stream(SESSION)()
         self._numbers = itertools.count()
         self._open: dict[bytes, asyncio.Future[None]] = {}
         self._unsent: list[bytes] = []
@@ -165,14 +169,14 @@ class _Stream:
                 done.cancel()
 
 
-class _Node:
+class Node:
     """One of the processes."""
 
     def __init__(self, number: int, folder: Path, credentials: grpc.ChannelCredentials, others: Sequence[str]) -> None:
         self._leads = number == _LEADER
         self._file = os.open(folder / f"log-{number}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         self._credentials, self._others = credentials, others
-        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[bytes, asyncio.Future[bytes]]] = []
         self._work = asyncio.Event()
         self._followers: list[Any] = []
         self._complete = asyncio.Event()
@@ -197,27 +201,29 @@ class _Node:
         followed = asyncio.gather(*(self._follow(address) for address in self._others))
         followed.add_done_callback(self._abandoned)
         await asyncio.wait_for(self._complete.wait(), CALL_TIMEOUT_S)
-        loop, entries = asyncio.get_running_loop(), 0
+        entries = 0
         while not followed.done():
             await self._work.wait()
             self._work.clear()
             while self._waiting:
+                await self._gather()
                 batch, self._waiting = self._waiting, []
-                entry = b"".join(record for record, _ in batch)
+                entry, answers = self._plan([record for record, _ in batch])
                 entries += 1
                 sent = asyncio.gather(*(follower.write(entry) for follower in self._followers))
                 # As in the product: the leader's disk is waited for beside its followers'.
-                await loop.run_in_executor(None, self._sync, entry)
+                await asyncio.sleep(0)
+                self._sync(entry)
                 await sent
                 while self._acks < entries and not followed.done():
                     self._acknowledged.clear()
                     await self._acknowledged.wait()
                 if followed.done():
                     break
-                for _, done in batch:
+                self._apply(entry)
+                for (_, done), answer in zip(batch, answers, strict=True):
                     if not done.done():
-                        done.set_result(None)
-                self._tell(entry)
+                        done.set_result(answer)
                 await asyncio.gather(*(follower.write(_COMMITTED) for follower in self._followers))
         await followed
 
@@ -245,22 +251,29 @@ class _Node:
         os.write(self._file, entry)
         os.fdatasync(self._file)
 
-    def _tell(self, entry: bytes) -> None:
+    async def _gather(self) -> None:
+        """Wait for more of a batch."""
+
+    def _plan(self, records: Sequence[bytes]) -> tuple[bytes, Sequence[bytes]]:
+        """The entry that is replicated, and what each record's writer is told then."""
+        return b"".join(records), [record[:_ID_BYTES] for record in records]
+
+    def _apply(self, entry: bytes) -> None:
+        """Do what every node does with an entry that a majority has."""
         for watcher in self._watchers:
             if not watcher.full():
                 watcher.put_nowait(entry)
 
-    def _submit(self, record: bytes) -> asyncio.Future[None]:
+    def _submit(self, record: bytes) -> asyncio.Future[bytes]:
         if not self._leads or len(self._waiting) >= _WAITING_MAX:
             raise RuntimeError("it does not lead, or too much waits")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.append((record, done))
         self._work.set()
         return done
 
     async def _write(self, record: bytes, _: Context) -> bytes:
-        await self._submit(record)
-        return record[:_ID_BYTES]
+        return await self._submit(record)
 
     async def _session(self, _: object, context: Context) -> None:
         answered: list[bytes] = []
@@ -275,19 +288,15 @@ class _Node:
                     answered.clear()
                     await context.write(reply)
 
-        def done(identifier: bytes) -> Callable[[object], None]:
-            def note(_: object) -> None:
-                answered.append(identifier)
-                ready.set()
-
-            return note
+        def note(done: asyncio.Future[bytes]) -> None:
+            answered.append(done.result())
+            ready.set()
 
         writer = asyncio.create_task(answer())
         try:
             while isinstance(message := await context.read(), bytes):
                 for at in range(0, len(message), _RECORD_BYTES):
-                    record = message[at : at + _RECORD_BYTES]
-                    self._submit(record).add_done_callback(done(record[:_ID_BYTES]))
+                    self._submit(message[at : at + _RECORD_BYTES]).add_done_callback(note)
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
@@ -296,7 +305,7 @@ class _Node:
         entry = b""
         while isinstance(message := await context.read(), bytes):
             if message == _COMMITTED:
-                self._tell(entry)
+                self._apply(entry)
                 continue
             entry = message
             self._sync(entry)
@@ -313,14 +322,16 @@ class _Node:
             self._watchers.discard(told)
 
 
-def _of_client(files: Sequence[Path]) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(*(file.read_bytes() for file in files))
+def main(made: type[Node]) -> None:
+    """Be one of the nodes, as the arguments of the process say; does not return."""
+    number, folder, *files = sys.argv[1:6]
+    asyncio.run(_serve(made, int(number), Path(folder), [Path(file) for file in files], sys.argv[6:]))
 
 
-async def _serve(number: int, folder: Path, files: Sequence[Path], addresses: Sequence[str]) -> None:
-    ca, key, certificate = (file.read_bytes() for file in files)
+async def _serve(made: type[Node], number: int, folder: Path, files: Sequence[Path], addresses: Sequence[str]) -> None:
+    ca, key, certificate = contents = [file.read_bytes() for file in files]
     others = [address for other, address in enumerate(addresses) if other != number]
-    node = _Node(number, folder, _of_client(files), others)
+    node = made(number, folder, grpc.ssl_channel_credentials(*contents), others)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((node.handlers(),))
     server.add_secure_port(
@@ -331,4 +342,4 @@ async def _serve(number: int, folder: Path, files: Sequence[Path], addresses: Se
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), Path(sys.argv[2]), [Path(each) for each in sys.argv[3:6]], sys.argv[6:]))
+    main(Node)

@@ -29,6 +29,7 @@ ETCD = "etcd 100/1000"
 TUNED = "etcd 30/150"
 SECURE = "etcd 100/1000 mTLS"
 BARE = "bare gRPC"
+LEAST = "least state machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,9 @@ SPECS = [
     Spec("stream_write_256_vs_bare", "writes/s", "stream_256", "stream_256", BARE),
     Spec("unary_write_64_vs_bare", "writes/s", "unary_64", "unary_64", BARE),
     Spec("single_write_p50_vs_bare", "ms", "stream_1_p50", "stream_1_p50", BARE),
+    Spec("stream_write_64_vs_least", "writes/s", "stream_64", "stream_64", LEAST),
+    Spec("stream_write_256_vs_least", "writes/s", "stream_256", "stream_256", LEAST),
+    Spec("single_write_p50_vs_least", "ms", "stream_1_p50", "stream_1_p50", LEAST),
     Spec("stream_write_64_p99", "ms", "stream_64_p99", "stream_64_p99"),
     Spec("stream_write_256_p99", "ms", "stream_256_p99", "stream_256_p99"),
     Spec("failover_kill_ms", "ms", "kill", "kill"),

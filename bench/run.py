@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench import fleet, load, reviewer
 from bench.bare import Bare
-from bench.figures import BARE, ETCD, OURS, SECURE, TUNED, Samples
+from bench.figures import BARE, ETCD, LEAST, OURS, SECURE, TUNED, Samples
+from bench.least import Least
 from bench.ledger import alone, leaves_in
 from bench.local import mirror_us, snapshot_stalls_ms
 from bench.ours import Ours
@@ -31,6 +32,7 @@ _SECURE_WATCHERS = 500
 _FEWER_WAYS = {
     SECURE: (("unary", 1), ("unary", 64), ("stream", 64)),
     BARE: (("unary", 1), ("stream", 1), ("unary", 64), ("stream", 64), ("stream", 256)),
+    LEAST: (("stream", 1), ("stream", 64), ("stream", 256)),
 }
 
 
@@ -117,13 +119,13 @@ class Run:
 
     async def _side_by_side(self, wanted: set[str]) -> None:
         self._ours = Ours(_made(self._folder / "ours"))
-        self._sides += [self._ours, Bare(_made(self._folder / "bare"))]
+        self._sides += [self._ours, Bare(_made(self._folder / "bare")), Least(_made(self._folder / "least"))]
         if installed():
             self._sides.append(Etcd(_made(self._folder / "etcd")))
             self._sides.append(Etcd(_made(self._folder / "tuned"), heartbeat_ms=30, election_ms=150))
             self._sides.append(Etcd(_made(self._folder / "secure"), secure=True))
         phases: dict[str, tuple[float, Phase]] = {
-            "writes": (180, self._writes),
+            "writes": (240, self._writes),
             "fanout": (120, self._fan_out),
             "failover": (300, self._failovers),
             "mirror": (60, self._mirror),
@@ -185,7 +187,7 @@ class Run:
                 async with self._alone(side):
                     for way, workers in ways:
                         await self._closed_loop(side, way, workers, f"{way}_{workers}")
-            for side in self._named(SECURE, BARE):
+            for side in self._named(SECURE, BARE, LEAST):
                 self._say(f"writes, round {number + 1} of {self._plan.rounds}: {side.name}")
                 async with self._alone(side):
                     for way, workers in _FEWER_WAYS[side.name]:
