@@ -2,8 +2,9 @@
 
 1. `erase` deletes the record and writes an `Erasure` beside it, under a digest of its key. That record lies in the same
    partition, so it travels wherever copies went.
-2. Every region that has it, the home as well as those that hold copies, looks for what is left in its own store
-   (`traces`), and erases it in steps (`sweep`). What was written after the erasure is not touched.
+2. Every region that has it, the home as well as those that hold copies, knows which of them it has not swept
+   (`Unswept`), looks for what is left in its own store (`traces`, for many at once), and erases it in `steps`. What was
+   written after the erasure is not touched.
 3. The last step writes an `Erased` record at home there: an audited one, which names the leaves of the region's ledger
    whose salts go with it, and neither the record nor its digest. From its revision on, files have to be scrubbed.
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -26,6 +27,7 @@ from controlplane import limits
 from controlplane.errors import Invalid, NotFound, Refused
 from controlplane.features import audit, checks, leases, moves, partitions, workflows
 from controlplane.kernel import keys
+from controlplane.kernel.machine import Changed
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Tx, scope_of
 from controlplane.v1 import api_pb2 as api
@@ -43,6 +45,7 @@ LEAVES_PER_RECORD_MAX = 512
 
 _ERASABLE = {kind.name: kind for kind in (workflows.WORKFLOW, leases.ELECTION)}
 _AFTER_ALL = b"\xff" * 9
+_ERASURE, _ERASED, _ELECTION = (keys.text(kind.name) for kind in (ERASURE, ERASED, leases.ELECTION))
 _ROWS_BETWEEN_PAUSES = 256
 
 
@@ -112,13 +115,6 @@ class Wanted:
         """Wherever the record may have been."""
         return self.scope, *self.former
 
-    def covers(self, key: bytes) -> bool:
-        """Whether this is the record's key, now or under a former home; which of these erased it is no matter."""
-        for scope in self.scopes:
-            if key.startswith(scope + keys.text(self.kind)):
-                return self.name in (keys.erasure_name(key), keys.erasure_name(self.scope + key[len(scope) :]))
-        return False
-
     def is_past(self, event: Event) -> bool:
         """Whether it was written before the erasure, or by a former home."""
         return _written_at(event) <= self.upto or not event.key.startswith(self.scope)
@@ -132,24 +128,89 @@ class Traces:
     leaves: set[int] = field(default_factory=set)
 
 
-def pending(view: View, region: str, among: Iterable[Partition]) -> list[Wanted]:
-    """Erasures in these partitions that the region has not swept."""
-    system = scope_of(partitions.system(region))
-    found = []
-    for partition in among:
-        scope = scope_of(partition)
-        for _, packed in view.scan(*keys.children(keys.RECORD + scope + keys.text(ERASURE.name))):
+class _Asked(NamedTuple):
+    """An erasure that was not swept: what kind of record it is about, and its revision at that record's home."""
+
+    kind: str
+    at: int
+
+
+class Unswept:
+    """Which erasures in a region's store it has not swept yet, in whatever partition they lie.
+
+    Made of a view, which looks at every erasure there ever was (for a thread: it calls `pause` often); kept up to date
+    by `took`, which looks at those that changed.
+    """
+
+    def __init__(self, view: View, region: str, pause: Callable[[], None] = lambda: None) -> None:
+        self.due = 0
+        """The revision at which the last erasure was swept; 0 if none was."""
+        self._system = scope_of(partitions.system(region))
+        self._found: dict[bytes, dict[str, _Asked]] = {}
+        swept: dict[str, int] = {}
+        for _, packed in _paused(view.scan(*keys.children(keys.RECORD + self._system + _ERASED)), pause):
             event = Event.FromString(packed)
-            name, at = keys.decode(event.key).name, _written_at(event)
-            done = view.get(keys.RECORD + keys.within(system, ERASED.name, name))
-            if done is None or Erased.FromString(Event.FromString(done).value).revision < at:
-                with contextlib.suppress(DecodeError):
-                    # What another region sent may be anything.
-                    kind = Erasure.FromString(event.value).kind
-                    at_home, was_home = partition.home == region, any(each.home == region for each in partition.former)
-                    answered = at if at_home else moves.ALL if was_home else 0
-                    found.append(Wanted(scope, name, kind, at, at_home, answered, _former(partition)))
-    return found
+            swept[keys.decode(event.key).name] = Erased.FromString(event.value).revision
+            self.due = max(self.due, event.revision)
+        for scope in _scopes(view):
+            for _, packed in _paused(view.scan(*keys.children(keys.RECORD + scope + _ERASURE)), pause):
+                event = Event.FromString(packed)
+                self._note(event, swept.get(keys.decode(event.key).name, 0))
+
+    def took(self, view: View, changed: Iterable[Changed]) -> None:
+        """Take in what was `changed` since, as `about_erasures` says; `view` has it already."""
+        for each in changed:
+            key = keys.decode(each.key)
+            if key.kind == ERASURE.name:
+                done = view.get(keys.RECORD + keys.within(self._system, ERASED.name, key.name))
+                self._note(each.event, Erased.FromString(Event.FromString(done).value).revision if done else 0)
+            elif each.key.startswith(self._system) and each.event.HasField("value"):
+                self._swept(key.name, Erased.FromString(each.event.value).revision)
+                self.due = max(self.due, each.event.revision)
+
+    def count(self, among: Iterable[Partition]) -> int:
+        """How many there are in these partitions."""
+        return sum(len(self._found.get(scope_of(partition), ())) for partition in among)
+
+    def wanted(self, region: str, among: Iterable[Partition], upto: Callable[[Partition], int]) -> Iterator[Wanted]:
+        """What has to be swept in these partitions, up to a revision of each one's home."""
+        for partition in among:
+            scope, top = scope_of(partition), upto(partition)
+            at_home, was_home = partition.home == region, any(each.home == region for each in partition.former)
+            for name, asked in self._found.get(scope, {}).items():
+                if asked.at <= top:
+                    answered = asked.at if at_home else moves.ALL if was_home else 0
+                    yield Wanted(scope, name, asked.kind, asked.at, at_home, answered, _former(partition))
+
+    def _note(self, event: Event, swept: int) -> None:
+        scope, name, at = keys.scope_of(event.key), keys.decode(event.key).name, _written_at(event)
+        found = self._found.setdefault(scope, {})
+        found.pop(name, None)
+        if event.HasField("value") and at > swept:
+            with contextlib.suppress(DecodeError):
+                # What another region sent may be anything.
+                found[name] = _Asked(Erasure.FromString(event.value).kind, at)
+
+    def _swept(self, name: str, revision: int) -> None:
+        for found in self._found.values():
+            if name in found and found[name].at <= revision:
+                del found[name]
+
+
+def about_erasures(changed: Iterable[Changed]) -> list[Changed]:
+    """Those that say of something that it was erased, or swept."""
+    # A name may look like a kind.
+    alike = (each for each in changed if _ERASURE in each.key or _ERASED in each.key)
+    return [each for each in alike if keys.decode(each.key).kind in (ERASURE.name, ERASED.name)]
+
+
+def _scopes(view: View) -> Iterator[bytes]:
+    """All scopes in which there are records; each costs a lookup."""
+    at, end = keys.children(keys.RECORD)
+    while (first := next(iter(view.scan(at, end)), None)) is not None:
+        scope = keys.scope_of(first[0][len(keys.RECORD) :])
+        yield scope
+        at = keys.children(keys.RECORD + scope)[1]
 
 
 def _former(partition: Partition) -> tuple[bytes, ...]:
@@ -166,73 +227,97 @@ def erased_since(view: View, among: Iterable[Partition], revision: int) -> bool:
     )
 
 
-def due(view: View, region: str) -> int:
-    """The revision at which the last erasure was swept; 0 if none was."""
-    prefix = keys.RECORD + scope_of(partitions.system(region)) + keys.text(ERASED.name)
-    return max((Event.FromString(packed).revision for _, packed in view.scan(*keys.children(prefix))), default=0)
-
-
-def traces(view: View, wanted: Wanted, pause: Callable[[], None]) -> Traces:
-    """Look for all that is left in a store that has the erasure already. For a thread: calls `pause` often.
+def traces(view: View, wanted: Sequence[Wanted], pause: Callable[[], None]) -> list[Traces]:
+    """Look for all that is left of each in a store that has the erasures already. For a thread: calls `pause` often.
 
     Events and versions that hold a value, and outcomes of what wrote them or which show an election's holder. That
-    something was deleted stays: watchers have to hear of it.
+    something was deleted stays: watchers have to hear of it. However many are wanted, the store is read once.
     """
-    found = Traces()
-    written: set[int] = set()
-    for row, packed in _paused(_events(view, wanted), pause):
+    found, sought = [Traces() for _ in wanted], _Sought(wanted)
+    written: dict[int, set[int]] = {}
+    for row, packed in _paused(_events(view, wanted, sought), pause):
         event = Event.FromString(packed)
-        if not event.HasField("value") or not wanted.is_past(event) or not wanted.covers(event.key):
+        if not event.HasField("value"):
             continue
-        found.rows.append(row)
-        written.add(event.revision)
-        leaf = audit.leaf_of(view, event.revision, event.at_ms)
-        if leaf is not None:
-            found.leaves.add(leaf)
-    if not wanted.answered:
+        meant = {n for n in sought.find(event.key) if wanted[n].is_past(event)}
+        leaf = audit.leaf_of(view, event.revision, event.at_ms) if meant else None
+        for n in meant:
+            found[n].rows.append(row)
+            if leaf is not None:
+                found[n].leaves.add(leaf)
+        if meant:
+            written.setdefault(event.revision, set()).update(meant)
+    if not any(each.answered for each in wanted):
         return found
     for row, packed in _paused(view.scan(*keys.children(keys.OUTCOME)), pause):
         outcome = Outcome.FromString(packed)
-        if outcome.revision in written or _shows(outcome, wanted):
-            found.rows.append(row)
+        for n in {*written.get(outcome.revision, ()), *sought.shown(outcome)}:
+            if wanted[n].answered:
+                found[n].rows.append(row)
     return found
 
 
-def _events(view: View, wanted: Wanted) -> Iterator[tuple[bytes, bytes]]:
-    """Events that may be the record's, and all of its versions."""
-    of_kind = [scope + keys.text(wanted.kind) for scope in wanted.scopes]
-    for domain in dict.fromkeys(map(keys.domain_of, wanted.scopes)):
+class _Sought:
+    """Finds which of many erasures mean a record, however it was called when they were asked for."""
+
+    def __init__(self, wanted: Sequence[Wanted]) -> None:
+        self._wanted = wanted
+        self._named: dict[bytes, tuple[int, dict[bytes, dict[str, list[int]]]]] = {}
+        """By scope and kind of a record: how long the scope is; by the erasure's scope and name: which these are."""
+        for n, each in enumerate(wanted):
+            for scope in each.scopes:
+                _, named = self._named.setdefault(scope + keys.text(each.kind), (len(scope), {}))
+                named.setdefault(each.scope, {}).setdefault(each.name, []).append(n)
+
+    @property
+    def kinds(self) -> tuple[bytes, ...]:
+        """How the keys begin of all records that may be meant."""
+        return tuple(self._named)
+
+    def find(self, key: bytes) -> set[int]:
+        """Those that mean this key, now or under a former home; which of these erased it is no matter."""
+        found: set[int] = set()
+        for start, (scope_bytes, named) in self._named.items():
+            if key.startswith(start):
+                own = keys.erasure_name(key)
+                for scope, names in named.items():
+                    for name in (own, keys.erasure_name(scope + key[scope_bytes:])):
+                        found.update(names.get(name, ()))
+        return found
+
+    def shown(self, outcome: Outcome) -> set[int]:
+        """Those whose election a reply shows. What kind of reply it is, its outcome does not say."""
+        elections = [start for start in self._named if start.endswith(_ELECTION)]
+        if not elections or outcome.verdict != Outcome.COMMITTED:
+            return set()
+        try:
+            name = api.CampaignReply.FromString(outcome.reply).holder.election.name
+        except DecodeError:
+            return set()
+        found = {n for start in elections for n in self.find(start + keys.text(name))} if name else set()
+        return {n for n in found if outcome.revision <= self._wanted[n].answered}
+
+
+def _events(view: View, wanted: Sequence[Wanted], sought: _Sought) -> Iterator[tuple[bytes, bytes]]:
+    """Events that may be a record's, and all of its versions."""
+    domains = (keys.domain_of(scope) for each in wanted for scope in each.scopes)
+    for domain in dict.fromkeys(domains):
         for row, packed in view.scan(*keys.children(keys.EVENT + domain)):
             # Whether it is that kind at all is seen without taking it apart; others pass by, for the pauses between.
-            yield row, packed if any(each in packed for each in of_kind) else b""
-    for each in of_kind:
-        yield from _versions(view, each, wanted)
+            yield row, packed if any(each in packed for each in sought.kinds) else b""
+    for each in sought.kinds:
+        yield from _versions(view, each, sought)
 
 
-def _versions(view: View, of_kind: bytes, wanted: Wanted) -> Iterator[tuple[bytes, bytes]]:
+def _versions(view: View, of_kind: bytes, sought: _Sought) -> Iterator[tuple[bytes, bytes]]:
     at, end = keys.children(keys.HISTORY + of_kind)
     while (first := next(iter(view.scan(at, end)), None)) is not None:
         key = first[0][len(keys.HISTORY) : -len(keys.number(0))]
-        if wanted.covers(key):
+        if sought.find(key):
             yield from view.scan(*keys.children(keys.HISTORY + key))
         else:
             yield first[0], b""
         at = keys.HISTORY + key + _AFTER_ALL
-
-
-def _shows(outcome: Outcome, wanted: Wanted) -> bool:
-    """Whether a reply shows the election that was erased. What kind of reply it is, its outcome does not say."""
-    if (
-        wanted.kind != leases.ELECTION.name
-        or outcome.verdict != Outcome.COMMITTED
-        or outcome.revision > wanted.answered
-    ):
-        return False
-    try:
-        name = api.CampaignReply.FromString(outcome.reply).holder.election.name
-    except DecodeError:
-        return False
-    return bool(name) and any(wanted.covers(keys.within(scope, wanted.kind, name)) for scope in wanted.scopes)
 
 
 def _written_at(event: Event) -> int:

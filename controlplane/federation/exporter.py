@@ -409,9 +409,9 @@ class _Export:
             return
         after = 0 if place.listing else recorded
         sent = machine.events(self._node.store, self.domain, after, place.revision)
+        known = after >= self._exporter.oldest() and next(sent, None) is None
         # What was sent may have been erased since: nothing else tells of it then.
-        kept = place.revision <= after or not erasure.erased_since(self._node.store, self._partitions, after)
-        if kept and after >= self._exporter.oldest() and next(sent, None) is None:
+        if known and (place.revision <= after or not erasure.erased_since(self._node.store, self._partitions, after)):
             return
         await self._exporter.write_down(
             Passage(

@@ -100,6 +100,14 @@ def home_and_reach(scope_bytes: bytes) -> tuple[str, str]:
     return home, reach
 
 
+def scope_of(key: bytes) -> bytes:
+    """The scope that a record's key lies in. Raises ValueError if it lies in none."""
+    at = 0
+    for _ in range(3):
+        _, at = _text(key, at)
+    return key[: at + _NUMBER_BYTES]
+
+
 def own_place(region: str) -> tuple[str, str]:
     """Reach and id of the partition in which a region keeps what it notes about itself."""
     return "HOME_ONLY", f"{region}.system"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from controlplane import features, limits
 from controlplane.errors import ControlPlaneError, Refused
-from controlplane.features import audit, erasure, federation, leases, switches, workflows
+from controlplane.features import audit, erasure, federation, leases, moves, switches, workflows
 from controlplane.features.partitions import system
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import MemoryStore, Store, View
@@ -32,12 +32,17 @@ NAMES = ("a", "ü")
 OPERATIONS = ("create", "swap", "campaign", "other campaigns", "resign", "erase workflow", "erase election", "sweep")
 
 
+def pending(unswept: erasure.Unswept) -> list[erasure.Wanted]:
+    return sorted(unswept.wanted("eu", [STATE], lambda partition: moves.ALL), key=lambda wanted: wanted.name)
+
+
 class Region:
     """A planner over memory, and a replica on disk that gets nothing but the entries."""
 
     def __init__(self, folder: Path) -> None:
         self.stores: list[Store] = [MemoryStore(), RocksStore(folder)]
         self.ledgers = [audit.Ledger(store) for store in self.stores]
+        self.unswept = erasure.Unswept(self.view, "eu")
         self.asked: list[RequestId] = []
 
     @property
@@ -66,14 +71,20 @@ class Region:
             self.asked.append(request)
         packed = machine.pack(entry)
         for store, ledger in zip(self.stores, self.ledgers, strict=True):
-            machine.apply(store, state.index + 1, 1, packed, annex=ledger)
+            applied = machine.apply(store, state.index + 1, 1, packed, annex=ledger)
+        self.unswept.took(self.view, erasure.about_erasures(applied.changed))
+        assert (self.unswept.due, pending(self.unswept)) == (
+            (anew := erasure.Unswept(self.view, "eu")).due,
+            pending(anew),
+        )
         return replies
 
     def sweep(self) -> None:
-        for wanted in erasure.pending(self.view, "eu", [STATE]):
-            for step in erasure.steps(erasure.traces(self.view, wanted, lambda: None), wanted):
+        wanted = pending(self.unswept)
+        for each, found in zip(wanted, erasure.traces(self.view, wanted, lambda: None), strict=True):
+            for step in erasure.steps(found, each):
                 self.run(EU, step)
-        assert not erasure.pending(self.view, "eu", [STATE])
+        assert not pending(self.unswept)
 
     def close(self) -> None:
         assert isinstance(self.stores[1], RocksStore)
@@ -236,7 +247,37 @@ def test_erasing_twice_changes_nothing(region: Region) -> None:
     [second] = region.run(STATE, erase("workflow", "a"))
     assert isinstance(second, api.EraseRecordReply)
     assert first == second
-    assert not erasure.pending(region.view, "eu", [STATE])
+    assert not pending(region.unswept)
+
+
+def test_many_are_looked_for_in_one_go_and_each_finds_its_own(region: Region) -> None:
+    for name in ("a", "b", "c"):
+        region.run(STATE, create(name, b"secret"))
+    region.run(STATE, campaign("seat", b"secret"), create("stays", b"kept"))
+    [reply] = region.run(STATE, campaign("seat", b"secret"))
+    assert isinstance(reply, api.CampaignReply)
+    region.run(STATE, resign("seat", reply.holder.fence))
+    for kind, name in (("workflow", "a"), ("workflow", "b"), ("election", "seat")):
+        region.run(STATE, erase(kind, name))
+    wanted = pending(region.unswept)
+    assert len(wanted) == 3
+    together = erasure.traces(region.view, wanted, lambda: None)
+    assert together == [each for one in wanted for each in erasure.traces(region.view, [one], lambda: None)]
+    assert all(found.rows for found in together)
+    region.sweep()
+    # Of the one that was not erased: the record, its event and its history.
+    assert len(held(region.view, b"secret")) == len(held(region.view, b"kept")) == 3
+
+
+@pytest.mark.parametrize("left", [lambda at: at - 1, lambda at: at])
+def test_what_was_not_copied_up_to_its_erasure_is_not_swept_yet(region: Region, left: Callable[[int], int]) -> None:
+    region.run(STATE, create("a", b"secret"))
+    region.run(STATE, erase("workflow", "a"))
+    at = region.unswept.due or machine.state_of(region.view).revision
+    found = [*region.unswept.wanted("eu", [STATE], lambda partition: left(at))]
+    assert len(found) == (left(at) == at)
+    assert region.unswept.count([STATE]) == 1
+    assert region.unswept.count([EU]) == 0
 
 
 def test_a_held_election_is_not_ended(region: Region) -> None:
@@ -289,7 +330,7 @@ def test_what_left_can_still_be_shown(region: Region) -> None:
         at_home=True,
         answered=9,
     )
-    found = erasure.traces(region.view, wanted, lambda: None)
+    [found] = erasure.traces(region.view, [wanted], lambda: None)
     assert found.leaves == {0}
     for step in erasure.steps(found, wanted):
         region.run(EU, step)

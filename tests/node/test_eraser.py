@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from controlplane import geography
 from controlplane.eraser import Eraser
-from controlplane.features import federation
+from controlplane.features import erasure, federation
 from controlplane.features.partitions import system
 from controlplane.kernel import keys
+from controlplane.kernel.store import View
 from controlplane.kernel.transaction import scope_of
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.federation_pb2 import Shared, SharedPage
@@ -75,6 +79,73 @@ async def test_that_it_happened_can_still_be_asked() -> None:
         assert reply.known == api.GetOutcomeReply.FORGOTTEN
 
 
+async def test_many_are_swept_in_a_few_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes: list[int] = []
+    traces = erasure.traces
+
+    def watched(view: View, wanted: Sequence[erasure.Wanted], pause: Callable[[], None]) -> list[erasure.Traces]:
+        goes.append(len(wanted))
+        return traces(view, wanted, pause)
+
+    monkeypatch.setattr(erasure, "traces", watched)
+    async with Region() as region:
+        names = [f"person {n}" for n in range(130)]
+        for name in names:
+            await region.create(name, b"secret")
+        for name in names:
+            await erase(region, name)
+        eraser = Eraser(region.node)
+        eraser.start()
+        try:
+            await until(lambda: not eraser.report().pending)
+        finally:
+            await eraser.stop()
+        assert goes == [64, 64, 2]
+        assert not any(b"secret" in value for _, value in rows(region.store))
+
+
+async def test_what_is_erased_during_the_first_look_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, gate = threading.Event(), threading.Event()
+    look = erasure.Unswept.__init__
+
+    def slow(self: erasure.Unswept, *given: Any) -> None:
+        look(self, *given)
+        looking.set()
+        assert gate.wait(10)
+
+    async with Region() as region:
+        await region.create("before", b"secret")
+        await region.create("meanwhile", b"secret")
+        await erase(region, "before")
+        monkeypatch.setattr(erasure.Unswept, "__init__", slow)
+        eraser = Eraser(region.node)
+        eraser.start()
+        try:
+            await until(looking.is_set)
+            # Nobody may take what was not looked at for done.
+            assert eraser.report().pending == 1
+            await erase(region, "meanwhile")
+            gate.set()
+            await until(lambda: not eraser.report().pending)
+            assert not any(b"secret" in value for _, value in rows(region.store))
+            # The same if the store was replaced while somebody looked at the old one.
+            looking.clear()
+            gate.clear()
+            await region.create("later", b"secret")
+            region.node.reloaded()
+            await until(looking.is_set)
+            region.node.reloaded()
+            looking.clear()
+            await erase(region, "later")
+            gate.set()
+            await until(looking.is_set)
+            await until(lambda: not eraser.report().pending)
+            assert not any(b"secret" in value for _, value in rows(region.store))
+        finally:
+            gate.set()
+            await eraser.stop()
+
+
 async def test_whoever_leads_next_goes_on() -> None:
     async with erasing() as (region, eraser):
         await region.create("person", b"secret")
@@ -109,13 +180,13 @@ async def test_a_copy_is_swept_when_nothing_older_can_come() -> None:
         fresh = Cursor(peer="us", reach=Reach.GLOBAL, epoch=1)
         await take(carrier, lambda tx: federation.begin_listing(tx, "eu", fresh, 5))
         # The record is listed as it was, and erased at home before the listing came to the erasure.
-        erasure = keys.within(scope_of(ABROAD), "erasure", keys.erasure_name(KEY))
+        erased = keys.within(scope_of(ABROAD), "erasure", keys.erasure_name(KEY))
         page = SharedPage(partition=ABROAD.id, upto=KEY, records=[shared(KEY, b"\n\6person\x12\6secret", 4)])
         await take(ABROAD, lambda tx: federation.take_page(tx, "eu", page))
         told = Erasure(kind="workflow", version=2).SerializeToString()
         last = SharedPage(partition=ABROAD.id, after=KEY, upto=b"\xff", last=True)
         await take(ABROAD, lambda tx: federation.take_page(tx, "eu", last))
-        copied = [shared(erasure, told, 7)]
+        copied = [shared(erased, told, 7)]
         await take(ABROAD, lambda tx: federation.take_transaction(tx, "eu", 6, copied))
         await settle()
         assert eraser.report().pending == 1
