@@ -195,6 +195,9 @@ class Node:
         self.places = Places(region, partitions, self.abroad)
         """Where partitions are at home."""
         self.places.look(store)
+        self.engaged = switches.Engaged()
+        """The kill switches that are engaged."""
+        self.engaged.look(store)
         self.failed: asyncio.Future[None] = asyncio.get_event_loop().create_future()
         self.failed.add_done_callback(_seen)
 
@@ -292,6 +295,7 @@ class Node:
         self._watches.reset(self._state.revision)
         self.abroad.look(self.store, self.clock())
         shown = self.places.look(self.store)
+        self.engaged.look(self.store)
         for before in shown:
             self._watches.outdate(scope_of(before))
         for listener in self._reloaded_listeners:
@@ -830,6 +834,7 @@ class Node:
             self._marks.popitem(last=False)
         self.abroad.took(self.store, applied.changed, self._current_at)
         outdated = self.places.took(applied.changed)
+        self.engaged.took(applied.changed)
         # Also when nothing changed: a refusal has a revision too, and watchers and readers wait for it.
         self._watches.took(applied)
         for before in outdated:

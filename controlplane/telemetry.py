@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Final
 
 import prometheus_client
@@ -25,18 +25,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from controlplane import limits
-from controlplane.features import switches
 from controlplane.federation.links import Links
-from controlplane.kernel import keys
-from controlplane.kernel.transaction import scope_of
 from controlplane.node import AGE_UNKNOWN_MS, Node
 from controlplane.replication import Log, LogStatus, PeerStatus, Role
 from controlplane.replication.transport import LinkCounters
-from controlplane.v1 import records_pb2, state_pb2
+from controlplane.v1 import records_pb2
 
 LATENCY_BUCKETS_S: Final = tuple(base * 10**power for power in range(-4, 1) for base in (1, 2, 5))
 
-_SWITCHES_READ_MAX = 10_000
 _HTTP_LINE_BYTES_MAX = 8192
 _HTTP_TIMEOUT_S = 10.0
 _HTTP_BACKLOG = 16
@@ -269,17 +265,10 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 def _engaged(node: Node) -> Mapping[str, int]:
     kinds = records_pb2.ScopeKind.DESCRIPTOR.values_by_number
     numbers = {kind.name.removeprefix("SCOPE_").lower(): 0 for number, kind in kinds.items() if number}
-    for switch in islice(_switches(node), _SWITCHES_READ_MAX):
-        if switch.engaged:
-            numbers[kinds[switch.scope.kind].name.removeprefix("SCOPE_").lower()] += 1
-    return numbers
-
-
-def _switches(node: Node) -> Iterator[records_pb2.Switch]:
     for partition in node.partitions.values():
-        start, end = keys.children(keys.RECORD + scope_of(partition) + keys.text(switches.SWITCH.name))
-        for _, packed in node.store.scan(start, end):
-            yield records_pb2.Switch.FromString(state_pb2.Event.FromString(packed).value)
+        for scope in node.engaged.switches(partition):
+            numbers[kinds[scope.kind].name.removeprefix("SCOPE_").lower()] += 1
+    return numbers
 
 
 class MetricsServer:

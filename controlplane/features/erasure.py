@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 from controlplane import limits
 from controlplane.errors import Invalid, NotFound, Refused
 from controlplane.features import audit, checks, leases, moves, partitions, workflows
-from controlplane.kernel import keys
+from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import Changed
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Tx, scope_of
@@ -152,7 +152,7 @@ class Unswept:
             event = Event.FromString(packed)
             swept[keys.decode(event.key).name] = Erased.FromString(event.value).revision
             self.due = max(self.due, event.revision)
-        for scope in _scopes(view):
+        for scope in machine.scopes(view):
             for _, packed in _paused(view.scan(*keys.children(keys.RECORD + scope + _ERASURE)), pause):
                 event = Event.FromString(packed)
                 self._note(event, swept.get(keys.decode(event.key).name, 0))
@@ -202,15 +202,6 @@ def about_erasures(changed: Iterable[Changed]) -> list[Changed]:
     # A name may look like a kind.
     alike = (each for each in changed if _ERASURE in each.key or _ERASED in each.key)
     return [each for each in alike if keys.decode(each.key).kind in (ERASURE.name, ERASED.name)]
-
-
-def _scopes(view: View) -> Iterator[bytes]:
-    """All scopes in which there are records; each costs a lookup."""
-    at, end = keys.children(keys.RECORD)
-    while (first := next(iter(view.scan(at, end)), None)) is not None:
-        scope = keys.scope_of(first[0][len(keys.RECORD) :])
-        yield scope
-        at = keys.children(keys.RECORD + scope)[1]
 
 
 def _former(partition: Partition) -> tuple[bytes, ...]:

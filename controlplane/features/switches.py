@@ -19,9 +19,13 @@ from typing import NamedTuple
 from controlplane import limits
 from controlplane.errors import Invalid
 from controlplane.features import checks
+from controlplane.kernel import keys, machine
+from controlplane.kernel.machine import Changed
+from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Reader, Row, Tx, scope_of
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1.records_pb2 import Partition, Scope, ScopeKind, Stop, StopException, Switch
+from controlplane.v1.state_pb2 import Event
 
 SWITCH = Kind("switch", Switch, history_kept=None, reserved=True)
 STOP = Kind("stop", Stop, history_kept=None, reserved=True)
@@ -35,6 +39,7 @@ _WORDS = {
     ScopeKind.SCOPE_TOOL: "tool",
     ScopeKind.SCOPE_WORKFLOW: "workflow",
 }
+_SWITCH, _STOP = keys.text(SWITCH.name), keys.text(STOP.name)
 _KINDS = {word: kind for kind, word in _WORDS.items()}
 _NAMELESS = (ScopeKind.SCOPE_REGION, ScopeKind.SCOPE_ENVIRONMENT)
 
@@ -233,6 +238,53 @@ def heeded(
             if not excepts(exception(exception_name(stop.region, name)), stop):
                 switch = Switch(scope=scope_of_name(name), engaged=True)
                 yield api.SwitchView(switch=switch, meta=stop.meta, region=stop.region)
+
+
+class Engaged:
+    """What is engaged in a store: switches, and stops that tell others of them.
+
+    Those that were released stay in the store for ever, so nobody counts by reading it: `look` does, once, and `took`
+    looks at what changed.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[bytes, str], dict[str, Switch | Stop]] = {}
+
+    def look(self, view: View) -> None:
+        """Begin anew with a store."""
+        self._found.clear()
+        for scope in machine.scopes(view):
+            for kind in (SWITCH, STOP):
+                for _, packed in view.scan(*keys.children(keys.RECORD + scope + keys.text(kind.name))):
+                    self._take(Event.FromString(packed))
+
+    def took(self, changed: Iterable[Changed]) -> None:
+        """Take in what an entry changed."""
+        for each in changed:
+            # A name may look like a kind.
+            if _SWITCH in each.key or _STOP in each.key:
+                self._take(each.event)
+
+    def switches(self, partition: Partition) -> Sequence[Scope]:
+        """What the engaged switches of a partition stop."""
+        found = self._found.get((scope_of(partition), SWITCH.name), {}).values()
+        return [switch.scope for switch in found if isinstance(switch, Switch)]
+
+    def stops(self, partition: Partition) -> Sequence[str]:
+        """The engaged stops of a partition, in order."""
+        return sorted(self._found.get((scope_of(partition), STOP.name), ()))
+
+    def _take(self, event: Event) -> None:
+        key = keys.decode(event.key)
+        if key.kind not in (SWITCH.name, STOP.name):
+            return
+        kind: Kind[Switch] | Kind[Stop] = SWITCH if key.kind == SWITCH.name else STOP
+        found = self._found.setdefault((keys.scope_of(event.key), key.kind), {})
+        value = kind.message.FromString(event.value) if event.HasField("value") else None
+        if value is not None and value.engaged:
+            found[key.name] = value
+        else:
+            found.pop(key.name, None)
 
 
 class Abroad:

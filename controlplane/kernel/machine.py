@@ -503,6 +503,15 @@ def _is_erasable(row: bytes) -> bool:
     return row.startswith((keys.EVENT, keys.HISTORY))
 
 
+def scopes(view: View) -> Iterator[bytes]:
+    """All scopes in which there are records; each costs a lookup."""
+    at, end = keys.children(keys.RECORD)
+    while (first := next(iter(view.scan(at, end)), None)) is not None:
+        scope = keys.scope_of(first[0][len(keys.RECORD) :])
+        yield scope
+        at = keys.children(keys.RECORD + scope)[1]
+
+
 def events(view: View, domain: bytes, after: int, last: int) -> Iterator[Event]:
     """Events of a domain at revisions `after` + 1 … `last`, in order."""
     if after >= last:

@@ -16,7 +16,6 @@ leader, and written down there as something that left (`federation.doors`), like
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -26,7 +25,6 @@ from controlplane.errors import Denied, NotFound, OutcomeUnknown, Unavailable
 from controlplane.features import switches
 from controlplane.federation import Federation
 from controlplane.geography import check_read
-from controlplane.kernel.transaction import Reader
 from controlplane.node import Call, Node
 from controlplane.server.region import RegionView
 from controlplane.v1 import api_pb2 as api
@@ -94,7 +92,6 @@ HELD_BACK: Final = frozenset(
 
 _ASK_S = 3.0
 """How long another region is waited for: who looks after regions in trouble wants to hear that one is."""
-_SWITCHES_READ_MAX = 10_000
 
 
 def outline(status: api.GetStatusReply) -> api.Outline:
@@ -173,13 +170,11 @@ class Outlines:
         stops = self._stops_for(call)
         if stops is None:
             return reply
-        told, revision = reply.outline, self._node.revision
+        told = reply.outline
         told.stops_told = True
-        ids = (row.name for row in Reader(self._node.store, stops, revision).list(switches.STOP) if row.value.engaged)
-        told.stop_ids.extend(islice(ids, limits.PAGE_MAX))
+        told.stop_ids.extend(self._node.engaged.stops(stops)[: limits.PAGE_MAX])
         if thrown := self._default(call.environment, switches.SWITCH.name):
-            rows = islice(Reader(self._node.store, thrown, revision).list(switches.SWITCH), _SWITCHES_READ_MAX)
-            told.switches_engaged = sum(row.value.engaged for row in rows)
+            told.switches_engaged = len(self._node.engaged.switches(thrown))
         return reply
 
     def _stops_for(self, call: Call) -> Partition | None:

@@ -15,6 +15,7 @@ from controlplane.errors import Compacted, Invalid
 from controlplane.features import federation, partitions, switches
 from controlplane.geography import Atlas
 from controlplane.kernel import keys
+from controlplane.kernel.store import MemoryStore
 from controlplane.kernel.transaction import scope_of
 from controlplane.node import Call
 from controlplane.sdk.mirror import KINDS, STOPS, Mirror
@@ -129,6 +130,44 @@ async def test_stops_outlive_the_process_and_the_arrival_of_a_snapshot() -> None
         behind.store.commit(replacement(here.store))
         behind.node.reloaded()
         assert await behind.stopped_by("search") == [("us", "search")]
+
+
+async def test_what_is_engaged_is_known_without_reading_what_ever_was() -> None:
+    us = shared_by("us")
+
+    def known(region: Here) -> tuple[list[str], list[str], list[str]]:
+        node = region.node
+        anew = switches.Engaged()
+        anew.look(node.store)
+        found = [
+            (
+                sorted(scope.name for p in PARTITIONS for scope in engaged.switches(p)),
+                [*engaged.stops(OWN)],
+                [*engaged.stops(us)],
+            )
+            for engaged in (node.engaged, anew)
+        ]
+        assert found[0] == found[1]
+        return found[0]
+
+    async with Here() as region:
+        await region.learn(us)
+        assert known(region) == ([], [], [])
+        await region.create("switch")
+        for scope in (CALC, SEARCH):
+            await region.throw(scope)
+        await region.hear(us, CALC, SEARCH)
+        both = sorted(switches.opaque(FLEET, "prod", switches.record_name(scope)) for scope in (CALC, SEARCH))
+        assert known(region) == (["calc", "search"], [], both)
+        await region.throw(CALC, engaged=False)
+        await region.throw(CALC, engaged=False)
+        await region.hear(us, SEARCH, engaged=False)
+        assert known(region)[0] == ["search"]
+        assert known(region)[2] == [switches.opaque(FLEET, "prod", switches.record_name(CALC))]
+        # Another store takes its place, in which nothing is engaged.
+        region.node.store = MemoryStore()
+        region.node.reloaded()
+        assert known(region) == ([], [], [])
 
 
 async def test_a_new_epoch_of_a_region_releases_nothing() -> None:
