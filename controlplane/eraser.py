@@ -23,7 +23,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from itertools import islice
 from typing import Final, Protocol
 
 from controlplane.errors import ControlPlaneError
@@ -35,6 +34,7 @@ from controlplane.kernel.transaction import scope_of
 from controlplane.node import Node
 from controlplane.v1.api_pb2 import Erasures
 from controlplane.v1.records_pb2 import Partition, Reach
+from controlplane.waiting import Feature
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,15 +147,22 @@ class Eraser:
     async def _sweep_forever(self) -> None:
         while True:
             unswept = await self._look()
-            if self._node.log.status().ready:
-                wanted = unswept.wanted(self._node.region, self._among(), self._complete_upto)
-                if chosen := [*islice(wanted, _AT_ONCE)]:
-                    await self._sweep(chosen)
+            if self._node.log.status().ready and (chosen := self._chosen(unswept)):
+                await self._sweep(chosen)
             with contextlib.suppress(TimeoutError):
                 # A partition of another region may become known, and its copy whole.
-                async with asyncio.timeout(RETRY_S if unswept.count(self._among()) else None):
+                async with asyncio.timeout(RETRY_S if unswept else None):
                     await self._news.wait()
             self._news.clear()
+
+    def _chosen(self, unswept: Unswept) -> list[Wanted]:
+        """Those that are swept next; of the same in two partitions, one at home here goes before its copy."""
+        chosen: dict[str, Wanted] = {}
+        for each in unswept.wanted(self._node.region, self._among(), self._complete_upto):
+            chosen.setdefault(each.name, each)
+            if len(chosen) == _AT_ONCE:
+                break
+        return [*chosen.values()]
 
     def _complete_upto(self, partition: Partition) -> int:
         """The revision of a partition's home up to which nothing older can come any more."""
@@ -173,15 +180,29 @@ class Eraser:
         finally:
             view.close()
         try:
-            async with asyncio.TaskGroup() as group:
-                for each, left in zip(wanted, found, strict=True):
-                    group.create_task(self._erase(each, left))
-        except* ControlPlaneError as errors:
-            _LOG.warning("erasures could not all be swept, and will be tried again: %s", errors.exceptions[0])
+            # All replicas erase the rows of an entry in one turn of their loops, so they go in small parts.
+            for step in erasure.sweeping(found):
+                await self._transact(step)
+        except ControlPlaneError as error:
+            self._put_off(error)
+            return
+        noted = await asyncio.gather(*map(self._note, wanted, found), return_exceptions=True)
+        failed = [each for each in noted if each is not None]
+        for each in failed:
+            if not isinstance(each, ControlPlaneError):
+                raise each
+        if failed:
+            self._put_off(failed[0])
 
-    async def _erase(self, wanted: Wanted, left: Traces) -> None:
-        for step in erasure.steps(left, wanted):
-            await self._node.transact(self._system, "Erase", step, timeout_s=_TIMEOUT_S)
+    async def _note(self, wanted: Wanted, left: Traces) -> None:
+        for step in erasure.noting(left, wanted):
+            await self._transact(step)
+
+    async def _transact(self, step: Feature) -> None:
+        await self._node.transact(self._system, "Erase", step, timeout_s=_TIMEOUT_S)
+
+    def _put_off(self, error: BaseException) -> None:
+        _LOG.warning("erasures could not be swept, and will be tried again: %s", error)
 
     # -- this node's files
 

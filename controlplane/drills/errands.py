@@ -42,6 +42,8 @@ _AGENTS: Final = "/controlplane.v1.Agents/"
 _OPERATORS: Final = "/controlplane.v1.Operators/"
 _ANSWERS: Final = frozenset({"VERSION_MISMATCH", "WORKFLOW_NOT_FOUND"})
 """What a home says to a write of a workflow that is not there: whoever hears it was answered."""
+_State = tuple[tuple[str, int, str], ...]
+"""Of each key: its version, and what it holds."""
 
 
 class ErrandFailed(Exception):
@@ -541,26 +543,43 @@ class Moving(Errand):
         await self._end_writing()
         process, plane = self._scribe.join("final"), self._planes[self.home.region]
 
-        async def at_home() -> tuple[tuple[str, int, str], ...]:
+        async def at_home() -> _State:
             found = [await plane.get_workflow(self._id(key), partition=self._moved) for key in KEYS]
             return tuple((key, *_shown(reply)) for key, reply in zip(KEYS, found, strict=True))
 
-        agents = [(side, node, address) for side in self._sides for node, address in side.nodes.addresses.items()]
-        for side, node, address in agents:
-            async with _in_time(f"an equal copy at {node} of {side.region}"):
-                # A write of which nobody heard may have been made only now.
-                while await self._state_at(side, address) != await at_home():  # noqa: ASYNC110 - it is asked again.
-                    await asyncio.sleep(_POLL_S)
+        await self._settle(at_home)
         await self._scribe.ask(process, HOME, "final", None, at_home(), lambda found: found)
-        for side, node, address in agents:
-            work = self._state_at(side, address)
-            await self._scribe.ask(process, named(side.region, node), "final", None, work, lambda found: found)
+        for side in self._sides:
+            for node, address in side.nodes.addresses.items():
+                work = self._state_at(side, address)
+                await self._scribe.ask(process, named(side.region, node), "final", None, work, lambda found: found)
+
+    async def _settle(self, at_home: Callable[[], Awaitable[_State]]) -> None:
+        """Wait until every node has what is at home. A write of which nobody heard may be made only now."""
+        waits_for = "home"
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                while waits_for:
+                    with suppress(Unavailable, OutcomeUnknown):
+                        waits_for = await self._unequal(await at_home())
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise ErrandFailed(f"an equal copy at {waits_for} did not come about within {_DEADLINE_S:g} s") from None
+
+    async def _unequal(self, last: _State) -> str:
+        """A node that has something else, or an empty text."""
+        for side in self._sides:
+            for node, address in side.nodes.addresses.items():
+                if await self._state_at(side, address) != last:
+                    return f"{node} of {side.region}"
+        return ""
 
     async def _end_writing(self) -> None:
         """Have every client end with the write that it is at: one given up would be made all the same, later."""
         self._writes_on = False
         if self._writing:
-            await asyncio.wait(self._writing, timeout=2 * CALL_TIMEOUT_S + 1)
+            # Each is at a read or at a write, and at the other one before it looks whether to go on.
+            await asyncio.wait(self._writing, timeout=3 * CALL_TIMEOUT_S)
         for task in self._writing:
             task.cancel()
         await asyncio.gather(*self._writing, return_exceptions=True)
@@ -718,7 +737,7 @@ class Moving(Errand):
             return False
         return True
 
-    async def _state_at(self, side: Side, address: str) -> tuple[tuple[str, int, str], ...]:
+    async def _state_at(self, side: Side, address: str) -> _State:
         found = [await self._local(side, address, key) for key in KEYS]
         return tuple((key, *_shown(reply)) for key, reply in zip(KEYS, found, strict=True))
 

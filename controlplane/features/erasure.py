@@ -3,8 +3,8 @@
 1. `erase` deletes the record and writes an `Erasure` beside it, under a digest of its key. That record lies in the same
    partition, so it travels wherever copies went.
 2. Every region that has it, the home as well as those that hold copies, knows which of them it has not swept
-   (`Unswept`), looks for what is left in its own store (`traces`, for many at once), and erases it in `steps`. What was
-   written after the erasure is not touched.
+   (`Unswept`), looks for what is left in its own store (`traces`, for many at once), and erases it in steps
+   (`sweeping`, `noting`). What was written after the erasure is not touched.
 3. The last step writes an `Erased` record at home there: an audited one, which names the leaves of the region's ledger
    whose salts go with it, and neither the record nor its digest. From its revision on, files have to be scrubbed.
 
@@ -168,6 +168,10 @@ class Unswept:
                 self._swept(key.name, Erased.FromString(each.event.value).revision)
                 self.due = max(self.due, each.event.revision)
 
+    def __bool__(self) -> bool:
+        """Whether there is any, also in a partition that is not known yet."""
+        return any(self._found.values())
+
     def count(self, among: Iterable[Partition]) -> int:
         """How many there are in these partitions."""
         return sum(len(self._found.get(scope_of(partition), ())) for partition in among)
@@ -323,23 +327,28 @@ def _paused(rows: Iterable[tuple[bytes, bytes]], pause: Callable[[], None]) -> I
         yield row
 
 
-def steps(found: Traces, wanted: Wanted) -> Iterator[Callable[[Tx], RequestHeader]]:
-    """Transactions of the system partition that erase what was found; the last one says that it is done.
+def sweeping(found: Iterable[Traces]) -> Iterator[Callable[[Tx], RequestHeader]]:
+    """Transactions of the system partition that erase the rows that were found; one after the other, each is large.
 
-    They may be run again from the beginning: what is gone already is no matter.
+    They, and those of `noting`, may be run again from the beginning: what is gone already is no matter.
     """
-    yield from (_sweeping(rows) for rows in _parts(found.rows, limits.ERASES_PER_TXN_MAX))
+    rows = [*dict.fromkeys(row for each in found for row in each.rows)]
+    return (_erasing(part) for part in _parts(rows, limits.ERASES_PER_TXN_MAX))
+
+
+def noting(found: Traces, wanted: Wanted) -> Iterator[Callable[[Tx], RequestHeader]]:
+    """Transactions of the system partition that say of an erasure what went with it; the last, that it is swept."""
     *more, last = [*_parts(sorted(found.leaves), LEAVES_PER_RECORD_MAX)] or [[]]
     for n, named in enumerate(more):
-        yield _noting(f"{wanted.name}.{n}", Erased(revision=wanted.upto, leaves=named))
-    yield _noting(wanted.name, Erased(revision=wanted.upto, leaves=last))
+        yield _noting(f"{wanted.name}.{n}", wanted.upto, named)
+    yield _noting(wanted.name, wanted.upto, last)
 
 
 def _parts(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
     return (items[at : at + count] for at in range(0, len(items), count))
 
 
-def _sweeping(rows: Iterable[bytes]) -> Callable[[Tx], RequestHeader]:
+def _erasing(rows: Iterable[bytes]) -> Callable[[Tx], RequestHeader]:
     def run(tx: Tx) -> RequestHeader:
         tx.erase(rows)
         return RequestHeader()
@@ -347,9 +356,13 @@ def _sweeping(rows: Iterable[bytes]) -> Callable[[Tx], RequestHeader]:
     return run
 
 
-def _noting(name: str, erased: Erased) -> Callable[[Tx], RequestHeader]:
+def _noting(name: str, revision: int, leaves: Sequence[int]) -> Callable[[Tx], RequestHeader]:
     def run(tx: Tx) -> RequestHeader:
-        tx.put(ERASED, name, erased)
+        # The same erasure may be here twice for a while, as a copy and as what was taken over from that: each has a
+        # revision of its own, and whoever has swept the later one has swept both.
+        before = tx.get(ERASED, name)
+        upto = max(revision, before.value.revision) if before is not None else revision
+        tx.put(ERASED, name, Erased(revision=upto, leaves=leaves))
         return RequestHeader()
 
     return run

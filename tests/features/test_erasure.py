@@ -21,8 +21,8 @@ from controlplane.kernel.transaction import Tx, scope_of
 from controlplane.ledger import leaves
 from controlplane.storage import RocksStore
 from controlplane.v1 import api_pb2 as api
-from controlplane.v1.records_pb2 import SCOPE_TENANT, Partition, Reach, Scope
-from controlplane.v1.state_pb2 import Entry, Outcome, RequestId, Txn
+from controlplane.v1.records_pb2 import SCOPE_TENANT, Erasure, Partition, Reach, Scope
+from controlplane.v1.state_pb2 import Entry, Origin, Outcome, RequestId, Txn
 from tests.features.test_audit import passage
 from tests.kernel.material import apply, fresh, rows, txn
 
@@ -81,9 +81,10 @@ class Region:
 
     def sweep(self) -> None:
         wanted = pending(self.unswept)
-        for each, found in zip(wanted, erasure.traces(self.view, wanted, lambda: None), strict=True):
-            for step in erasure.steps(found, each):
-                self.run(EU, step)
+        found = erasure.traces(self.view, wanted, lambda: None)
+        notes = (step for each, left in zip(wanted, found, strict=True) for step in erasure.noting(left, each))
+        for step in (*erasure.sweeping(found), *notes):
+            self.run(EU, step)
         assert not pending(self.unswept)
 
     def close(self) -> None:
@@ -280,6 +281,25 @@ def test_what_was_not_copied_up_to_its_erasure_is_not_swept_yet(region: Region, 
     assert region.unswept.count([EU]) == 0
 
 
+def test_the_same_erasure_as_a_copy_and_as_it_was_taken_over_is_swept_for_good(region: Region) -> None:
+    there = Partition(id=STATE.id, home="us", epoch=1, reach=Reach.JURISDICTION, environment="prod")
+    here = Partition(id=STATE.id, home="eu", epoch=2, reach=Reach.JURISDICTION, environment="prod")
+    name = keys.erasure_name(keys.within(scope_of(there), "workflow", "a"))
+    value = Erasure(kind="workflow", version=2).SerializeToString()
+    origin = Origin(home="us", epoch=1, revision=1, created=1, version=1)
+    region.run(here, lambda tx: tx.adopt("erasure", name, value, 1, history=False))
+    region.run(there, lambda tx: tx.copy(keys.within(scope_of(there), "erasure", name), value, origin))
+    everything = [here, there]
+    assert region.unswept.count(everything) == 2
+    wanted = [*region.unswept.wanted("eu", everything, lambda partition: moves.ALL)]
+    for each in wanted:
+        for step in erasure.noting(erasure.Traces(), each):
+            region.run(EU, step)
+    for unswept in (region.unswept, erasure.Unswept(region.view, "eu")):
+        assert not unswept
+        assert unswept.count(everything) == 0
+
+
 def test_a_held_election_is_not_ended(region: Region) -> None:
     region.run(STATE, campaign("seat", b"secret"))
     tx = Tx(machine.Records(region.view), STATE, 9, actor="me", action="Do", reason="r", at_ms=0)
@@ -332,7 +352,7 @@ def test_what_left_can_still_be_shown(region: Region) -> None:
     )
     [found] = erasure.traces(region.view, [wanted], lambda: None)
     assert found.leaves == {0}
-    for step in erasure.steps(found, wanted):
+    for step in (*erasure.sweeping([found]), *erasure.noting(found, wanted)):
         region.run(EU, step)
     assert list(audit.opened(region.view, 0)) == before
 
@@ -365,7 +385,7 @@ def test_many_rows_and_leaves_take_several_steps() -> None:
     found = erasure.Traces(rows=[keys.EVENT + keys.number(n) for n in range(1030)], leaves=set(range(1030)))
     store = MemoryStore()
     planned = []
-    for step in erasure.steps(found, wanted):
+    for step in (*erasure.sweeping([found]), *erasure.noting(found, wanted)):
         tx = Tx(machine.Records(store), EU, 1, actor="me", action="Do", reason="r", at_ms=0)
         step(tx)
         planned.append(tx.seal(None))

@@ -12,6 +12,7 @@ import pytest
 
 from controlplane import geography
 from controlplane.eraser import Eraser
+from controlplane.errors import Unavailable
 from controlplane.features import erasure, federation
 from controlplane.features.partitions import system
 from controlplane.kernel import keys
@@ -101,6 +102,59 @@ async def test_many_are_swept_in_a_few_goes(monkeypatch: pytest.MonkeyPatch) -> 
         finally:
             await eraser.stop()
         assert goes == [64, 64, 2]
+        assert not any(b"secret" in value for _, value in rows(region.store))
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_it_stops_while_its_sweep_fails(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Region() as region:
+        for name in ("a", "b"):
+            await region.create(name, b"secret")
+            await erase(region, name)
+        asked: list[asyncio.Future[bytes]] = []
+
+        def transact(_: object, __: object, feature: Any, **___: object) -> asyncio.Future[bytes]:
+            asked.append(asyncio.get_running_loop().create_future())
+            if len(asked) == 1:
+                # The rows go, and what is said of them fails.
+                asked[0].set_result(b"")
+            return asked[-1]
+
+        monkeypatch.setattr(region.node, "transact", transact)
+        eraser = Eraser(region.node)
+        eraser.start()
+        await until(lambda: len(asked) == 3)
+        for each in asked[1:]:
+            each.set_exception(Unavailable("another one leads", reason="NOT_LEADER"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await within(asyncio.ensure_future(eraser.stop()))
+
+
+async def test_a_sweep_that_fails_is_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.eraser.RETRY_S", 0.01)
+    async with Region() as region:
+        await region.create("person", b"secret")
+        await erase(region, "person")
+        transact, failures = region.node.transact, 6
+
+        def unlucky(*given: Any, **more: Any) -> asyncio.Future[bytes]:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+                done.set_exception(Unavailable("another one leads", reason="NOT_LEADER"))
+                return done
+            return transact(*given, **more)
+
+        monkeypatch.setattr(region.node, "transact", unlucky)
+        eraser = Eraser(region.node)
+        eraser.start()
+        try:
+            await until(lambda: not eraser.report().pending)
+        finally:
+            await eraser.stop()
+        assert not failures
         assert not any(b"secret" in value for _, value in rows(region.store))
 
 
