@@ -15,8 +15,9 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,7 +78,7 @@ class Bare:
 
     def writer(self, way: str) -> AbstractAsyncContextManager[Write]:
         """A client of the leader: plain calls, or a stream that takes along whatever waits."""
-        return writing(way, self._channel(_LEADER), _plain, _Stream)
+        return writing(way, self._channel(_LEADER), _plain, Stream)
 
     @asynccontextmanager
     async def probe(self, nodes: Sequence[int]) -> AsyncIterator[Sequence[Write]]:
@@ -123,24 +124,24 @@ async def _watch(channel: grpc.aio.Channel) -> AsyncIterator[object]:
         yield message
 
 
-class _Stream:
-    """Writes of many workers over one stream."""
+class Stream:
+    """Writes of many workers over one stream: numbered items, of which whatever waits leaves together."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call: Any = channel.stream_stream(SESSION)()
-        self._numbers = itertools.count()
-        self._open: dict[bytes, asyncio.Future[None]] = {}
-        self._unsent: list[bytes] = []
+        self._call: Any = channel.stream_stream(SESSION)(wait_for_ready=True)
+        self._numbers = itertools.count(1)
+        self._open: dict[int, asyncio.Future[bytes]] = {}
+        self._unsent: list[Any] = []
         self._work = asyncio.Event()
         self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
 
-    async def write(self, _: int) -> None:
-        """One record; returns when it is answered."""
-        identifier = next(self._numbers).to_bytes(_ID_BYTES, "big")
-        done = self._open[identifier] = asyncio.get_running_loop().create_future()
-        self._unsent.append(identifier + VALUE)
+    async def write(self, worker: int) -> None:
+        """Write the worker's record; returns when it is answered."""
+        number = next(self._numbers)
+        done = self._open[number] = asyncio.get_running_loop().create_future()
+        self._unsent.append(self._item(number, worker))
         self._work.set()
-        await done
+        self._took(worker, await done)
 
     async def close(self) -> None:
         """Hang up."""
@@ -149,21 +150,34 @@ class _Stream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._call.cancel()
 
+    def _item(self, number: int, worker: int) -> Any:
+        return number.to_bytes(_ID_BYTES, "big") + VALUE
+
+    def _packed(self, items: Sequence[Any]) -> bytes:
+        return b"".join(items)
+
+    def _answers(self, message: bytes) -> Iterator[tuple[int, bytes]]:
+        for at in range(0, len(message), _ID_BYTES):
+            yield int.from_bytes(message[at : at + _ID_BYTES], "big"), b""
+
+    def _took(self, worker: int, answer: bytes) -> None:
+        """Learn what a worker was told."""
+
     async def _send(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
             while self._unsent:
                 unsent, self._unsent = self._unsent, []
-                await self._call.write(b"".join(unsent))
+                await self._call.write(self._packed(unsent))
 
     async def _receive(self) -> None:
         try:
-            async for reply in self._call:
-                for at in range(0, len(reply), _ID_BYTES):
-                    done = self._open.pop(reply[at : at + _ID_BYTES])
+            async for message in self._call:
+                for number, answer in self._answers(message):
+                    done = self._open.pop(number)
                     if not done.done():
-                        done.set_result(None)
+                        done.set_result(answer)
         finally:
             for done in self._open.values():
                 done.cancel()
@@ -278,8 +292,17 @@ class Node:
     async def _write(self, record: bytes, _: Context) -> bytes:
         return await self._submit(record)
 
+    def _records(self, message: bytes) -> Iterator[tuple[int, bytes]]:
+        """What came over a stream: numbers and records."""
+        for at in range(0, len(message), _RECORD_BYTES):
+            yield int.from_bytes(message[at : at + _ID_BYTES], "big"), message[at : at + _RECORD_BYTES]
+
+    def _reply(self, answers: Sequence[tuple[int, bytes]]) -> bytes:
+        """What goes back: numbers and what their writers are told."""
+        return b"".join(answer for _, answer in answers)
+
     async def _session(self, _: object, context: Context) -> None:
-        answered: list[bytes] = []
+        answered: list[tuple[int, bytes]] = []
         ready = asyncio.Event()
 
         async def answer() -> None:
@@ -287,19 +310,19 @@ class Node:
                 await ready.wait()
                 ready.clear()
                 while answered:
-                    reply = b"".join(answered)
+                    reply = self._reply(answered)
                     answered.clear()
                     await context.write(reply)
 
-        def note(done: asyncio.Future[bytes]) -> None:
-            answered.append(done.result())
+        def note(number: int, done: asyncio.Future[bytes]) -> None:
+            answered.append((number, done.result()))
             ready.set()
 
         writer = asyncio.create_task(answer())
         try:
             while isinstance(message := await context.read(), bytes):
-                for at in range(0, len(message), _RECORD_BYTES):
-                    self._submit(message[at : at + _RECORD_BYTES]).add_done_callback(note)
+                for number, record in self._records(message):
+                    self._submit(record).add_done_callback(partial(note, number))
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)

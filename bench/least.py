@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import grpc.aio
 from rocksdict import Options, Rdict, WriteBatch
 
-from bench.bare import SESSION, Bare, Context, Node, main
+from bench.bare import Bare, Node, Stream, main
 from bench.side import VALUE, Write, writing
 from controlplane.limits import GATHER_PAUSE_S, GATHER_S_MAX
 from controlplane.v1 import api_pb2 as api
@@ -60,57 +58,31 @@ def _no_plain(channel: grpc.aio.Channel) -> Write:
     raise NotImplementedError
 
 
-class _Stream:
+class _Stream(Stream):
     """Writes of many workers over one stream, in our messages."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._call: Any = channel.stream_stream(SESSION)(wait_for_ready=True)
-        self._numbers = itertools.count(1)
+        super().__init__(channel)
         self._versions: dict[int, int] = {}
-        self._open: dict[int, asyncio.Future[bytes]] = {}
-        self._unsent: list[api.Operation] = []
-        self._work = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._receive())]
 
-    async def write(self, worker: int) -> None:
-        """Swap the worker's record; returns when it is answered."""
-        number = next(self._numbers)
-        done = self._open[number] = asyncio.get_running_loop().create_future()
+    def _item(self, number: int, worker: int) -> api.Operation:
         request = api.CompareAndSwapWorkflowRequest(
             header=api.RequestHeader(request_id=os.urandom(16)),
             id=f"w{worker}",
             version=self._versions.get(worker, 0),
             state=VALUE,
         )
-        self._unsent.append(api.Operation(id=number, method=_METHOD, request=request.SerializeToString()))
-        self._work.set()
-        self._versions[worker] = api.CompareAndSwapWorkflowReply.FromString(await done).version
+        return api.Operation(id=number, method=_METHOD, request=request.SerializeToString())
 
-    async def close(self) -> None:
-        """Hang up."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._call.cancel()
+    def _packed(self, items: Sequence[api.Operation]) -> bytes:
+        return api.SessionRequest(operations=items).SerializeToString()
 
-    async def _send(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._unsent:
-                unsent, self._unsent = self._unsent, []
-                await self._call.write(api.SessionRequest(operations=unsent).SerializeToString())
+    def _answers(self, message: bytes) -> Iterator[tuple[int, bytes]]:
+        for each in api.SessionReply.FromString(message).replies:
+            yield each.id, each.reply
 
-    async def _receive(self) -> None:
-        try:
-            async for message in self._call:
-                for each in api.SessionReply.FromString(message).replies:
-                    done = self._open.pop(each.id)
-                    if not done.done():
-                        done.set_result(each.reply)
-        finally:
-            for done in self._open.values():
-                done.cancel()
+    def _took(self, worker: int, answer: bytes) -> None:
+        self._versions[worker] = api.CompareAndSwapWorkflowReply.FromString(answer).version
 
 
 class _Node(Node):
@@ -194,31 +166,13 @@ class _Node(Node):
         batch.put(b"s", State(revision=self._revision, hash=self._hash).SerializeToString())
         self._store.write(batch)
 
-    async def _session(self, _: object, context: Context) -> None:
-        answered: list[api.OperationReply] = []
-        ready = asyncio.Event()
+    def _records(self, message: bytes) -> Iterator[tuple[int, bytes]]:
+        for operation in api.SessionRequest.FromString(message).operations:
+            yield operation.id, operation.request
 
-        async def answer() -> None:
-            while True:
-                await ready.wait()
-                ready.clear()
-                while answered:
-                    reply = api.SessionReply(replies=answered, revision=self._revision).SerializeToString()
-                    answered.clear()
-                    await context.write(reply)
-
-        def note(number: int, done: asyncio.Future[bytes]) -> None:
-            answered.append(api.OperationReply(id=number, reply=done.result()))
-            ready.set()
-
-        writer = asyncio.create_task(answer())
-        try:
-            while isinstance(message := await context.read(), bytes):
-                for operation in api.SessionRequest.FromString(message).operations:
-                    self._submit(operation.request).add_done_callback(partial(note, operation.id))
-        finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+    def _reply(self, answers: Sequence[tuple[int, bytes]]) -> bytes:
+        replies = [api.OperationReply(id=number, reply=answer) for number, answer in answers]
+        return api.SessionReply(replies=replies, revision=self._revision).SerializeToString()
 
 
 if __name__ == "__main__":
