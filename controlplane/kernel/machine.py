@@ -230,7 +230,8 @@ def apply(
     """Apply the entry at `index`; once, however often it is handed in.
 
     `recent` and `state`, which must be where `store` stands, spare lookups and decide nothing. Total: bad content is an
-    outcome. Raises `Fatal` only for an entry of a format this program does not know.
+    outcome. Raises `Fatal` only for an entry of a format this program does not know, and for one that was planned over
+    another state than this at the same revision.
     """
     working = Working(store, recent, state)
     if index <= working.index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -544,7 +545,7 @@ def test_the_hash_covers_what_was_applied_to_and_not_only_the_entries() -> None:
 
 
 @given(HISTORIES, st.data())
-def test_one_flipped_bit_of_an_entry_changes_the_hash(history: list[Planned], data) -> None:
+def test_one_flipped_bit_of_an_entry_changes_the_hash_or_stops_the_node(history: list[Planned], data) -> None:
     packed = [entry for entry in recorded(history) if len(entry) > 1]
     if not packed:
         return
@@ -556,7 +557,9 @@ def test_one_flipped_bit_of_an_entry_changes_the_hash(history: list[Planned], da
     flipped[bit // 8] ^= 1 << bit % 8
     index = len(packed)
     one = machine.apply(store, index, 1, packed[-1]).state.hash
-    assert one != machine.apply(other, index, 1, bytes(flipped)).state.hash
+    # One bit makes a transaction the hash of a state, which is not this one.
+    with contextlib.suppress(Fatal):
+        assert one != machine.apply(other, index, 1, bytes(flipped)).state.hash
 
 
 def test_an_empty_store_stands_at_nothing() -> None:
