@@ -269,6 +269,16 @@ def decline(tx: Tx, partition: Partition, epoch: int) -> RequestHeader | None:
     return RequestHeader()
 
 
+def is_declined(move: Move, region: str, epoch: int) -> bool:
+    """Whether `region` never takes the partition over in this epoch, whoever asks: it declined that, or a later one.
+
+    What it declined stays on record until something of a higher epoch takes its place. Two homes that do not know of
+    each other, of which one gives way, may ask for the same.
+    """
+    declined = (move.phase, move.to) == (Move.CANCELLED, region) and move.partition.home != region
+    return declined and move.epoch >= epoch
+
+
 def sweep(tx: Tx, upto: int) -> RequestHeader | None:
     """In a partition as it is not, or not any more: remove records up to a revision of this region's; None if none is.
 

@@ -260,6 +260,8 @@ class Mover:
         reply.copied = federation.cursor_at(node.store, node.region, region, request.partition.reach).revision
         if move is not None and (move.partition.home, move.epoch) == (region, request.epoch):
             reply.phase = move.phase
+        elif move is not None and moves.is_declined(move, node.region, request.epoch):
+            reply.phase = Move.CANCELLED
         return reply
 
     # -- the steps

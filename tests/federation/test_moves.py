@@ -10,6 +10,7 @@ import pytest
 from controlplane import status
 from controlplane.errors import ControlPlaneError, Denied, OutcomeUnknown, Refused, Unavailable
 from controlplane.features import moves
+from controlplane.features.partitions import system
 from controlplane.federation.links import packed
 from controlplane.node import AGE_UNKNOWN_MS
 from controlplane.v1 import api_pb2 as api
@@ -324,6 +325,24 @@ async def test_a_move_can_be_called_off_until_the_new_home_is_one(tmp_path):
         found = await told(at_old, "GetWorkflow", get("w"), api.GetWorkflowReply)
         assert (found.workflow.version, found.header.epoch) == (2, 3)
         assert (await error_of(at_old.call("MovePartition", move(STATE, cancel=True)))).reason == "NOT_MOVING"
+
+
+async def test_an_epoch_that_was_declined_for_another_home_is_called_off(tmp_path):
+    # Fleets, one node, seed 7117: of two homes that were forced, one gave way while it moved on to a third one.
+    async with running(tmp_path, eu_west=1, eu_central=1) as fleet, fleet.caller(WEST) as at_old:
+        await at_old.call("CreateWorkflow", create("w"))
+        await fleet.settled()
+        there = fleet[CENTRAL].node
+        rival = Partition(id=STATE, home=EAST, epoch=1, reach=JURISDICTION, environment="prod")
+        await there.transact(system(CENTRAL), "Decline", lambda tx: moves.decline(tx, rival, 2), timeout_s=5)
+        await at_old.call("MovePartition", move(STATE, CENTRAL))
+        await until(lambda: fleet[WEST].node.places.moves[STATE].phase == Move.CANCELLED)
+        await at_old.call("CompareAndSwapWorkflow", swap("w", 1, b"{}"))
+        assert home_of(fleet, WEST, STATE) == (WEST, 1)
+        await patiently(at_old, "MovePartition", move(STATE, CENTRAL))
+        await everywhere(fleet, STATE, CENTRAL, 3)
+        found = await told(at_old, "GetWorkflow", get("w"), api.GetWorkflowReply)
+        assert (found.workflow.version, found.header.epoch) == (2, 3)
 
 
 async def test_what_was_taken_over_for_nothing_is_removed_everywhere(tmp_path):
