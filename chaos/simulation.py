@@ -274,8 +274,11 @@ class Simulation:
             self.log("fault", fault.kind, f"{fault.for_s:.2f}")
 
     def pause(self, name: str, for_s: float) -> None:
-        """Stop the process at `name` for a while, as SIGSTOP does."""
-        self._paused_until[name] = self._now + for_s
+        """Stop the process at `name` for a while, as SIGSTOP does; of two pauses that overlap the later end counts.
+
+        What waits for the end of a pause looks at it once: it must not come sooner afterwards.
+        """
+        self._paused_until[name] = max(self._paused_until[name], self._now + for_s)
 
     def slow_link(self, link: Link, extra_s: float, for_s: float) -> None:
         """Make everything sent on `link` take `extra_s` longer, for a while."""

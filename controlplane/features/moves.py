@@ -154,13 +154,16 @@ def call_off(tx: Tx, partition: str, epoch: int) -> RequestHeader | None:
 
 
 def begin(tx: Tx, partition: Partition, epoch: int, upto: int, cursor: Cursor) -> RequestHeader | None:
-    """At the new home: take over what was copied up to `upto`, where the old one sealed. None if it is not the time.
+    """At the new home: take over what was copied up to `upto`, where the old one sealed.
 
+    None if it is not the time, or if this region is a later home than who offers it, who has not heard of that yet.
     Raises `Refused` for what cannot be moved.
     """
     _check_movable(partition)
     row = tx.get(MOVE, partition.id)
     if (row is not None and row.value.epoch >= epoch) or cursor.listing or cursor.revision < upto:
+        return None
+    if _is_later_here(tx, partition):
         return None
     _put(tx, Move(partition=partition, to=tx.partition.home, epoch=epoch, phase=Move.ADOPTING, upto=upto))
     return RequestHeader()
@@ -258,13 +261,19 @@ def finish(tx: Tx, move: Move) -> RequestHeader | None:
 
 
 def decline(tx: Tx, partition: Partition, epoch: int) -> RequestHeader | None:
-    """At the region that was to be the new home: it will not, in this epoch. None if it is, or has said so."""
+    """At the region that was to be the new home: it will not, in this epoch. None if it is, or has said so.
+
+    Nor does it say so to who is not the home any more, because this region is: that would be on record in the place of
+    what made it one.
+    """
     row = tx.get(MOVE, partition.id)
     if row is not None and row.value.epoch >= epoch:
         if (row.value.epoch, row.value.phase) != (epoch, Move.ADOPTING):
             return None
         tx.put(MOVE, partition.id, _turned(row.value, Move.CANCELLED))
         return RequestHeader()
+    if _is_later_here(tx, partition):
+        return None
     _put(tx, Move(partition=partition, to=tx.partition.home, epoch=epoch, phase=Move.CANCELLED))
     return RequestHeader()
 
@@ -300,14 +309,10 @@ def leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
     """
     region = tx.partition.home
     row = tx.get(MOVE, now.id)
-    if row is not None:
-        own: Partition | None = placed(row.value)
-        if row.value.phase == Move.ADOPTING and row.value.partition.home != region and newer(now, adopted(row.value)):
-            tx.put(MOVE, now.id, _turned(row.value, Move.CANCELLED))
-            return True
-    else:
-        declared = tx.get(partitions.PARTITION, now.id)
-        own = declared.value if declared is not None else None
+    if row is not None and _is_coming(row.value, region) and newer(now, adopted(row.value)):
+        tx.put(MOVE, now.id, _turned(row.value, Move.CANCELLED))
+        return True
+    own = _recorded(tx, now.id)
     if own is None or own.home != region or not newer(now, own):
         return False
     if (now.reach, now.environment) != (own.reach, own.environment):
@@ -415,16 +420,34 @@ def _check_movable(partition: Partition) -> None:
 
 def _check_at_home(tx: Tx, partition: Partition) -> None:
     """The caller looked before; what counts is what the log says. Raises `NotFound` or `Refused`."""
-    move = move_at(tx.view, tx.partition.home, partition.id)
-    if move is not None:
-        now: Partition | None = placed(move)
-    else:
-        declared = tx.get(partitions.PARTITION, partition.id)
-        now = declared.value if declared is not None else None
+    now = _recorded(tx, partition.id)
     if now is None:
         raise NotFound("there is no such partition", reason="PARTITION_UNKNOWN")
     if (now.home, now.epoch) != (partition.home, partition.epoch):
         raise Refused("the partition was moved meanwhile", reason="NOT_AT_HOME", hint="cpctl partition show")
+
+
+def _recorded(tx: Tx, partition: str) -> Partition | None:
+    """Where a partition is by this region's own log; None if it never was here, nor on its way here."""
+    row = tx.get(MOVE, partition)
+    if row is not None:
+        return placed(row.value)
+    declared = tx.get(partitions.PARTITION, partition)
+    return declared.value if declared is not None else None
+
+
+def _is_coming(move: Move, region: str) -> bool:
+    """Whether `region` is taking over what is at home elsewhere."""
+    return move.phase == Move.ADOPTING and move.partition.home != region
+
+
+def _is_later_here(tx: Tx, than: Partition) -> bool:
+    """Whether this region is a later home of the partition, or is taking over as one (rule 1)."""
+    row = tx.get(MOVE, than.id)
+    if row is not None and _is_coming(row.value, tx.partition.home):
+        return newer(adopted(row.value), than)
+    own = _recorded(tx, than.id)
+    return own is not None and own.home == tx.partition.home and newer(own, than)
 
 
 def _next_epoch(partition: Partition, known: Partition | None, move: Move | None) -> int:

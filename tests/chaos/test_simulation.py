@@ -84,6 +84,16 @@ def test_who_never_catches_up_is_missed_in_bounded_time() -> None:
     assert 21 < result.seconds < 90
 
 
+def test_of_two_pauses_the_one_that_ends_later_counts() -> None:
+    # Fleets, one node, seed 7172: the shorter one ended both, and what waited for the longer one came too late.
+    simulation = Simulation(make_schedule(1, nodes=3, seconds=20.0, profile="calm"))
+    simulation.pause("n1", 5.0)
+    simulation.pause("n1", 1.0)
+    assert simulation.paused_until("n1") == 5.0
+    simulation.pause("n1", 7.0)
+    assert simulation.paused_until("n1") == 7.0
+
+
 def test_how_long_settling_may_take_follows_from_backlog_and_disks() -> None:
     log = Tail(Recovered(0, 0, (), 1, None, 0), lambda _, __: None)
     assert settling_s(LAN, log, 0, 0) < 1.5

@@ -334,6 +334,34 @@ def test_two_forced_on_two_sides_of_a_cut_end_as_one() -> None:
     assert fleet["b"].rows() == fleet["c"].rows()
 
 
+@pytest.mark.parametrize("cancel", [True, False])
+@pytest.mark.parametrize("steps", [0, 5])
+def test_the_right_one_of_two_homes_stays_it_whatever_the_other_asks_of_it(cancel: bool, steps: int) -> None:
+    # Fleets, one node, seed 7420: both were forced; the one that was wrong had a move to the right one called off.
+    fleet = Fleet()
+    fleet.write("a", "a")
+    for other in ("b", "c"):
+        fleet[other].follow(fleet["a"])
+        cursor = federation.cursor_at(fleet[other].store, other, "a", GLOBAL)
+        fleet[other].do(
+            lambda tx, c=cursor, p=fleet[other].place: moves.begin_forced(tx, p, c, c.revision, 0, "gone")  # type: ignore[misc]
+        )
+    fleet.adopt("b", 5)
+    fleet.adopt("c", steps)
+    fleet.write("c", "b")
+    fleet.seal("b", "c")
+    fleet["c"].follow(fleet["b"])
+    fleet.press("b", cancel=cancel)
+    assert fleet["c"].move is not None
+    assert fleet["c"].move.epoch == 2
+    fleet.settle()
+    assert fleet.homes() == ["c"]
+    now = fleet["c"].place
+    assert now is not None
+    assert (now.home, now.epoch) == ("c", 2)
+    assert fleet["c"].rows().get("b") == ((1, fleet.last["b"]) if steps else None)
+
+
 def test_more_records_than_one_transaction_can_hold_keep_their_versions() -> None:
     fleet = Fleet()
     count = 2 * limits.WRITES_PER_TXN_MAX + 5

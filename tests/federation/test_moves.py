@@ -766,3 +766,26 @@ async def test_a_home_that_declines_what_a_later_one_offered_lists_what_it_had_w
         assert reply.phase == Move.CANCELLED
         assert home_of(fleet, EAST, SHARED) == (WEST, 3)
         assert await quarantine(fleet, EAST, SHARED) == [("f", b"copied"), ("g", b"given up")]
+
+
+async def test_a_home_does_not_forget_that_it_is_one_for_who_has_not_heard_of_it(tmp_path):
+    # Fleets, one node, seed 7420: both were forced, in the same epoch.
+    there = {"partition": SHARED}
+    async with (
+        running(tmp_path, eu_west=1, us_east=1) as fleet,
+        fleet.caller(EAST) as at_right,
+        fleet.peer(WEST, EAST) as peer,
+    ):
+        await fleet.settled()
+        await cut_off(fleet, WEST)
+        await force(fleet, EAST, SHARED)
+        await until(lambda: home_of(fleet, EAST, SHARED) == (EAST, 2))
+        await at_right.call("SetFlag", described("f", "kept", **there))
+        terms = packed(fleet[WEST].member.federation.links.get(EAST).terms)
+        other = Partition(id=SHARED, home=WEST, epoch=2, reach=GLOBAL, environment="prod")
+        other.former.add(home=WEST, epoch=1, upto=1000)
+        request = wire.AdoptRequest(terms=terms, partition=other, epoch=3, sealed=1, cancel=True)
+        reply = wire.AdoptReply.FromString(await peer.call("Adopt", request, service="Federation"))
+        assert reply.phase == Move.PHASE_UNSPECIFIED
+        assert home_of(fleet, EAST, SHARED) == (EAST, 2)
+        assert (await get_flag(at_right, "f", api.LINEARIZABLE)).flag.description == "kept"
