@@ -99,6 +99,7 @@ def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
     moved = Cursor()
     moved.CopyFrom(cursor)
     moved.listing, moved.listed = not done, b"" if done else listed
+    moved.began = cursor.revision if done else 0
     return _move(tx, region, moved)
 
 

@@ -87,6 +87,7 @@ class _Place:
     revision: int
     listing: bool
     listed: bytes
+    began: int
 
 
 class Exporter:
@@ -223,7 +224,7 @@ class Exporter:
             link.pause(source, why)
             raise Refused(why, reason="CURSOR_AHEAD")
         link.resume(source)
-        return _Place(link, hello.reach, hello.epoch, hello.revision, hello.listing, hello.listed)
+        return _Place(link, hello.reach, hello.epoch, hello.revision, hello.listing, hello.listed, hello.began)
 
     # -- what ends streams
 
@@ -370,6 +371,8 @@ class _Export:
 
     async def _send(self) -> None:
         place, node = self.place, self._node
+        # Before it hears anything: it may begin a listing then, and what it has had until now would never be told.
+        await self._make_up()
         welcome = wire.FollowWelcome(
             terms=packed(place.link.terms),
             oldest=self._exporter.oldest(),
@@ -381,7 +384,6 @@ class _Export:
         if place.revision < welcome.oldest:
             # It begins a listing, and says so in its next hello: what would be sent now it could not use.
             raise _compacted(welcome.oldest)
-        await self._make_up()
         if place.listing:
             await self._list()
         cursor, due = place.revision, 0.0
@@ -407,11 +409,14 @@ class _Export:
         recorded = self._recorded()
         if place.listing and not place.listed:
             return
-        after = 0 if place.listing else recorded
+        # A listing holds what was there long before.
+        after = 0 if place.listing or place.began > recorded else recorded
+        if place.revision <= after:
+            return
         sent = machine.events(self._node.store, self.domain, after, place.revision)
         known = after >= self._exporter.oldest() and next(sent, None) is None
         # What was sent may have been erased since: nothing else tells of it then.
-        if known and (place.revision <= after or not erasure.erased_since(self._node.store, self._partitions, after)):
+        if known and not erasure.erased_since(self._node.store, self._partitions, after):
             return
         await self._exporter.write_down(
             Passage(

@@ -241,6 +241,7 @@ class _Session:
             revision=cursor.revision,
             listing=cursor.listing,
             listed=cursor.listed,
+            began=cursor.began,
         )
         await self._send(wire.FollowRequest(hello=hello))
         await self._welcomed(await self._read())

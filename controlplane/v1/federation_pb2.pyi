@@ -27,20 +27,22 @@ class Terms(_message.Message):
     def __init__(self, fleet: _Optional[str] = ..., region: _Optional[str] = ..., jurisdiction: _Optional[str] = ..., peer: _Optional[str] = ..., peer_jurisdiction: _Optional[str] = ..., may_leave: _Optional[_Iterable[_Union[_records_pb2.Reach, str]]] = ..., map_digest: _Optional[bytes] = ...) -> None: ...
 
 class FollowHello(_message.Message):
-    __slots__ = ("terms", "reach", "epoch", "revision", "listing", "listed")
+    __slots__ = ("terms", "reach", "epoch", "revision", "listing", "listed", "began")
     TERMS_FIELD_NUMBER: _ClassVar[int]
     REACH_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     LISTING_FIELD_NUMBER: _ClassVar[int]
     LISTED_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
     terms: Terms
     reach: _records_pb2.Reach
     epoch: int
     revision: int
     listing: bool
     listed: bytes
-    def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., reach: _Optional[_Union[_records_pb2.Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ...) -> None: ...
+    began: int
+    def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., reach: _Optional[_Union[_records_pb2.Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ..., began: _Optional[int] = ...) -> None: ...
 
 class FollowAck(_message.Message):
     __slots__ = ("passage", "messages")

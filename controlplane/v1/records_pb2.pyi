@@ -197,7 +197,7 @@ class StopException(_message.Message):
     def __init__(self, region: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Cursor(_message.Message):
-    __slots__ = ("peer", "reach", "epoch", "revision", "listing", "listed", "age_ms")
+    __slots__ = ("peer", "reach", "epoch", "revision", "listing", "listed", "age_ms", "began")
     PEER_FIELD_NUMBER: _ClassVar[int]
     REACH_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,7 @@ class Cursor(_message.Message):
     LISTING_FIELD_NUMBER: _ClassVar[int]
     LISTED_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_FIELD_NUMBER: _ClassVar[int]
     peer: str
     reach: Reach
     epoch: int
@@ -212,7 +213,8 @@ class Cursor(_message.Message):
     listing: bool
     listed: bytes
     age_ms: int
-    def __init__(self, peer: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ..., age_ms: _Optional[int] = ...) -> None: ...
+    began: int
+    def __init__(self, peer: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ..., age_ms: _Optional[int] = ..., began: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("peer", "jurisdiction", "reach", "open")

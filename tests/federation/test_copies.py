@@ -240,6 +240,43 @@ async def test_what_a_leader_sent_and_fell_before_it_wrote_it_down_is_written_by
             assert unconfirmed() == [made_up]
 
 
+async def test_a_listing_that_nobody_wrote_down_is_made_up_for_from_its_beginning(tmp_path):
+    # Fleets, one node, seed 7626: the home fell after the listing, and its follower had copied on from there.
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        await write_some(fleet, "a")
+        await fleet.settled()
+        await until(lambda: fleet[WEST].passages(counterparty=EAST))
+        await fleet.cut(WEST, EAST)
+        await write_some(fleet, "b")
+        seen = fleet[WEST].node.revision
+        async with fleet.peer(EAST, WEST) as caller:
+            spy = Spy(fleet, EAST, WEST, GLOBAL, caller, revision=seen, began=seen - 1)
+            await spy.open()
+            spy.close()
+        [made_up] = fleet[WEST].passages(counterparty=EAST, sort="unconfirmed")
+        assert (made_up.after, made_up.upto) == (0, seen)
+
+
+async def test_what_a_follower_had_is_made_up_for_before_it_lists_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "EVENTS_KEPT", 50)
+    monkeypatch.setattr(limits, "TRIM_REVISIONS", 10)
+    async with running(tmp_path, eu_west=1, us_east=1) as fleet:
+        await fleet.settled()
+        await fleet.cut(WEST, EAST)
+        before = fleet[WEST].node.revision
+        await write_some(fleet, "a")
+        seen = fleet[WEST].node.revision
+        await write_some(fleet, "b", 60)
+        await until(lambda: fleet[WEST].member.federation.exporter.oldest() > seen)
+        async with fleet.peer(EAST, WEST) as caller:
+            for _ in range(2):
+                spy = Spy(fleet, EAST, WEST, GLOBAL, caller, revision=seen)
+                await spy.open()
+                assert (await spy.end()).reason == "EVENTS_COMPACTED"
+            [made_up] = fleet[WEST].passages(counterparty=EAST, sort="unconfirmed")
+            assert made_up.after <= before < made_up.upto == seen
+
+
 @pytest.mark.parametrize("lists", [False, True])
 async def test_a_record_that_nobody_can_read_is_not_copied_and_ends_no_node(tmp_path, lists):
     """What a peer sends may be anything. Whoever reads a flag whose name is no text fails."""
