@@ -267,12 +267,12 @@ def decline(tx: Tx, partition: Partition, epoch: int) -> RequestHeader | None:
     what made it one.
     """
     row = tx.get(MOVE, partition.id)
-    if row is not None and row.value.epoch >= epoch:
-        if (row.value.epoch, row.value.phase) != (epoch, Move.ADOPTING):
+    if row is not None and (row.value.partition.home, row.value.epoch) == (partition.home, epoch):
+        if row.value.phase != Move.ADOPTING:
             return None
         tx.put(MOVE, partition.id, _turned(row.value, Move.CANCELLED))
         return RequestHeader()
-    if _is_later_here(tx, partition):
+    if (row is not None and row.value.epoch >= epoch) or _is_later_here(tx, partition):
         return None
     _put(tx, Move(partition=partition, to=tx.partition.home, epoch=epoch, phase=Move.CANCELLED))
     return RequestHeader()
@@ -304,14 +304,20 @@ def sweep(tx: Tx, upto: int) -> RequestHeader | None:
 def leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
     """At a region that takes itself to be the home, or the one to be: another one is, later. True if that was news.
 
-    A sealed home waits until what the new one has is `complete` here, so that it can always be read. Anyone else has
-    been writing what was given up, and stops at once.
+    A sealed home waits until what the new one has is `complete` here, so that it can always be read. One that is taking
+    over goes on unless the other is later than it is going to be. Anyone else has been writing what was given up, and
+    stops at once.
     """
     region = tx.partition.home
     row = tx.get(MOVE, now.id)
-    if row is not None and _is_coming(row.value, region) and newer(now, adopted(row.value)):
-        tx.put(MOVE, now.id, _turned(row.value, Move.CANCELLED))
-        return True
+    if row is not None and row.value.phase == Move.ADOPTING:
+        if not newer(now, adopted(row.value)):
+            # Also one that takes over from itself: what it has written under its new epoch must not be found there by
+            # another move to it, of the same epoch.
+            return False
+        if row.value.partition.home != region:
+            tx.put(MOVE, now.id, _turned(row.value, Move.CANCELLED))
+            return True
     own = _recorded(tx, now.id)
     if own is None or own.home != region or not newer(now, own):
         return False
@@ -436,15 +442,10 @@ def _recorded(tx: Tx, partition: str) -> Partition | None:
     return declared.value if declared is not None else None
 
 
-def _is_coming(move: Move, region: str) -> bool:
-    """Whether `region` is taking over what is at home elsewhere."""
-    return move.phase == Move.ADOPTING and move.partition.home != region
-
-
 def _is_later_here(tx: Tx, than: Partition) -> bool:
     """Whether this region is a later home of the partition, or is taking over as one (rule 1)."""
     row = tx.get(MOVE, than.id)
-    if row is not None and _is_coming(row.value, tx.partition.home):
+    if row is not None and row.value.phase == Move.ADOPTING:
         return newer(adopted(row.value), than)
     own = _recorded(tx, than.id)
     return own is not None and own.home == tx.partition.home and newer(own, than)

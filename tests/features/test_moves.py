@@ -362,6 +362,29 @@ def test_the_right_one_of_two_homes_stays_it_whatever_the_other_asks_of_it(cance
     assert fleet["c"].rows().get("b") == ((1, fleet.last["b"]) if steps else None)
 
 
+def test_what_was_taken_over_in_vain_is_not_taken_for_what_a_later_move_brings() -> None:
+    # Fleets, three nodes, seed 3: a home that took over from itself heard of another one, which then moved to it.
+    fleet = Fleet()
+    fleet.write("a", "a")
+    fleet["b"].follow(fleet["a"])
+    fleet.seal("a", "c")
+    place, cursor = fleet["b"].place, federation.cursor_at(fleet["b"].store, "b", "a", GLOBAL)
+    assert place is not None
+    fleet["b"].do(lambda tx: moves.begin_forced(tx, place, cursor, cursor.revision, 0, "gone"))
+    fleet.adopt("b", 5)
+    fleet.write("b", "a")
+    fleet["a"].do(lambda tx: moves.begin_forced(tx, P, None, 0, 0, "gone"))
+    fleet.adopt("a", 1)
+    fleet["a"].follow(fleet["b"])
+    fleet.seal("b", "a")
+    fleet.settle()
+    assert fleet.homes() == ["a"]
+    now = fleet["a"].place
+    assert now is not None
+    late = [(each.key, Workflow.FromString(each.value).state) for each in moves.quarantined(fleet["b"].store, "b", now)]
+    assert fleet["a"].rows()["a"][1] == fleet.last["a"] or fleet.last["a"] in [state for _, state in late]
+
+
 def test_more_records_than_one_transaction_can_hold_keep_their_versions() -> None:
     fleet = Fleet()
     count = 2 * limits.WRITES_PER_TXN_MAX + 5
