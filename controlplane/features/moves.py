@@ -324,14 +324,15 @@ def leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
     if (now.reach, now.environment) != (own.reach, own.environment):
         # Where it may be depends on that, and no move changes it: whoever says so means to have what it may not.
         return False
+    known = [each.upto for each in now.former if (each.home, each.epoch) == (region, own.epoch)]
+    # Another move may have given it the same epoch: that it came from here, it says itself.
     expected = row is not None and (row.value.phase, row.value.to, row.value.epoch) == (
         Move.SEALED,
         now.home,
         now.epoch,
     )
-    if expected and not complete:
+    if expected and known and not complete:
         return False
-    known = [each.upto for each in now.former if (each.home, each.epoch) == (region, own.epoch)]
     upto = known[0] if known else 0
     left = Move(partition=own, to=now.home, epoch=now.epoch, phase=Move.LEFT, upto=upto, since=now.since)
     if not known:

@@ -46,7 +46,7 @@ from controlplane.replication import LogStatus, Machine, Role
 from controlplane.replication.guard import Bounds, Guard, Malformed, Outcome, Timing
 from controlplane.replication.host import applied_at
 from controlplane.replication.journal import Journal, JournalThread
-from controlplane.replication.roster import LOST_DISKS, Roster
+from controlplane.replication.roster import DISK_SET_BACK, INCARNATION_CHANGED, Roster
 from controlplane.replication.snapshot_files import (
     Incoming,
     Outgoing,
@@ -723,7 +723,10 @@ class RaftLog:
         if self._refusals.get(peer) != error.reason:
             self._refusals[peer] = error.reason
             _log.warning("peer_refused_link peer=%s reason=%s: %s", peer, error.reason, error)
-        if error.reason in LOST_DISKS:
+        strangers = sum(reason == INCARNATION_CHANGED for reason in self._refusals.values())
+        # One that forgot what it had promised may promise nothing more, whoever says so. A stranger is who is one to so
+        # many that the rest is no majority: a single peer may itself be on a disk of before.
+        if error.reason == DISK_SET_BACK or strangers > len(self.config.peers) // 2:
             self._fail(
                 Fatal(f"{self._folder.path} is not the disk that {peer} knows this node by: {error}. {error.hint}")
             )
@@ -757,6 +760,7 @@ class _Links:
 
     def up(self, peer: str) -> None:
         """See `transport.Owner`."""
+        self._log._refusals.pop(peer, None)
         self._log._tell(lambda guard, now: guard.connected(peer, now))
 
     def down(self, peer: str) -> None:

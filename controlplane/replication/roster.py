@@ -24,8 +24,7 @@ from controlplane.v1.peer_pb2 import PeerHello
 
 INCARNATION_CHANGED = "INCARNATION_CHANGED"
 DISK_SET_BACK = "DISK_SET_BACK"
-LOST_DISKS = frozenset({INCARNATION_CHANGED, DISK_SET_BACK})
-"""Reasons for which a peer refuses a folder that must not go on."""
+"""Why a peer refuses a folder: it is another than the one that joined, or it forgot what it had acknowledged."""
 
 _ON_WIRE = {
     Standing.MEMBER: peer_pb2.STANDING_MEMBER,

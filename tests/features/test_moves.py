@@ -146,6 +146,7 @@ class Fleet:
             return
         new, of = self[move.to], move.partition
         if cancel:
+            new.do(lambda tx: federation.hear(tx, [of]))
             new.do(lambda tx: moves.decline(tx, of, move.epoch))
         else:
             cursor = federation.cursor_at(new.store, new.name, region, GLOBAL)
@@ -360,6 +361,31 @@ def test_the_right_one_of_two_homes_stays_it_whatever_the_other_asks_of_it(cance
     assert now is not None
     assert (now.home, now.epoch) == ("c", 2)
     assert fleet["c"].rows().get("b") == ((1, fleet.last["b"]) if steps else None)
+
+
+def test_a_sealed_home_keeps_what_it_wrote_from_a_rival_of_the_epoch_it_moves_to() -> None:
+    # Fleets, one node, seeds 8325, 8340: the other had forced a move to itself, of the epoch that was to be its next.
+    fleet = Fleet()
+    fleet.write("a", "a")
+    fleet["b"].follow(fleet["a"])
+    fleet.seal("a", "b")
+    fleet["b"].follow(fleet["a"])
+    fleet.press("a")
+    fleet.adopt("b", 5)
+    fleet.write("b", "b")
+    fleet.seal("b", "a")
+    fleet["a"].do(lambda tx: moves.begin_forced(tx, P, None, 0, 0, "gone"))
+    fleet.adopt("a", 5)
+    fleet.seal("a", "b")
+    fleet.press("a", cancel=True)
+    fleet.settle()
+    assert fleet.homes() == ["a"]
+    now = fleet["a"].place
+    assert now is not None
+    late = [keys.decode(each.key).name for each in moves.quarantined(fleet["b"].store, "b", now)]
+    assert "b" in late
+    sweep(fleet["b"])
+    assert late == [keys.decode(each.key).name for each in moves.quarantined(fleet["b"].store, "b", now)]
 
 
 def test_what_was_taken_over_in_vain_is_not_taken_for_what_a_later_move_brings() -> None:

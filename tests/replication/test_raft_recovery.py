@@ -256,6 +256,28 @@ async def test_the_old_disk_is_refused_after_its_replacement(tmp_path: Path, cre
         await fill(region, "b", 5)
 
 
+async def test_who_is_a_stranger_to_one_disk_of_before_goes_on(tmp_path: Path, credentials: Callable[..., Pem]) -> None:
+    async with running(tmp_path, 3, credentials) as region:
+        await fill(region, "a", 5)
+        replaced, back = (node.name for node in region.followers())
+        await region.stop(back)
+        await asyncio.to_thread(shutil.copytree, tmp_path / back, tmp_path / "old")
+        await region.start(back)
+        await region.stop(replaced)
+        (tmp_path / replaced).rename(tmp_path / "lost")
+        await region.start(replaced, how=Start.REPLACE)
+        log = region.nodes[replaced].log
+        await until(lambda: log._folder.identity.standing is Standing.MEMBER)
+        await region.stop(back)
+        await asyncio.to_thread(shutil.rmtree, tmp_path / back)
+        (tmp_path / "old").rename(tmp_path / back)
+        await region.start(back)
+        await until(lambda: back in log._refusals)
+        assert not log.failed.done()
+        await fill(region, "b", 5)
+        assert not log.failed.done()
+
+
 async def test_a_disk_that_forgot_what_it_acknowledged_is_refused(
     tmp_path: Path, credentials: Callable[..., Pem]
 ) -> None:
