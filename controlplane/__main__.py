@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -23,7 +24,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 try:
     import click
 
-    from controlplane import certs, config, process
+    from controlplane import certs, config, process, restore
     from controlplane.datadir import Start
     from controlplane.drills import supervisor
     from controlplane.errors import Fatal, Invalid
@@ -169,6 +170,33 @@ def _reported() -> Iterator[None]:
 def _exit(error: Exception, code: int) -> NoReturn:
     click.echo(f"controlplane: {error}", err=True)
     sys.exit(code)
+
+
+# -- the worst day
+
+
+@program.command("restore")
+@click.option("--region", "region_file", type=_FILE, required=True, help="The region file; see regions/README.md.")
+@click.option("--from", "source", type=_FOLDER, required=True, help="A stopped node's data folder, or its backup.")
+@click.option("--out", type=_FOLDER, required=True, help="Where to put a data folder for each node; a new folder.")
+@click.option("--reason", required=True, help="Why; kept in the region's records.")
+def restore_region(region_file: Path, source: Path, out: Path, reason: str) -> None:
+    """Make the data folders of a whole region from one node's, when a majority is lost for good.
+
+    The source is not changed. What only lost disks had is gone; the region goes on at a revision beyond all that it
+    gave before, and every other disk of before is a stranger to it. See docs/operations.md.
+    """
+    with _reported():
+        region = config.load(region_file)
+        done = restore.restore(region, source, out, restore.Why(reason, process.wall_ms(), os.urandom(16)))
+    when = datetime.fromtimestamp(done.after_ms / 1000, UTC).isoformat(timespec="seconds")
+    click.echo(f"The source ends at revision {done.after}, planned on {when}. The region goes on at {done.revision}.")
+    for node, folder in done.folders.items():
+        click.echo(f"{node}: {folder}")
+    click.echo(
+        "Put each folder in the place of its node's data folder, start all nodes without --bootstrap or --replace, and"
+        " go on as docs/operations.md says."
+    )
 
 
 # -- certificates

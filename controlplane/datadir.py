@@ -29,7 +29,8 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -178,6 +179,34 @@ class DataFolder:
     def close(self) -> None:
         """Let another process open the folder."""
         self._lock.close()
+
+
+def owner_of(path: Path) -> Identity | None:
+    """Whose folder it is; None if it does not say. Raises `Fatal` if what it says is damaged."""
+    return _read_identity(path) if (path / "IDENTITY").exists() else None
+
+
+@contextmanager
+def unused(path: Path) -> Iterator[None]:
+    """Keep every process from opening the folder. Raises `Fatal` if one has it. A copy of a folder nobody can have."""
+    lock = _lock(path) if (path / "LOCK").exists() else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def found(folders: Mapping[str, Path], *, fleet: str, region: str) -> None:
+    """Say durably of folders, by node, that they are those of a region's members, of which each knows the others.
+
+    What they hold has to be the same. Folders that these nodes had before are strangers to them from then on.
+    """
+    born = {node: secrets.token_hex(16) for node in folders}
+    for node, path in folders.items():
+        _write_checked(path / "MEMBERS", {other: born[other] for other in born if other != node})
+        identity = Identity(fleet, region, node, born[node], Standing.MEMBER)
+        _write_checked(path / "IDENTITY", _identity_fields(identity))
 
 
 def open_folder(path: Path, *, fleet: str, region: str, node: str, start: Start) -> DataFolder:

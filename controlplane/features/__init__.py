@@ -12,7 +12,18 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from controlplane.features import erasure, federation, flags, glass, leases, moves, partitions, switches, workflows
+from controlplane.features import (
+    erasure,
+    federation,
+    flags,
+    glass,
+    leases,
+    moves,
+    partitions,
+    restorations,
+    switches,
+    workflows,
+)
 from controlplane.kernel.transaction import Kind
 from controlplane.v1 import api_pb2 as api
 
@@ -69,6 +80,7 @@ KINDS: Mapping[str, Kind[Any]] = {
         leases.ELECTION,
         partitions.PARTITION,
         partitions.RETENTION,
+        restorations.RESTORATION,
         moves.MOVE,
         federation.CURSOR,
         federation.FOREIGN,

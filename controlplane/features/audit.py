@@ -5,7 +5,8 @@ one has. The rows lie beside the replicated state: apply neither reads nor hashe
 covered by the running hash in it, and by the one in the next checkpoint.
 
 Audited are what passed between regions and what was refused to them (`Passage`), the right to hold copies (`Grant`),
-kill switches, exceptions from them, break-glass reads, moves of a partition's home, and erasures. A content names
+kill switches, exceptions from them, break-glass reads, moves of a partition's home, erasures, and that the region
+began again from a backup. A content names
 regions, partitions, reaches, roles, revisions and digests, never a person, a tenant, a key or a value: what a switch
 stops is told as a digest of its key, who broke the glass and why as one of both, and what was erased not at all.
 """
@@ -18,14 +19,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from google.protobuf.message import DecodeError
 
-from controlplane.features import glass, moves
+from controlplane.features import glass, moves, restorations
 from controlplane.kernel import keys
 from controlplane.kernel.machine import Changed
 from controlplane.kernel.store import Overlay, View
 from controlplane.ledger import leaves
 from controlplane.ledger.leaves import Content, Leaf, Transfer
 from controlplane.ledger.merkle import Frontier, leaf_hash
-from controlplane.v1.records_pb2 import BreakGlass, Erased, Grant, Move, Passage, Reach, StopException, Switch
+from controlplane.v1.records_pb2 import (
+    BreakGlass,
+    Erased,
+    Grant,
+    Move,
+    Passage,
+    Reach,
+    Restoration,
+    StopException,
+    Switch,
+)
 from controlplane.v1.state_pb2 import Event, State
 
 _FRONTIER = keys.LEDGER + b"f"
@@ -34,7 +45,7 @@ _SALT = keys.LEDGER + b"s"
 _NODE = keys.LEDGER + b"n"
 _CONTENT = keys.LEDGER + b"c"
 _KEY = keys.LEDGER + b"k"
-_OPEN_FOR_EVER = ("egress", "ingress", "grant", "break-glass", "move", "erase")
+_OPEN_FOR_EVER = ("egress", "ingress", "grant", "break-glass", "move", "erase", "restore")
 """Without these nobody could say what left. Their keys outlive an erased salt, and tell nothing of it; their contents
 name no person."""
 
@@ -284,6 +295,15 @@ def _move(event: Event) -> Audited:
     }
 
 
+def _restored(event: Event) -> Audited:
+    restoration = Restoration.FromString(event.value)
+    return "restore", {
+        "after": restoration.after,
+        "after_ms": restoration.after_ms,
+        "revision": restoration.revision,
+    }
+
+
 def _hidden(key: bytes) -> str:
     return hashlib.sha256(b"controlplane ledger key v1\0" + key).hexdigest()
 
@@ -300,5 +320,6 @@ _KINDS: Mapping[str, Callable[[Event], Audited | None]] = {
     glass.GLASS.name: _glass,
     "erased": _erased,
     "move": _move,
+    restorations.RESTORATION.name: _restored,
 }
 _MARKS = re.compile(b"|".join(re.escape(keys.text(kind)) for kind in _KINDS))

@@ -4,7 +4,8 @@ A region's leader follows another region's shared records with one cursor for ea
 transactions of its own log that write the copies and move the cursor, so that nothing is copied twice, skipped or torn,
 whoever leads. Copies lie under their home's keys: no exporter, who is handed key ranges of its own home, can see them.
 
-1. A copy is never older than what it replaces: the home's revisions decide, not the order of arrival.
+1. A copy is never older than what it replaces: the home's revisions decide, not the order of arrival. Only where the
+   home began again from a backup, what it lists counts (`restorations`).
 2. A listing goes through the keys in order. What is not in it and lies between two of its keys is gone at home, and is
    deleted in the same transaction.
 3. Who wrote a record, and why, stays at home: it is in no copy, and in no answer to a caller of another region.
@@ -22,7 +23,7 @@ from google.protobuf.message import Message
 from controlplane import limits
 from controlplane.errors import Refused
 from controlplane.features import moves, partitions
-from controlplane.features.switches import EXCEPTION, SWITCH
+from controlplane.features.switches import EXCEPTION, STOP, SWITCH
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Tx, scope_of
@@ -65,11 +66,17 @@ def cursor_at(view: View, region: str, peer: str, reach: Reach) -> Cursor:
 # -- the side that follows
 
 
-def begin_listing(tx: Tx, region: str, cursor: Cursor, revision: int) -> RequestHeader | None:
-    """Copy everything anew, as of at least the home's `revision`; what was copied stays until it is found gone."""
+def begin_listing(tx: Tx, region: str, cursor: Cursor, revision: int, restored: int = 0) -> RequestHeader | None:
+    """Copy everything anew, as of at least the home's `revision`; what was copied stays until it is found gone.
+
+    `restored`: the revision with which the home began again, if it ever did. What is here of before may be of a past
+    that it has lost, however new: what it lists counts, but for stops (see `restorations`).
+    """
     if _read_cursor(tx, region, cursor) != cursor:
         return None
     anew = Cursor(peer=cursor.peer, reach=cursor.reach, epoch=cursor.epoch, revision=revision, listing=True)
+    # A listing that was begun for that and did not come to its end goes on with it.
+    anew.restored = restored if cursor.revision < restored else cursor.restored
     anew.age_ms = AGE_UNKNOWN_MS
     return _move(tx, region, anew)
 
@@ -92,7 +99,9 @@ def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
         if writes == _WRITES:
             break
         listed = key
-        writes += _take(tx, there.get(key), here.get(key), page_revision=cursor.revision)
+        mine = here.get(key)
+        lost = mine is not None and mine.origin.revision < cursor.restored
+        writes += _take(tx, there.get(key), mine, page_revision=cursor.revision, lost=lost)
     else:
         listed = page.upto
     done = page.last and listed == page.upto
@@ -100,6 +109,8 @@ def take_page(tx: Tx, region: str, page: SharedPage) -> RequestHeader | None:
     moved.CopyFrom(cursor)
     moved.listing, moved.listed = not done, b"" if done else listed
     moved.began = cursor.revision if done else 0
+    if done:
+        moved.restored = 0
     return _move(tx, region, moved)
 
 
@@ -301,8 +312,13 @@ def _forget_who_and_why(message: Message, region: str) -> None:
                 _forget_who_and_why(each, region)
 
 
-def _take(tx: Tx, there: Shared | None, here: Event | None, *, page_revision: int) -> int:
-    """Bring one record up to date; how many writes that took."""
+def _take(tx: Tx, there: Shared | None, here: Event | None, *, page_revision: int, lost: bool = False) -> int:
+    """Bring one record up to date; how many writes that took. `lost`: its home may not know any more what is here."""
+    if here is not None and keys.decode(here.key).kind == STOP.name:
+        # What a home has forgotten revives nobody: it stays until the home says something newer of it.
+        if lost and there is None:
+            return 0
+        lost = False
     if there is None:
         if here is None or here.origin.revision > page_revision:
             return 0
@@ -312,7 +328,7 @@ def _take(tx: Tx, there: Shared | None, here: Event | None, *, page_revision: in
         return 1
     if not there.key.startswith(scope_of(tx.partition)) or there.origin.home != tx.partition.home:
         raise Refused("a record outside of what its sender may share", reason="RECORD_FOREIGN")
-    if here is not None and here.origin.revision >= there.origin.revision:
+    if here is not None and (here.origin == there.origin if lost else here.origin.revision >= there.origin.revision):
         return 0
     if here is None and not there.HasField("value"):
         return 0

@@ -41,7 +41,7 @@ from controlplane.errors import (
     Refused,
     Unavailable,
 )
-from controlplane.features import erasure, federation, moves, partitions
+from controlplane.features import erasure, federation, moves, partitions, restorations
 from controlplane.federation.links import EGRESS, PARTITIONS_CHANGED, Link, Links, leads, packed
 from controlplane.federation.passages import COPY, LISTING, PAGE_RECORDS, UNCONFIRMED, Counted, Side, counted
 from controlplane.geography import SHARED, exported
@@ -379,6 +379,7 @@ class _Export:
             partitions=self.shown.home,
             arriving=self.shown.arriving,
             elsewhere=self.shown.elsewhere,
+            restored=restorations.newest(node.store, node.region).revision,
         )
         await self._write(wire.FollowReply(revision=node.revision, welcome=welcome))
         if place.revision < welcome.oldest:

@@ -296,11 +296,11 @@ class _Session:
             )
         self._on_welcome()
         if not cursor.listing and self._is_shown_again(welcome.partitions):
-            await self._begin_listing(reply.revision)
+            await self._begin_listing(reply)
         await self._learn(list(welcome.partitions), list(welcome.arriving))
         await self._hear(welcome.elsewhere)
         if cursor.revision < welcome.oldest:
-            await self._begin_listing(reply.revision)
+            await self._begin_listing(reply)
         link.opened(INGRESS, self._reach)
 
     def _is_shown_again(self, found: Iterable[Partition]) -> bool:
@@ -352,10 +352,12 @@ class _Session:
         """Whether the region that created the partition may have it at the home that it is said to have."""
         return lawful(self._node.atlas, moves.creator(partition.id), partition.reach, partition.home)
 
-    async def _begin_listing(self, revision: int) -> None:
-        cursor, region = self._cursor, self._node.region
+    async def _begin_listing(self, reply: wire.FollowReply) -> None:
+        cursor, region, revision, restored = self._cursor, self._node.region, reply.revision, reply.welcome.restored
         await self._transact(
-            self._carrier, "BeginListing", lambda tx: federation.begin_listing(tx, region, cursor, max(1, revision))
+            self._carrier,
+            "BeginListing",
+            lambda tx: federation.begin_listing(tx, region, cursor, max(1, revision), restored),
         )
         # The listing goes over a stream that says so.
         raise _Dropped

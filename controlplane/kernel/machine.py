@@ -282,6 +282,10 @@ class Working:
             else:
                 self.run(txn, proven=proven)
 
+    def skip(self, revision: int) -> None:
+        """Give the next transaction a revision beyond this one."""
+        self.revision = max(self.revision, revision)
+
     def run(self, txn: Txn, *, proven: bool = False) -> Outcome:
         """Run one transaction and return what becomes of it. `proven`: it was planned over this very state."""
         self.revision += 1

@@ -213,6 +213,8 @@ def _count(summary: Summary, record: Record, content: str) -> None:
         summary.glass[read] = summary.glass.get(read, 0) + 1
     if record.name == "move" and record.key is not None and len(summary.moves) < statement.MOVES_SAID_MAX:
         summary.moves.append(statement.move(record.content))
+    if record.name == "restore" and record.key is not None and len(summary.restored) < statement.MOVES_SAID_MAX:
+        summary.restored.append(statement.restored(record.content))
     carried = record.content.get("count")
     if record.name in ("egress", "ingress") and isinstance(carried, int):
         to = (record.name, str(record.content.get("peer", "")), str(record.content.get("reach", "")))

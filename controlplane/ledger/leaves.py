@@ -33,7 +33,10 @@ from dataclasses import dataclass, field
 
 from controlplane import limits
 
-CLASSES = ("egress", "ingress", "grant", "denial", "break-glass", "switch", "exception", "move", "erase", "unreadable")
+CLASSES = (
+    *("egress", "ingress", "grant", "denial", "break-glass", "switch", "exception", "move", "erase", "restore"),
+    "unreadable",
+)
 """Of audited records."""
 RECORDS_MAX = limits.BATCH_TXNS_MAX * limits.WRITES_PER_TXN_MAX
 """Audited records of one entry, and so of one leaf: every write of a full batch."""

@@ -47,6 +47,8 @@ class Summary:
     """(way, peer, role, reach) → break-glass reads; empty where a record was erased."""
     moves: list[str] = field(default_factory=list)
     """What became of homes of partitions, in words; at most `MOVES_SAID_MAX`."""
+    restored: list[str] = field(default_factory=list)
+    """Times of which the region forgot everything, in words; at most `MOVES_SAID_MAX`."""
     erased: int = 0
     shown: list[tuple[int, int, str, str]] = field(default_factory=list)
 
@@ -70,6 +72,7 @@ def sections(manifest: Mapping[str, Any], summary: Summary) -> list[Section]:
         ),
         *_glass(manifest["region"], summary),
         *_moves(summary),
+        *_restored(summary),
         Section(
             "What the evidence can prove",
             (),
@@ -161,6 +164,30 @@ def _moves(summary: Summary) -> list[Section]:
     ]
 
 
+def _restored(summary: Summary) -> list[Section]:
+    """Said only where the region forgot something."""
+    if not summary.restored:
+        return []
+    return [
+        Section(
+            "Times that the region forgot",
+            (
+                "The region's disks were lost, and it began again from a backup. Of what it did after that backup, and"
+                " of what passed between it and others, this ledger has no word. Peers may have one.",
+            ),
+            summary.restored,
+        )
+    ]
+
+
+def restored(content: Mapping[str, Any]) -> str:
+    """One time that the region began again, from its record's content."""
+    since = content.get("after_ms")
+    when = f" ({_time(since)})" if isinstance(since, int) and since < _TOLD_MS_MAX else ""
+    after, revision = content.get("after"), content.get("revision")
+    return f"What came after revision {after}{when} is forgotten, up to revision {revision}."
+
+
 def move(content: Mapping[str, Any]) -> str:
     """One step of a move, from its record's content."""
     of = f"{content.get('partition')} ({content.get('reach')})"
@@ -222,6 +249,8 @@ def tables(manifest: Mapping[str, Any], summary: Summary, notes: Mapping[str, by
 
 
 _AGE_UNKNOWN_MS = (1 << 32) - 1
+_TOLD_MS_MAX = 253_402_300_800_000
+"""The year 10000, which has no date."""
 _PARTITION = ("id", "home", "reach", "environment", "epoch")
 _HEAD = """<!DOCTYPE html>
 <html lang="en">

@@ -26,12 +26,12 @@ claim rests on others: where those do not hold, it is NOT CHECKED. The trust fil
 Claims. FILES: the bundle is well formed, and its files are those of its manifest. CHECKPOINT: the region signed both
 checkpoints. GROWTH: the last continues the first. LEAVES: the leaves are those under the signed root; none is missing,
 and revisions and times never go back. RANGE: they cover the time asked for, by the region's clock, and say nothing of
-times to come. RECORDS: every audited record of those leaves is there once and is what the leaf committed to, or is
-erased. REACH: no record says that pinned data left. HOMES: epochs of partitions only grow, and nothing is claimed under
-one that is over, as this bundle or a peer's shows. COSIGNED per peer: it saw the same ledger. MATCHED per peer: the
-copies that one sent are those that the other received, and break-glass reads that the peer names are here. SCAN per
-node: it signed that it found nothing foreign. SAMPLES: leaves picked by your seed lead to the root. IDENTITY: it is the
-ledger of which you kept a checkpoint.
+times to come, nor that the region forgot some of it. RECORDS: every audited record of those leaves is there once and is
+what the leaf committed to, or is erased. REACH: no record says that pinned data left. HOMES: epochs of partitions only
+grow, and nothing is claimed under one that is over, as this bundle or a peer's shows. COSIGNED per peer: it saw the
+same ledger. MATCHED per peer: the copies that one sent are those that the other received, and break-glass reads that
+the peer names are here. SCAN per node: it signed that it found nothing foreign. SAMPLES: leaves picked by your seed
+lead to the root. IDENTITY: it is the ledger of which you kept a checkpoint.
 """
 
 from __future__ import annotations
@@ -75,8 +75,11 @@ SAMPLES_MAX = 10_000
 SKEW_MS = 60_000
 """Clocks of two regions, or of a region and the reviewer, are taken to agree no better than this."""
 
-CLASSES = ("egress", "ingress", "grant", "denial", "break-glass", "switch", "exception", "move", "erase", "unreadable")
-NEVER_ERASED = ("egress", "ingress", "grant", "break-glass", "move", "erase")
+CLASSES = (
+    *("egress", "ingress", "grant", "denial", "break-glass", "switch", "exception", "move", "erase", "restore"),
+    "unreadable",
+)
+NEVER_ERASED = ("egress", "ingress", "grant", "break-glass", "move", "erase", "restore")
 """Regions keep the keys of these, whatever else they erase: without them nobody could say what left."""
 REACHES = ("home-only", "jurisdiction", "global")
 PHASES = ("sealed", "cancelled", "adopting", "adopted", "left")
@@ -892,6 +895,12 @@ class Ledger:
                 f"{asked} is covered up to {_when(last.at_ms)}, where the last checkpoint ends; what came after it is"
                 " not in this bundle: ask for a later checkpoint"
             )
+        for leaf, since_ms, until_ms in self.records.lost:
+            if since_ms <= manifest.to_ms and manifest.from_ms <= until_ms:
+                raise Lacking(
+                    f"leaf {leaf} says that the region began again from a backup: of what it did from"
+                    f" {_when(since_ms)} to {_when(until_ms)} this ledger knows nothing"
+                )
         before = "a leaf before it" if manifest.start else "the first leaf of all"
         return f"the whole time from {asked} is covered, with {before} and a leaf after it"
 
@@ -1092,6 +1101,8 @@ class Records:
         self.reached: set[tuple[str, tuple[str, str], str]] = set()
         """(class, (peer, reach), partition or nothing) of every transfer."""
         self.glass: list[Glass] = []
+        self.lost: list[tuple[int, int, int]] = []
+        """(leaf, from, to) of each time of which the region forgot everything, because it began again from a backup."""
         self.homes: dict[str, Found] = {}
         """Partition → where the newest move took it."""
         self.outdated = ""
@@ -1214,8 +1225,8 @@ class Records:
             read = _glass(content, leaf)
             if self._has_room():
                 self.glass.append(read)
-        if name == "move":
-            self._follow(content, leaf)
+        if step := {"move": self._follow, "restore": self._begin_again}.get(name):
+            step(content, leaf)
         if name not in ("egress", "ingress"):
             return
         reach, partition, transfer = _transfer(content, leaf)
@@ -1225,6 +1236,14 @@ class Records:
             self.transfers.setdefault((name, transfer.peer), []).append(transfer)
         if len(self.reached) > WAYS_MAX:
             raise Wrong(f"things went more than {WAYS_MAX} ways: too many to look at")
+
+    def _begin_again(self, content: dict[str, Any], leaf: Leaf) -> None:
+        """Take in that the region began again from a backup. Raises Wrong for a record that does not say from when."""
+        after_ms = content.get("after_ms")
+        if not _is_number(after_ms) or not all(_is_number(content.get(part)) for part in ("after", "revision")):
+            raise Wrong("it does not say from when on nothing is known")
+        if self._has_room():
+            self.lost.append((leaf.at, int(str(after_ms)), leaf.at_ms))
 
     def _has_room(self) -> bool:
         self._kept += 1

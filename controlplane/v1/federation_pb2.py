@@ -26,7 +26,7 @@ from controlplane.v1 import records_pb2 as controlplane_dot_v1_dot_records__pb2
 from controlplane.v1 import state_pb2 as controlplane_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n controlplane/v1/federation.proto\x12\x0f\x63ontrolplane.v1\x1a\x1d\x63ontrolplane/v1/records.proto\x1a\x1b\x63ontrolplane/v1/state.proto\"\xa4\x01\n\x05Terms\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cjurisdiction\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x19\n\x11peer_jurisdiction\x18\x05 \x01(\t\x12)\n\tmay_leave\x18\x06 \x03(\x0e\x32\x16.controlplane.v1.Reach\x12\x12\n\nmap_digest\x18\x07 \x01(\x0c\"\xac\x01\n\x0b\x46ollowHello\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12%\n\x05reach\x18\x02 \x01(\x0e\x32\x16.controlplane.v1.Reach\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0f\n\x07listing\x18\x05 \x01(\x08\x12\x0e\n\x06listed\x18\x06 \x01(\x0c\x12\r\n\x05\x62\x65gan\x18\x07 \x01(\x04\"H\n\tFollowAck\x12)\n\x07passage\x18\x01 \x01(\x0b\x32\x18.controlplane.v1.Passage\x12\x10\n\x08messages\x18\x02 \x01(\r\"\x85\x01\n\rFollowRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.controlplane.v1.FollowHelloH\x00\x12)\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.FollowAckH\x00\x12\x0f\n\x05\x61sked\x18\x03 \x01(\x04H\x00\x42\t\n\x07request\"\xd3\x01\n\rFollowWelcome\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12\x0e\n\x06oldest\x18\x02 \x01(\x04\x12.\n\npartitions\x18\x03 \x03(\x0b\x32\x1a.controlplane.v1.Partition\x12,\n\x08\x61rriving\x18\x04 \x03(\x0b\x32\x1a.controlplane.v1.Partition\x12-\n\telsewhere\x18\x05 \x03(\x0b\x32\x1a.controlplane.v1.Partition\"\\\n\x06Shared\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\'\n\x06origin\x18\x03 \x01(\x0b\x32\x17.controlplane.v1.OriginB\x08\n\x06_value\"=\n\x11SharedTransaction\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.controlplane.v1.Shared\"\x83\x01\n\nSharedPage\x12\x11\n\tpartition\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\x0c\n\x04upto\x18\x03 \x01(\x0c\x12(\n\x07records\x18\x04 \x03(\x0b\x32\x17.controlplane.v1.Shared\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\"\xf6\x01\n\x0b\x46ollowReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x02 \x01(\x04\x12\x31\n\x07welcome\x18\x03 \x01(\x0b\x32\x1e.controlplane.v1.FollowWelcomeH\x00\x12\x39\n\x0btransaction\x18\x04 \x01(\x0b\x32\".controlplane.v1.SharedTransactionH\x00\x12+\n\x04page\x18\x05 \x01(\x0b\x32\x1b.controlplane.v1.SharedPageH\x00\x12\x12\n\x08progress\x18\x06 \x01(\x08H\x00\x12\r\n\x05\x61sked\x18\x07 \x01(\x04\x42\x07\n\x05reply\"\x82\x01\n\x0e\x46orwardRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x14\n\x0con_behalf_of\x18\x03 \x01(\t\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12%\n\x05terms\x18\x05 \x01(\x0b\x32\x16.controlplane.v1.Terms\"\x1d\n\x0c\x46orwardReply\x12\r\n\x05reply\x18\x01 \x01(\x0c\"9\n\rCosignRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0b\n\x03old\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\")\n\x0b\x43osignReply\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x04\"\x93\x01\n\x0c\x41\x64optRequest\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12-\n\tpartition\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.Partition\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0e\n\x06sealed\x18\x04 \x01(\x04\x12\x0e\n\x06\x63\x61ncel\x18\x05 \x01(\x08\"H\n\nAdoptReply\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.controlplane.v1.Move.Phase\x12\x0e\n\x06\x63opied\x18\x02 \x01(\x04\x32\xb0\x02\n\nFederation\x12J\n\x06\x46ollow\x12\x1e.controlplane.v1.FollowRequest\x1a\x1c.controlplane.v1.FollowReply(\x01\x30\x01\x12I\n\x07\x46orward\x12\x1f.controlplane.v1.ForwardRequest\x1a\x1d.controlplane.v1.ForwardReply\x12\x46\n\x06\x43osign\x12\x1e.controlplane.v1.CosignRequest\x1a\x1c.controlplane.v1.CosignReply\x12\x43\n\x05\x41\x64opt\x12\x1d.controlplane.v1.AdoptRequest\x1a\x1b.controlplane.v1.AdoptReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n controlplane/v1/federation.proto\x12\x0f\x63ontrolplane.v1\x1a\x1d\x63ontrolplane/v1/records.proto\x1a\x1b\x63ontrolplane/v1/state.proto\"\xa4\x01\n\x05Terms\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cjurisdiction\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x19\n\x11peer_jurisdiction\x18\x05 \x01(\t\x12)\n\tmay_leave\x18\x06 \x03(\x0e\x32\x16.controlplane.v1.Reach\x12\x12\n\nmap_digest\x18\x07 \x01(\x0c\"\xac\x01\n\x0b\x46ollowHello\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12%\n\x05reach\x18\x02 \x01(\x0e\x32\x16.controlplane.v1.Reach\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0f\n\x07listing\x18\x05 \x01(\x08\x12\x0e\n\x06listed\x18\x06 \x01(\x0c\x12\r\n\x05\x62\x65gan\x18\x07 \x01(\x04\"H\n\tFollowAck\x12)\n\x07passage\x18\x01 \x01(\x0b\x32\x18.controlplane.v1.Passage\x12\x10\n\x08messages\x18\x02 \x01(\r\"\x85\x01\n\rFollowRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.controlplane.v1.FollowHelloH\x00\x12)\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.FollowAckH\x00\x12\x0f\n\x05\x61sked\x18\x03 \x01(\x04H\x00\x42\t\n\x07request\"\xe5\x01\n\rFollowWelcome\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12\x0e\n\x06oldest\x18\x02 \x01(\x04\x12.\n\npartitions\x18\x03 \x03(\x0b\x32\x1a.controlplane.v1.Partition\x12,\n\x08\x61rriving\x18\x04 \x03(\x0b\x32\x1a.controlplane.v1.Partition\x12-\n\telsewhere\x18\x05 \x03(\x0b\x32\x1a.controlplane.v1.Partition\x12\x10\n\x08restored\x18\x06 \x01(\x04\"\\\n\x06Shared\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\'\n\x06origin\x18\x03 \x01(\x0b\x32\x17.controlplane.v1.OriginB\x08\n\x06_value\"=\n\x11SharedTransaction\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.controlplane.v1.Shared\"\x83\x01\n\nSharedPage\x12\x11\n\tpartition\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\x0c\n\x04upto\x18\x03 \x01(\x0c\x12(\n\x07records\x18\x04 \x03(\x0b\x32\x17.controlplane.v1.Shared\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\"\xf6\x01\n\x0b\x46ollowReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x02 \x01(\x04\x12\x31\n\x07welcome\x18\x03 \x01(\x0b\x32\x1e.controlplane.v1.FollowWelcomeH\x00\x12\x39\n\x0btransaction\x18\x04 \x01(\x0b\x32\".controlplane.v1.SharedTransactionH\x00\x12+\n\x04page\x18\x05 \x01(\x0b\x32\x1b.controlplane.v1.SharedPageH\x00\x12\x12\n\x08progress\x18\x06 \x01(\x08H\x00\x12\r\n\x05\x61sked\x18\x07 \x01(\x04\x42\x07\n\x05reply\"\x82\x01\n\x0e\x46orwardRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x14\n\x0con_behalf_of\x18\x03 \x01(\t\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12%\n\x05terms\x18\x05 \x01(\x0b\x32\x16.controlplane.v1.Terms\"\x1d\n\x0c\x46orwardReply\x12\r\n\x05reply\x18\x01 \x01(\x0c\"9\n\rCosignRequest\x12\x0c\n\x04note\x18\x01 \x01(\x0c\x12\x0b\n\x03old\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\")\n\x0b\x43osignReply\x12\x0c\n\x04line\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x04\"\x93\x01\n\x0c\x41\x64optRequest\x12%\n\x05terms\x18\x01 \x01(\x0b\x32\x16.controlplane.v1.Terms\x12-\n\tpartition\x18\x02 \x01(\x0b\x32\x1a.controlplane.v1.Partition\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0e\n\x06sealed\x18\x04 \x01(\x04\x12\x0e\n\x06\x63\x61ncel\x18\x05 \x01(\x08\"H\n\nAdoptReply\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.controlplane.v1.Move.Phase\x12\x0e\n\x06\x63opied\x18\x02 \x01(\x04\x32\xb0\x02\n\nFederation\x12J\n\x06\x46ollow\x12\x1e.controlplane.v1.FollowRequest\x1a\x1c.controlplane.v1.FollowReply(\x01\x30\x01\x12I\n\x07\x46orward\x12\x1f.controlplane.v1.ForwardRequest\x1a\x1d.controlplane.v1.ForwardReply\x12\x46\n\x06\x43osign\x12\x1e.controlplane.v1.CosignRequest\x1a\x1c.controlplane.v1.CosignReply\x12\x43\n\x05\x41\x64opt\x12\x1d.controlplane.v1.AdoptRequest\x1a\x1b.controlplane.v1.AdoptReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,27 +42,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOLLOWREQUEST']._serialized_start=530
   _globals['_FOLLOWREQUEST']._serialized_end=663
   _globals['_FOLLOWWELCOME']._serialized_start=666
-  _globals['_FOLLOWWELCOME']._serialized_end=877
-  _globals['_SHARED']._serialized_start=879
-  _globals['_SHARED']._serialized_end=971
-  _globals['_SHAREDTRANSACTION']._serialized_start=973
-  _globals['_SHAREDTRANSACTION']._serialized_end=1034
-  _globals['_SHAREDPAGE']._serialized_start=1037
-  _globals['_SHAREDPAGE']._serialized_end=1168
-  _globals['_FOLLOWREPLY']._serialized_start=1171
-  _globals['_FOLLOWREPLY']._serialized_end=1417
-  _globals['_FORWARDREQUEST']._serialized_start=1420
-  _globals['_FORWARDREQUEST']._serialized_end=1550
-  _globals['_FORWARDREPLY']._serialized_start=1552
-  _globals['_FORWARDREPLY']._serialized_end=1581
-  _globals['_COSIGNREQUEST']._serialized_start=1583
-  _globals['_COSIGNREQUEST']._serialized_end=1640
-  _globals['_COSIGNREPLY']._serialized_start=1642
-  _globals['_COSIGNREPLY']._serialized_end=1683
-  _globals['_ADOPTREQUEST']._serialized_start=1686
-  _globals['_ADOPTREQUEST']._serialized_end=1833
-  _globals['_ADOPTREPLY']._serialized_start=1835
-  _globals['_ADOPTREPLY']._serialized_end=1907
-  _globals['_FEDERATION']._serialized_start=1910
-  _globals['_FEDERATION']._serialized_end=2214
+  _globals['_FOLLOWWELCOME']._serialized_end=895
+  _globals['_SHARED']._serialized_start=897
+  _globals['_SHARED']._serialized_end=989
+  _globals['_SHAREDTRANSACTION']._serialized_start=991
+  _globals['_SHAREDTRANSACTION']._serialized_end=1052
+  _globals['_SHAREDPAGE']._serialized_start=1055
+  _globals['_SHAREDPAGE']._serialized_end=1186
+  _globals['_FOLLOWREPLY']._serialized_start=1189
+  _globals['_FOLLOWREPLY']._serialized_end=1435
+  _globals['_FORWARDREQUEST']._serialized_start=1438
+  _globals['_FORWARDREQUEST']._serialized_end=1568
+  _globals['_FORWARDREPLY']._serialized_start=1570
+  _globals['_FORWARDREPLY']._serialized_end=1599
+  _globals['_COSIGNREQUEST']._serialized_start=1601
+  _globals['_COSIGNREQUEST']._serialized_end=1658
+  _globals['_COSIGNREPLY']._serialized_start=1660
+  _globals['_COSIGNREPLY']._serialized_end=1701
+  _globals['_ADOPTREQUEST']._serialized_start=1704
+  _globals['_ADOPTREQUEST']._serialized_end=1851
+  _globals['_ADOPTREPLY']._serialized_start=1853
+  _globals['_ADOPTREPLY']._serialized_end=1925
+  _globals['_FEDERATION']._serialized_start=1928
+  _globals['_FEDERATION']._serialized_end=2232
 # @@protoc_insertion_point(module_scope)

@@ -63,18 +63,20 @@ class FollowRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[FollowHello, _Mapping]] = ..., ack: _Optional[_Union[FollowAck, _Mapping]] = ..., asked: _Optional[int] = ...) -> None: ...
 
 class FollowWelcome(_message.Message):
-    __slots__ = ("terms", "oldest", "partitions", "arriving", "elsewhere")
+    __slots__ = ("terms", "oldest", "partitions", "arriving", "elsewhere", "restored")
     TERMS_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     ARRIVING_FIELD_NUMBER: _ClassVar[int]
     ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
     terms: Terms
     oldest: int
     partitions: _containers.RepeatedCompositeFieldContainer[_records_pb2.Partition]
     arriving: _containers.RepeatedCompositeFieldContainer[_records_pb2.Partition]
     elsewhere: _containers.RepeatedCompositeFieldContainer[_records_pb2.Partition]
-    def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., oldest: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ..., arriving: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ..., elsewhere: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ...) -> None: ...
+    restored: int
+    def __init__(self, terms: _Optional[_Union[Terms, _Mapping]] = ..., oldest: _Optional[int] = ..., partitions: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ..., arriving: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ..., elsewhere: _Optional[_Iterable[_Union[_records_pb2.Partition, _Mapping]]] = ..., restored: _Optional[int] = ...) -> None: ...
 
 class Shared(_message.Message):
     __slots__ = ("key", "value", "origin")

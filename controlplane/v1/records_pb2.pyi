@@ -90,6 +90,16 @@ class Retention(_message.Message):
     outcome_slice: int
     def __init__(self, event_floor: _Optional[int] = ..., outcome_slice: _Optional[int] = ...) -> None: ...
 
+class Restoration(_message.Message):
+    __slots__ = ("after", "after_ms", "revision")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    after_ms: int
+    revision: int
+    def __init__(self, after: _Optional[int] = ..., after_ms: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+
 class FlagValue(_message.Message):
     __slots__ = ("bool_value", "string_value", "int_value", "number_value", "json_value")
     BOOL_VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -197,7 +207,7 @@ class StopException(_message.Message):
     def __init__(self, region: _Optional[str] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Cursor(_message.Message):
-    __slots__ = ("peer", "reach", "epoch", "revision", "listing", "listed", "age_ms", "began")
+    __slots__ = ("peer", "reach", "epoch", "revision", "listing", "listed", "age_ms", "began", "restored")
     PEER_FIELD_NUMBER: _ClassVar[int]
     REACH_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +216,7 @@ class Cursor(_message.Message):
     LISTED_FIELD_NUMBER: _ClassVar[int]
     AGE_MS_FIELD_NUMBER: _ClassVar[int]
     BEGAN_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
     peer: str
     reach: Reach
     epoch: int
@@ -214,7 +225,8 @@ class Cursor(_message.Message):
     listed: bytes
     age_ms: int
     began: int
-    def __init__(self, peer: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ..., age_ms: _Optional[int] = ..., began: _Optional[int] = ...) -> None: ...
+    restored: int
+    def __init__(self, peer: _Optional[str] = ..., reach: _Optional[_Union[Reach, str]] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., listing: _Optional[bool] = ..., listed: _Optional[bytes] = ..., age_ms: _Optional[int] = ..., began: _Optional[int] = ..., restored: _Optional[int] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("peer", "jurisdiction", "reach", "open")

@@ -882,6 +882,27 @@ def test_a_range_to_the_end_of_the_ledger(desk: Desk):
     assert "ask for a later checkpoint" in says["RANGE"][1]
 
 
+RESTORED = {"after": 30, "after_ms": at_ms(38), "revision": 1000}
+
+
+@pytest.mark.parametrize(("since", "told"), [(at_ms(38), True), (at_ms(10), True), (BEGIN_MS + 10**9, False)])
+def test_a_time_that_the_region_forgot_is_not_covered(desk: Desk, since, told):
+    again = honest("eu-west", extra={40: [("restore", {**RESTORED, "after_ms": since})]})
+    bundle = desk.written(again.report())
+    says = desk.says(bundle, trust=trust())
+    assert only(says) == failed(unchecked=["IDENTITY", *(["RANGE"] if told else [])])
+    assert not told or "began again from a backup" in says["RANGE"][1]
+    assert "is forgotten, up to revision 1000" in bundle.read_bytes().decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("wrong", [{"after_ms": "then"}, {"after": -1}, {"revision": None}])
+def test_a_record_that_says_no_time_is_none_of_a_restoration(desk: Desk, wrong):
+    vague = honest(
+        "eu-west", extra={40: [("restore", {k: v for k, v in {**RESTORED, **wrong}.items() if v is not None})]}
+    )
+    assert desk.says(desk.written(vague.report()), trust=trust())["RECORDS"][0] == FAIL
+
+
 def test_a_clock_that_was_far_ahead_once(desk: Desk):
     """Times never go back: what passed after that has the time of then, and is in no report of its own time."""
     ahead = honest("eu-west", clock=lambda entry: at_ms(entry) if entry < 40 else at_ms(entry) + 10**14)
