@@ -8,7 +8,7 @@ import socket
 
 _WHY = {
     errno.EADDRINUSE: "another program listens there",
-    errno.EADDRNOTAVAIL: "it is no address of this machine, and a node listens where others are to reach it",
+    errno.EADDRNOTAVAIL: "it is no address of this machine; `listen` in the region file says where else a node listens",
 }
 
 
@@ -16,6 +16,14 @@ def is_loopback(host: str) -> bool:
     """Whether `host`, a name or an address with or without brackets, can only be this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_every(host: str) -> bool:
+    """Whether `host` stands for every address of a machine: one can listen there, and nobody can go there."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         return False
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from controlplane import limits
+from controlplane.addresses import is_every
 from controlplane.errors import Invalid
 from controlplane.geography import SHARED, Atlas, shareable
 from controlplane.identity import ENVIRONMENTS, PEOPLE, Identity, name_is_valid, word_is_valid
@@ -61,10 +62,18 @@ class NodeConfig:
     metrics_address: str
     certificate: Path
     key: Path
+    listen: str = ""
+    peer_listen: str = ""
+    """Where it listens for clients and for the other nodes, if that is not where those find it."""
+
+    @property
+    def listens(self) -> tuple[str, str]:
+        """Where it listens for clients, and for the other nodes."""
+        return self.listen or self.address, self.peer_listen or self.peer_address
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it listens: for clients, for the other nodes, for scrapers of metrics."""
+        """Where it is found: by clients, by the other nodes, by scrapers of metrics."""
         return self.address, self.peer_address, self.metrics_address
 
     @property
@@ -282,6 +291,10 @@ def _word(table: _Table, key: str) -> str:
     return table.text(key, word_is_valid, 'a lower-case word of letters, digits and "-"')
 
 
+def _leads_somewhere(text: str) -> bool:
+    return _address_is_valid(text) and not is_every(split_address(text)[0])
+
+
 def _address_is_valid(text: str) -> bool:
     try:
         return bool(split_address(text)[0])
@@ -432,16 +445,22 @@ def _nodes(table: _Table, file: Path) -> tuple[NodeConfig, ...]:
 
 def _node(table: _Table, file: Path) -> NodeConfig:
     host_port = 'a host and a port, like "127.0.0.1:7001"'
+    found = 'a host and a port that others can go to, like "n1.example.org:7001" ("listen" may be any address)'
     name = table.text("name", name_is_valid, "a name of letters, digits and . _ -")
     node = NodeConfig(
         name=name,
-        address=table.text("address", _address_is_valid, host_port),
-        peer_address=table.text("peer_address", _address_is_valid, host_port),
+        address=table.text("address", _leads_somewhere, found),
+        peer_address=table.text("peer_address", _leads_somewhere, found),
         metrics_address=table.text("metrics_address", _address_is_valid, host_port, "127.0.0.1:0"),
         certificate=_file(table, "certificate", "the path of the node's certificate", file),
         key=_file(table, "key", "the path of the node's key", file),
+        listen=table.text("listen", _address_is_valid, host_port) if table.has("listen") else "",
+        peer_listen=table.text("peer_listen", _address_is_valid, host_port) if table.has("peer_listen") else "",
     )
-    table.finish("name, address, peer_address, metrics_address, certificate and key")
+    one, other = node.listens
+    if one and one == other:
+        table.problem("peer_listen", f"is {one!r}, where the node listens for clients; it needs a port of its own")
+    table.finish("name, address, peer_address, listen, peer_listen, metrics_address, certificate and key")
     return node
 
 

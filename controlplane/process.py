@@ -299,7 +299,7 @@ def _raft_config(config: RegionConfig, name: str, credentials: Credentials) -> R
         fleet=config.fleet,
         region=config.name,
         node=name,
-        listen=config.node(name).peer_address,
+        listen=config.node(name).listens[1],
         peers={each.name: each.peer_address for each in config.nodes if each.name != name},
         credentials=credentials,
         timing=_guard_timing(config.timing),

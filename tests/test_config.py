@@ -62,6 +62,14 @@ def test_a_minimal_file_and_its_defaults():
     assert node.metrics_address.startswith("127.0.0.1:")
     assert node.key == Path("/somewhere/certs/n2.key")
     assert node.hosts == ("127.0.0.1",)
+    assert node.listens == (node.address, node.peer_address)
+
+
+def test_a_node_may_listen_elsewhere_than_others_find_it():
+    text = GOOD.replace('name = "n2"', 'name = "n2"\nlisten = "0.0.0.0:7443"\npeer_listen = "[::]:7444"')
+    node = config.parse(text, FILE).node("n2")
+    assert node.listens == ("0.0.0.0:7443", "[::]:7444")
+    assert (node.address, node.hosts) == ("127.0.0.1:7102", ("127.0.0.1",))
 
 
 def test_partitions_become_records():
@@ -125,6 +133,16 @@ def test_sizes_that_are_possible(count):
         ('name = "n2"', 'name = "n2"\nmetrics_address = "127.0.0.1:7203"', "node", "used twice"),
         ('"127.0.0.1:7102"', '"127.0.0.1"', "node[2].address", "host and a port"),
         ('"127.0.0.1:7102"', '"127.0.0.1:99999"', "node[2].address", "host and a port"),
+        ('"127.0.0.1:7102"', '"0.0.0.0:7102"', "node[2].address", "that others can go to"),
+        ('"127.0.0.1:7102"', '"[::]:7102"', "node[2].address", "that others can go to"),
+        ('name = "n2"', 'name = "n2"\nlisten = "7102"', "node[2].listen", "host and a port"),
+        ('name = "n2"', 'name = "n2"\nlisten = ":1"\npeer_listen = 7', "node[2].peer_listen", "host and a port"),
+        (
+            'name = "n2"',
+            'name = "n2"\nlisten = "[::]:1"\npeer_listen = "[::]:1"',
+            "node[2].peer_listen",
+            "port of its own",
+        ),
         ('key = "certs/n3.key"', "", "node[3].key", "is missing"),
         ('key = "certs/n3.key"', 'key = "k"\nextra = 1', "node[3].extra", "is not known"),
         ('id = "eu-west.prod.state"', 'id = "us-east.prod.state"', "partition[1].id", "begin with the region"),

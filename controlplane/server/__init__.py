@@ -128,6 +128,7 @@ class Server:
         """
         self._config, self._node, self._credentials = config, node, credentials
         self.address = config.node(name).address
+        self._listens, _ = config.node(name).listens
         self.counts = counts or Counts()
         self._federation = federation
         self.eraser = Eraser(node, files)
@@ -222,11 +223,11 @@ class Server:
     def _bind(self, server: grpc.aio.Server) -> int:
         try:
             if self._credentials is not None:
-                return server.add_secure_port(self.address, self._credentials.of_server())
-            _require_loopback(self.address)
-            return server.add_insecure_port(self.address)
+                return server.add_secure_port(self._listens, self._credentials.of_server())
+            _require_loopback(self._listens)
+            return server.add_insecure_port(self._listens)
         except RuntimeError as error:
-            raise Fatal(f"cannot listen on {self.address}: {why_not(self.address)}") from error
+            raise Fatal(f"cannot listen on {self._listens}: {why_not(self._listens)}") from error
 
     # -- calls
 

@@ -102,7 +102,7 @@ class Region:
     def _on_disk(self, name: str, how: Start, credentials: Credentials) -> tuple[Store, Log]:
         folder = open_folder(self.folder / name, fleet=FLEET, region=REGION, node=name, start=how)
         peers = {each.name: each.peer_address for each in self.config.nodes if each.name != name}
-        listen = self.config.node(name).peer_address
+        listen = self.config.node(name).listens[1]
         log = RaftLog(RaftConfig(FLEET, REGION, name, listen, peers, credentials, ballast_bytes=0), folder)
         return RocksStore(folder.store), cast(Log, log)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -10,11 +11,12 @@ from controlplane import limits, status
 from controlplane.datadir import Start
 from controlplane.errors import ControlPlaneError, Invalid, OutcomeUnknown, Unavailable
 from controlplane.forward import Forwarder, Request, Router
+from controlplane.loopback import Relay, free_ports
 from controlplane.node import Call
 from controlplane.replication.local import LocalLog
 from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2
-from tests.server.regions import create, flag, operation, running, until
+from tests.server.regions import Region, create, flag, operation, running, until
 
 
 def followers(region, leader):
@@ -339,3 +341,31 @@ class Applies:
 
     def apply(self, index, term, entry):
         self.applied = (index, term)
+
+
+async def test_nodes_that_listen_elsewhere_than_they_are_found(tmp_path):
+    """As behind address translation: every way to a node, of clients and of the others, leads over a relay."""
+    region = Region(tmp_path, 3)
+    taken = {int(each.rpartition(":")[2]) for node in region.config.nodes for each in node.addresses}
+    ports = (port for port in free_ports(16) if port not in taken)
+    relays, nodes = [], []
+    for node in region.config.nodes:
+        listens = [f"127.0.0.1:{next(ports)}" for _ in range(2)]
+        nodes.append(replace(node, listen=listens[0], peer_listen=listens[1]))
+        for found, at in zip((node.address, node.peer_address), listens, strict=True):
+            relays.append(Relay(int(found.rpartition(":")[2]), at))
+    region.config = replace(region.config, nodes=tuple(nodes))
+    async with contextlib.AsyncExitStack() as stack:
+        for relay in relays:
+            await relay.heal()
+            stack.push_async_callback(relay.cut)
+        for node in nodes:
+            stack.push_async_callback(lambda name=node.name: region.members[name].stop())
+        await asyncio.gather(*(region.start(node.name, Start.BOOTSTRAP) for node in nodes))
+        await region.leader()
+        for node in nodes:
+            async with region.caller(node=node.name) as anna:
+                await anna.call("CreateWorkflow", create(f"by way of {node.name}"))
+        async with region.caller("operator") as maria:
+            found = api.GetStatusReply.FromString(await maria.call("GetStatus"))
+        assert [member.address for member in found.members] == [node.address for node in nodes]
