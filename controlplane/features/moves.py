@@ -335,8 +335,8 @@ def leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
         return False
     upto = known[0] if known else 0
     left = Move(partition=own, to=now.home, epoch=now.epoch, phase=Move.LEFT, upto=upto, since=now.since)
-    if not known:
-        left.disowned.add(home=region, epoch=own.epoch)
+    # A later home may be of another line, which knows nothing of this one.
+    left.disowned.add(home=region, epoch=own.epoch, upto=upto)
     left.forced = row is None or row.value.phase != Move.SEALED or upto < row.value.upto
     _put(tx, left)
     return True

@@ -388,6 +388,36 @@ def test_a_sealed_home_keeps_what_it_wrote_from_a_rival_of_the_epoch_it_moves_to
     assert late == [keys.decode(each.key).name for each in moves.quarantined(fleet["b"].store, "b", now)]
 
 
+def test_what_was_given_up_stays_in_quarantine_when_a_home_of_another_line_turns_up() -> None:
+    # Fleets, one node, seed 8730: who took over from a home that was forced lost against one that knew of neither.
+    fleet = Fleet()
+    fleet.write("a", "a")
+    for home, other in (("a", "b"), ("b", "c")):
+        fleet[other].follow(fleet[home])
+        fleet.write(home, home)
+        place, cursor = fleet[other].place, federation.cursor_at(fleet[other].store, other, home, GLOBAL)
+        assert place is not None
+        fleet[other].do(lambda tx, p=place, c=cursor: moves.begin_forced(tx, p, c, c.revision, 0, "gone"))  # type: ignore[misc]
+        fleet.adopt(other, 5)
+    fleet["b"].follow(fleet["c"])
+    late = [keys.decode(each.key).name for each in quarantined(fleet["b"])]
+    assert late == ["b"]
+    for _ in range(2):
+        fleet.seal("a", "c")
+        fleet["a"].do(lambda tx: moves.begin_forced(tx, fleet["a"].place, None, 0, 0, "gone"))  # type: ignore[arg-type]
+        fleet.adopt("a", 5)
+    fleet.settle()
+    assert fleet.homes() == ["a"]
+    for _ in range(2):
+        assert [keys.decode(each.key).name for each in quarantined(fleet["b"])] == late
+        sweep(fleet["b"])
+
+
+def quarantined(region: Region) -> list[Event]:
+    assert region.place is not None
+    return [*moves.quarantined(region.store, region.name, region.place)]
+
+
 def test_what_was_taken_over_in_vain_is_not_taken_for_what_a_later_move_brings() -> None:
     # Fleets, three nodes, seed 3: a home that took over from itself heard of another one, which then moved to it.
     fleet = Fleet()
