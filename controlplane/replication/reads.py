@@ -7,7 +7,7 @@ or a later one. A read waits for a round that began after it arrived, and then u
 here. Any other node asks the leader for such an index, all its waiting reads as one.
 
 1. A round's index is the commit index at its beginning, and counts only after a commit of the leader's own term: for
-   reads, and also as a proof of how fresh this node's state is.
+   reads, and also as a proof of how fresh this node's state is. Either has to wait until that index is applied here.
 2. What was asked of a leader is answered, or given up after `patience_s`, or when that leadership ends. Asked from
    elsewhere, it is asked anew as soon as another leader is known or the link to this one is a new one: a leader that
    fell silent answers nobody, and an answer under way is lost with its link.
@@ -41,6 +41,14 @@ class _Round(NamedTuple):
     remote: list[Asker]
 
 
+class _Start(NamedTuple):
+    """That a round began, and at which commit index."""
+
+    number: int
+    commit: int
+    at: float
+
+
 class Reads:
     """Every read that waits at this node.
 
@@ -62,7 +70,8 @@ class Reads:
         self._asked: list[_Read] = []
         self._remote: list[Asker] = []
         self._rounds: deque[_Round] = deque()
-        self._starts: deque[tuple[int, float]] = deque()
+        self._starts: deque[_Start] = deque()
+        self._proven: deque[_Start] = deque()
         self._able = False
         self._forwarded: dict[int, list[_Read]] = {}
         self._to_apply: list[tuple[int, _Read]] = []
@@ -105,7 +114,7 @@ class Reads:
         self._able = able
         self.round += 1
         if able:
-            self._starts.append((self.round, now))
+            self._starts.append(_Start(self.round, commit, now))
         if asked:
             self._rounds.append(_Round(self.round, commit, self._asked, self._remote))
             self._asked, self._remote = [], []
@@ -113,8 +122,13 @@ class Reads:
 
     def echoed(self, number: int, applied: int, now: float) -> None:
         """Answer every round up to `number`: a majority has echoed it."""
-        while self._starts and self._starts[0][0] <= number:
-            self.fresh_at = max(self.fresh_at, self._starts.popleft()[1])
+        while self._starts and self._starts[0].number <= number:
+            start = self._starts.popleft()
+            # Of those that wait for the same index the last one says most; of too many, the last but one least.
+            if self._proven and (self._proven[-1].commit == start.commit or len(self._proven) >= self._reads_max):
+                self._proven.pop()
+            self._proven.append(start)
+        self._refresh(applied)
         while self._rounds and self._rounds[0].number <= number:
             done = self._rounds.popleft()
             self._prove(done.reads, done.commit, applied, now)
@@ -179,10 +193,15 @@ class Reads:
 
     def applied(self, index: int, now: float) -> None:
         """Answer what only waited for `index` to be applied."""
+        self._refresh(index)
         if self._to_apply:
             waiting, self._to_apply = self._to_apply, []
             for needed, read in waiting:
                 self._prove([read], needed, index, now)
+
+    def _refresh(self, applied: int) -> None:
+        while self._proven and self._proven[0].commit <= applied:
+            self.fresh_at = max(self.fresh_at, self._proven.popleft().at)
 
     def _prove(self, reads: list[_Read], needed: int, applied: int, now: float) -> None:
         for read in reads:
