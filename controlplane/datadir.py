@@ -189,12 +189,16 @@ def owner_of(path: Path) -> Identity | None:
 @contextmanager
 def unused(path: Path) -> Iterator[None]:
     """Keep every process from opening the folder. Raises `Fatal` if one has it. A copy of a folder nobody can have."""
-    lock = _lock(path) if (path / "LOCK").exists() else None
-    try:
+    if not (path / "LOCK").exists():
         yield
-    finally:
-        if lock is not None:
-            lock.close()
+        return
+    try:
+        # It may lie on a disk that can be read, and no more.
+        file = (path / "LOCK").open("rb")
+    except OSError as error:
+        raise Fatal(f"{path}: cannot read: {error.strerror}.") from error
+    with _held(file, path):
+        yield
 
 
 def found(folders: Mapping[str, Path], *, fleet: str, region: str) -> None:
@@ -327,6 +331,10 @@ def _lock(path: Path) -> BinaryIO:
         file = (path / "LOCK").open("ab")
     except OSError as error:
         raise _unusable(path, error) from error
+    return _held(file, path)
+
+
+def _held(file: BinaryIO, path: Path) -> BinaryIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -23,8 +23,9 @@ from controlplane.config import RegionConfig
 from controlplane.datadir import found, owner_of, sync_folder, unused
 from controlplane.errors import Fatal
 from controlplane.features import audit, partitions, restorations
-from controlplane.kernel import machine
+from controlplane.kernel import keys, machine
 from controlplane.kernel.machine import RecentEvents, Working
+from controlplane.kernel.store import Batch
 from controlplane.kernel.transaction import Tx, scope_of
 from controlplane.replication.journal import Journal
 from controlplane.replication.tail import Meta, Reset
@@ -33,6 +34,8 @@ from controlplane.v1.state_pb2 import Entry, Outcome, State
 
 _PARTS = ("journal", "store")
 _COPY_BYTES = 1 << 20
+_CARRIED = 10_000
+"""Outcomes in one batch."""
 
 
 class Why(NamedTuple):
@@ -74,7 +77,7 @@ def restore(config: RegionConfig, source: Path, out: Path, why: Why) -> Restored
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
-            raise Fatal(f"{error.filename}: {error.strerror}. Nothing was restored.") from error
+            raise Fatal(f"{error.filename or out}: {error.strerror}. Nothing was restored.") from error
         raise
     return Restored(folders, *done)
 
@@ -114,6 +117,7 @@ def _begin_again(region: str, folder: Path, why: Why) -> tuple[int, int, int]:
         if scope_of(partitions.system(region)) not in machine.scopes(store):
             raise Fatal(f"it holds nothing of region {region!r}: is it of another one?")
         term = max(state.term, recovered.term)
+        _carry_outcomes(store, state, restorations.revision_at(why.at_ms))
         restored = _resume(store, ledger, region, term, why)
         journal.write([Reset(restored.index, term), Meta(term, None)])
         store.sync()
@@ -138,6 +142,23 @@ def _resume(store: RocksStore, ledger: audit.Ledger, region: str, term: int, why
         raise Fatal(f"the region cannot begin again: {outcome.detail}")
     entry = Entry(base=working.base, at_ms=working.at_ms, salt=why.salt, txns=[txn], base_hash=working.base_hash)
     return working.finish(store, state.index + 1, term, machine.pack(entry), ledger).state
+
+
+def _carry_outcomes(store: RocksStore, state: State, revision: int) -> None:
+    """Have what was answered before found where requests are looked up from `revision` on.
+
+    A request that the source knows is answered again as it was, whoever makes it; only others are not known.
+    """
+    span = state.outcome_span
+    to = keys.generation(revision // span)
+    for generation in range(max(0, state.revision // span - 1), state.revision // span + 1):
+        batch = Batch()
+        for row, packed in store.scan(*keys.children(keys.generation(generation))):
+            batch.puts[to + row[len(to) :]] = packed
+            if len(batch.puts) == _CARRIED:
+                store.commit(batch)
+                batch = Batch()
+        store.commit(batch)
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 
 from controlplane import limits
 from controlplane.errors import Refused
-from controlplane.features import moves, partitions
+from controlplane.features import moves, partitions, restorations
 from controlplane.features.switches import EXCEPTION, STOP, SWITCH
 from controlplane.kernel import keys, machine
 from controlplane.kernel.store import View
@@ -30,7 +30,7 @@ from controlplane.kernel.transaction import Kind, Tx, scope_of
 from controlplane.v1 import api_pb2
 from controlplane.v1.api_pb2 import RequestHeader
 from controlplane.v1.federation_pb2 import Shared, SharedPage
-from controlplane.v1.records_pb2 import Cursor, Grant, Move, Partition, Passage, Reach, Switch
+from controlplane.v1.records_pb2 import Cursor, Grant, Move, Partition, Passage, Reach, Stop, Switch
 from controlplane.v1.state_pb2 import Event, Origin
 
 CURSOR = Kind(keys.CURSOR_KIND, Cursor, reserved=True)
@@ -173,7 +173,7 @@ def learn(tx: Tx, peer: str, reach: Reach, found: Iterable[Partition]) -> Reques
         if not may_share(partition, peer, reach):
             raise Refused(f"{peer} may not share this partition", reason="PARTITION_FOREIGN")
         complete = not partition.since or (not cursor.listing and cursor.revision >= partition.since)
-        news = moves.leave(tx, partition, complete=complete) or news
+        news = _leave(tx, partition, complete=complete) or news
         row = tx.get(FOREIGN, partition.id)
         later = row is None or not moves.newer(row.value, partition)
         if complete and later and (row is None or row.value != partition):
@@ -197,9 +197,63 @@ def is_gone(partition: Partition, peer: str, reach: Reach, shared: Container[str
 
 
 def hear(tx: Tx, found: Iterable[Partition]) -> RequestHeader | None:
-    """Stop writing where another region is the home by now, as a third one tells. In the system partition."""
-    left = [moves.leave(tx, partition, complete=False) for partition in found]
-    return RequestHeader() if any(left) else None
+    """Stop writing where another region is the home by now, as a third one tells. In the system partition.
+
+    Where this one is taken for the home and has forgotten that, it goes on as that, in an epoch of which nobody knows.
+    """
+    region = tx.partition.home
+    news = [_go_on(tx, each) if each.home == region else _leave(tx, each, complete=False) for each in found]
+    return RequestHeader() if any(news) else None
+
+
+def decline(tx: Tx, partition: Partition, epoch: int) -> RequestHeader | None:
+    """See `moves.decline`; of what this region was taking over it gets a whole copy again. In the system partition."""
+    before = moves.move_at(tx.view, tx.partition.home, partition.id)
+    done = moves.decline(tx, partition, epoch)
+    if done is not None:
+        _list_passed_by(tx, before)
+    return done
+
+
+def _leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
+    before = moves.move_at(tx.view, tx.partition.home, now.id)
+    left = moves.leave(tx, now, complete=complete)
+    if left:
+        _list_passed_by(tx, before)
+    return left
+
+
+def _list_passed_by(tx: Tx, before: Move | None) -> None:
+    """List anew what this region did not copy while it was taking over: see `is_past`."""
+    region = tx.partition.home
+    if before is None or before.phase != Move.ADOPTING or before.partition.home == region:
+        return
+    cursor = cursor_at(tx.view, region, before.partition.home, before.partition.reach)
+    if cursor.revision > before.upto and not cursor.listing:
+        cursor.listing, cursor.listed, cursor.began, cursor.age_ms = True, b"", 0, AGE_UNKNOWN_MS
+        _move(tx, region, cursor)
+
+
+def _go_on(tx: Tx, told: Partition) -> bool:
+    region, row = tx.partition.home, tx.get(moves.MOVE, told.id)
+    taking_over = row is not None and row.value.phase == Move.ADOPTING
+    if taking_over or not restorations.newest(tx.view, region).revision:
+        return False
+    known, upto = moves.recorded(tx, told.id), tx.revision
+    if known is None or known.home != region:
+        foreign = tx.get(FOREIGN, told.id)
+        if foreign is None:
+            return False
+        known = foreign.value
+        cursor = cursor_at(tx.view, region, known.home, known.reach)
+        if cursor.listing or cursor.revision < max(1, known.since):
+            return False
+        upto = cursor.revision
+    same = (known.reach, known.environment) == (told.reach, told.environment)
+    if not same or not moves.newer(told, known):
+        return False
+    moves.go_on(tx, known, 1 + max(told.epoch, row.value.epoch if row else 0), upto)
+    return True
 
 
 def may_share(partition: Partition, peer: str, reach: Reach) -> bool:
@@ -314,11 +368,12 @@ def _forget_who_and_why(message: Message, region: str) -> None:
 
 def _take(tx: Tx, there: Shared | None, here: Event | None, *, page_revision: int, lost: bool = False) -> int:
     """Bring one record up to date; how many writes that took. `lost`: its home may not know any more what is here."""
-    if here is not None and keys.decode(here.key).kind == STOP.name:
-        # What a home has forgotten revives nobody: it stays until the home says something newer of it.
-        if lost and there is None:
+    if lost and here is not None and keys.decode(here.key).kind == STOP.name:
+        # What a home has forgotten revives nobody: it stays until the home says something newer of it. What is engaged
+        # there now, as it was in the backup, stops here as well.
+        if there is None:
             return 0
-        lost = False
+        lost = there.HasField("value") and Stop.FromString(there.value).engaged
     if there is None:
         if here is None or here.origin.revision > page_revision:
             return 0

@@ -260,6 +260,16 @@ def finish(tx: Tx, move: Move) -> RequestHeader | None:
     return RequestHeader()
 
 
+def go_on(tx: Tx, partition: Partition, epoch: int, upto: int) -> None:
+    """Be the home in a new epoch, at a region that has forgotten that it was the home before: see `restorations`.
+
+    From what it has of `partition`, as it knows that, up to revision `upto` of its home.
+    """
+    move = Move(partition=partition, to=tx.partition.home, epoch=epoch, phase=Move.ADOPTING, forced=True, upto=upto)
+    move.attestation = "the region began again from a backup"
+    _put(tx, move)
+
+
 def decline(tx: Tx, partition: Partition, epoch: int) -> RequestHeader | None:
     """At the region that was to be the new home: it will not, in this epoch. None if it is, or has said so.
 
@@ -318,7 +328,7 @@ def leave(tx: Tx, now: Partition, *, complete: bool) -> bool:
         if row.value.partition.home != region:
             tx.put(MOVE, now.id, _turned(row.value, Move.CANCELLED))
             return True
-    own = _recorded(tx, now.id)
+    own = recorded(tx, now.id)
     if own is None or own.home != region or not newer(now, own):
         return False
     if (now.reach, now.environment) != (own.reach, own.environment):
@@ -427,14 +437,14 @@ def _check_movable(partition: Partition) -> None:
 
 def _check_at_home(tx: Tx, partition: Partition) -> None:
     """The caller looked before; what counts is what the log says. Raises `NotFound` or `Refused`."""
-    now = _recorded(tx, partition.id)
+    now = recorded(tx, partition.id)
     if now is None:
         raise NotFound("there is no such partition", reason="PARTITION_UNKNOWN")
     if (now.home, now.epoch) != (partition.home, partition.epoch):
         raise Refused("the partition was moved meanwhile", reason="NOT_AT_HOME", hint="cpctl partition show")
 
 
-def _recorded(tx: Tx, partition: str) -> Partition | None:
+def recorded(tx: Tx, partition: str) -> Partition | None:
     """Where a partition is by this region's own log; None if it never was here, nor on its way here."""
     row = tx.get(MOVE, partition)
     if row is not None:
@@ -448,7 +458,7 @@ def _is_later_here(tx: Tx, than: Partition) -> bool:
     row = tx.get(MOVE, than.id)
     if row is not None and row.value.phase == Move.ADOPTING:
         return newer(adopted(row.value), than)
-    own = _recorded(tx, than.id)
+    own = recorded(tx, than.id)
     return own is not None and own.home == tx.partition.home and newer(own, than)
 
 

@@ -2,14 +2,18 @@
 
 1. It goes on at a revision that it cannot have reached before, so no fence and no revision is given twice.
 2. What happened since the backup, nobody here knows. Whoever stands at a revision of then (watchers, regions that copy)
-   is too far behind, and lists anew. What was asked then is not known to be new: its outcome is forgotten.
-3. Who lists anew believes the listing, and not what is newer in its copy; but for stops, which nothing revives.
+   is too far behind, and lists anew. Who says that a request was first made then is told that its outcome is forgotten.
+3. Who lists anew believes the listing, and not what is newer in its copy; but for stops, which nothing releases.
+4. Homes that moved since: others tell. A later home elsewhere counts. Where this region itself is said to be the home,
+   it goes on from what it has, in an epoch after that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from controlplane.features import partitions
-from controlplane.kernel import keys, machine
+from controlplane.kernel import keys
 from controlplane.kernel.store import View
 from controlplane.kernel.transaction import Kind, Tx, scope_of
 from controlplane.v1.api_pb2 import RequestHeader
@@ -41,10 +45,19 @@ def restore(tx: Tx, after: int, after_ms: int, span: int) -> RequestHeader:
     # The floor is the revision after which all events are kept: this transaction's are the first.
     now = Retention(event_floor=tx.revision - 1, outcome_slice=max(0, tx.revision // span - 1) << 8)
     tx.put(partitions.RETENTION, partitions.RETENTION_NAME, now, quiet=True)
-    for domain in sorted({keys.domain_of(scope) for scope in machine.scopes(tx.view)}):
+    for domain in [*_domains(tx.view)]:
         tx.trim(*keys.events(domain, kept.event_floor + 1, now.event_floor))
     tx.trim(*keys.outcome_slices(kept.outcome_slice, now.outcome_slice))
     return RequestHeader()
+
+
+def _domains(view: View) -> Iterator[bytes]:
+    """All domains in which something happened that is kept; each costs a lookup."""
+    at, end = keys.children(keys.EVENT)
+    while (first := next(iter(view.scan(at, end)), None)) is not None:
+        domain = keys.domain_of(first[0][len(keys.EVENT) :])
+        yield domain
+        at = keys.children(keys.EVENT + domain)[1]
 
 
 def newest(view: View, region: str) -> Restoration:

@@ -198,6 +198,8 @@ class Exporter:
     async def _placed(self, link: Link, hello: wire.FollowHello) -> _Place:
         if not leads(self._node):
             self.check(link, hello.reach)
+        if hello.began > hello.revision:
+            raise Invalid("a copy that began after what it has", reason="HELLO_MALFORMED")
         if hello.terms.region != link.region:
             raise Denied("the terms are not those of the caller's region", reason="TERMS_OF_ANOTHER")
         agreement = link.meet(hello.terms)
@@ -410,8 +412,8 @@ class _Export:
         recorded = self._recorded()
         if place.listing and not place.listed:
             return
-        # A listing holds what was there long before.
-        after = 0 if place.listing or place.began > recorded else recorded
+        # A listing holds what was there long before; and all that is written down of one ends where it began.
+        after = 0 if place.listing or (place.began and place.began >= recorded) else recorded
         if place.revision <= after:
             return
         sent = machine.events(self._node.store, self.domain, after, place.revision)

@@ -337,14 +337,15 @@ class _Session:
     async def _hear(self, elsewhere: Iterable[Partition]) -> None:
         """Where a third region is the home by now of what this one takes itself to be the home of, stop at once.
 
-        So it does with what it is taking over.
+        So it does with what it is taking over. Where this one itself is said to be the home: see `federation.hear`.
         """
-        own = {**self._node.partitions, **{each.id: each for each in self._node.places.arriving()}}
-        found = [
-            each
-            for each in elsewhere
-            if each.id in own and moves.newer(each, own[each.id]) and each.former and self._is_lawful(each)
-        ]
+        node = self._node
+        own = {**node.partitions, **{each.id: each for each in node.places.arriving()}}
+        found = []
+        for each in elsewhere:
+            known = own.get(each.id) if each.home != node.region else node.places.routed(each.id)
+            if known is not None and moves.newer(each, known) and each.former and self._is_lawful(each):
+                found.append(each)
         if found:
             await self._transact(self._system, "HearOfPartitions", lambda tx: federation.hear(tx, found))
 

@@ -152,7 +152,9 @@ class Mover:
         reply = await self._ask(move, cancel=True)
         if reply.phase != Move.CANCELLED:
             raise Refused(
-                f"{move.to} has taken over already", reason="MOVED_ALREADY", hint=f"move it back from {move.to}"
+                f"{move.to} is the home already, by this move or another",
+                reason="MOVED_ALREADY",
+                hint=f"move it back from {move.to}",
             )
         await self._transact("CancelMove", lambda tx: moves.call_off(tx, partition.id, move.epoch), who)
 
@@ -209,7 +211,7 @@ class Mover:
         if request.cancel:
             # Who offers it is the home: if this region takes itself to be that still, it hears so first.
             await self._transact("HearOfPartitions", lambda tx: federation.hear(tx, [partition]))
-            await self._transact("DeclinePartition", lambda tx: moves.decline(tx, partition, epoch))
+            await self._transact("DeclinePartition", lambda tx: federation.decline(tx, partition, epoch))
             return self._replied(region, request)
         if not self._may_be_here(partition):
             raise Refused(f"the law does not let the partition be in {node.region}", reason="TARGET_NOT_LAWFUL")

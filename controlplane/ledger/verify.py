@@ -71,6 +71,7 @@ TRANSFERS_KEPT_MAX = 1_000_000
 WAYS_MAX = 100_000
 """Pairs of peer and partition."""
 RECORDS_MAX = 20_000_000
+RESTORED_MAX = 1000
 SAMPLES_MAX = 10_000
 SKEW_MS = 60_000
 """Clocks of two regions, or of a region and the reviewer, are taken to agree no better than this."""
@@ -1242,8 +1243,9 @@ class Records:
         after_ms = content.get("after_ms")
         if not _is_number(after_ms) or not all(_is_number(content.get(part)) for part in ("after", "revision")):
             raise Wrong("it does not say from when on nothing is known")
-        if self._has_room():
-            self.lost.append((leaf.at, int(str(after_ms)), leaf.at_ms))
+        if len(self.lost) == RESTORED_MAX:
+            raise Wrong(f"the region began again more than {RESTORED_MAX} times")
+        self.lost.append((leaf.at, int(str(after_ms)), leaf.at_ms))
 
     def _has_room(self) -> bool:
         self._kept += 1

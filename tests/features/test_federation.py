@@ -99,9 +99,9 @@ def cursor(store: Store) -> Cursor:
     return federation.cursor_at(store, HERE, HOME, GLOBAL)
 
 
-def begin(store: Store, revision: int) -> None:
+def begin(store: Store, revision: int, restored: int = 0) -> None:
     found = cursor(store)
-    transact(store, CARRIER, lambda tx: federation.begin_listing(tx, HERE, found, revision))
+    transact(store, CARRIER, lambda tx: federation.begin_listing(tx, HERE, found, revision, restored))
 
 
 def follow(home: Store, here: Store) -> None:
@@ -130,6 +130,35 @@ def test_a_listing_then_what_follows_makes_the_same() -> None:
     follow(home, here)
     assert records(here) == records(home)
     assert not cursor(here).listing
+
+
+@pytest.mark.parametrize("interrupted", [0, 1, 3])
+def test_after_a_restoration_the_listing_counts_and_not_what_is_newer(interrupted: int) -> None:
+    lost, home, here = MemoryStore(), MemoryStore(), MemoryStore()
+    for store in (lost, home):
+        for n in range(30):
+            write(store, (ONE, TWO)[n % 2], {f"t{n}": b"%d" % n})
+    begin(here, 30)
+    for page in pages(lost, 4):
+        take(here, page)
+    write(lost, ONE, {"t0": b"lost", "t2": None, "more": b"lost"})
+    write(lost, TWO, {"t1": None})
+    write(lost, TWO, {"t1": b"again", "more": b"lost"})
+    follow(lost, here)
+    write(home, ONE, {"t4": b"x"})
+    for _ in range(10):
+        write(home, TWO, {"t3": b"new"})
+    restored = 35
+    for count in (interrupted, 100):
+        begin(here, machine.state_of(home).revision, restored)
+        for page in pages(home, 4)[:count]:
+            take(here, page)
+        write(home, TWO, {"t5": b"%d" % count})
+    follow(home, here)
+    assert records(here) == records(home)
+    # From then on it is as it always was: what is older replaces nothing.
+    begin(here, machine.state_of(home).revision, restored)
+    assert not cursor(here).restored
 
 
 def test_a_copy_says_where_it_was_written_and_not_by_whom() -> None:

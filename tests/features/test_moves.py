@@ -147,7 +147,7 @@ class Fleet:
         new, of = self[move.to], move.partition
         if cancel:
             new.do(lambda tx: federation.hear(tx, [of]))
-            new.do(lambda tx: moves.decline(tx, of, move.epoch))
+            new.do(lambda tx: federation.decline(tx, of, move.epoch))
         else:
             cursor = federation.cursor_at(new.store, new.name, region, GLOBAL)
             new.do(lambda tx: moves.begin(tx, of, move.epoch, move.upto, cursor))
@@ -416,6 +416,24 @@ def test_what_was_given_up_stays_in_quarantine_when_a_home_of_another_line_turns
 def quarantined(region: Region) -> list[Event]:
     assert region.place is not None
     return [*moves.quarantined(region.store, region.name, region.place)]
+
+
+def test_a_copy_is_listed_anew_once_it_is_not_taken_over_after_all() -> None:
+    # What happens at home while a region takes over by force it does not copy; then the move was called off.
+    fleet = Fleet()
+    fleet["b"].follow(fleet["a"])
+    place, cursor = fleet["b"].place, federation.cursor_at(fleet["b"].store, "b", "a", GLOBAL)
+    assert place is not None
+    fleet["b"].do(lambda tx: moves.begin_forced(tx, place, cursor, cursor.revision, 0, "gone"))
+    fleet.write("a", "a")
+    fleet["b"].follow(fleet["a"])
+    fleet.seal("a", "b")
+    fleet.press("a", cancel=True)
+    assert federation.cursor_at(fleet["b"].store, "b", "a", GLOBAL).listing
+    fleet.seal("a", "b")
+    fleet.press("a")
+    assert fleet["b"].move is not None
+    assert fleet["b"].move.phase == Move.CANCELLED
 
 
 def test_what_was_taken_over_in_vain_is_not_taken_for_what_a_later_move_brings() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from controlplane import limits
+from controlplane.errors import Invalid
 from controlplane.features import flags
 from controlplane.federation.links import INGRESS
 from controlplane.kernel import keys
@@ -253,8 +254,23 @@ async def test_a_listing_that_nobody_wrote_down_is_made_up_for_from_its_beginnin
             spy = Spy(fleet, EAST, WEST, GLOBAL, caller, revision=seen, began=seen - 1)
             await spy.open()
             spy.close()
-        [made_up] = fleet[WEST].passages(counterparty=EAST, sort="unconfirmed")
-        assert (made_up.after, made_up.upto) == (0, seen)
+        [made_up] = fleet[WEST].passages(counterparty=EAST, sort="unconfirmed", upto=seen)
+        assert made_up.after == 0
+        # Of one that is written down in part as well, and once.
+        await write_some(fleet, "c")
+        seen = fleet[WEST].node.revision
+        part = Passage(direction=Passage.EGRESS, counterparty=EAST, reach=GLOBAL, epoch=1, upto=seen, sort="listing")
+        await fleet[WEST].member.federation.exporter.write_down(part)
+        async with fleet.peer(EAST, WEST) as caller:
+            for _ in range(2):
+                spy = Spy(fleet, EAST, WEST, GLOBAL, caller, revision=seen, began=seen)
+                await spy.open()
+                spy.close()
+            [made_up] = fleet[WEST].passages(counterparty=EAST, sort="unconfirmed", upto=seen)
+            assert made_up.after == 0
+            liar = Spy(fleet, EAST, WEST, GLOBAL, caller, revision=seen, began=seen + 1)
+            with pytest.raises(Invalid):
+                await liar.open()
 
 
 async def test_what_a_follower_had_is_made_up_for_before_it_lists_anew(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from controlplane.v1 import api_pb2 as api
 from controlplane.v1 import records_pb2
 from controlplane.v1.records_pb2 import GLOBAL
 from tests.federation.fleet import EAST, WEST, running
+from tests.federation.test_moves import SHARED, everywhere, move
 from tests.server.regions import create, flag, until, write_header
 
 
@@ -71,12 +72,15 @@ def flags(fleet, region):
 
 
 async def test_a_region_begins_again_and_nobody_keeps_what_it_has_forgotten(tmp_path):
-    async with running(tmp_path, eu_west=3, us_east=1) as fleet, fleet.caller(WEST) as maria:
+    async with running(tmp_path, eu_west=3, us_east=1) as fleet, fleet.caller(WEST) as maria, fleet.caller(EAST) as eve:
         await maria.call("SetFlag", described("changed", "first"))
         await maria.call("SetFlag", described("deleted", "kept"))
         asked = create("of before")
         asked.header.since = 0
-        await maria.call("CreateWorkflow", asked)
+        answered = await maria.call("CreateWorkflow", asked)
+        of_eve = described("eve's", "first")
+        of_eve.header.partition = f"{WEST}.prod.global"
+        await eve.call("SetFlag", of_eve)
         before = await campaign(maria, b"p" * 16)
         await resign(maria, b"p" * 16, before.holder.fence)
         await fleet.settled()
@@ -91,7 +95,7 @@ async def test_a_region_begins_again_and_nobody_keeps_what_it_has_forgotten(tmp_
         await maria.call("CreateWorkflow", lost)
         during = await campaign(maria, b"q" * 16)
         await fleet.settled()
-        assert flags(fleet, EAST) == {"changed": "second", "deleted": "kept", "lost": "x"}
+        assert flags(fleet, EAST) == {"changed": "second", "deleted": "kept", "lost": "x", "eve's": "first"}
         last = fleet[WEST].node.revision
         await fleet[WEST].stop()
         done = await begin_again(fleet, backup)
@@ -99,13 +103,16 @@ async def test_a_region_begins_again_and_nobody_keeps_what_it_has_forgotten(tmp_
         await maria.call("SetFlag", described("new", "y"))
         await fleet.settled()
         for region in (WEST, EAST):
-            assert flags(fleet, region) == {"changed": "first", "deleted": "kept", "new": "y"}
+            assert flags(fleet, region) == {"changed": "first", "deleted": "kept", "new": "y", "eve's": "first"}
         # No fence of before is as new as one of now; nobody knows what became of a request of before.
         assert (await campaign(maria, b"r" * 16)).holder.fence.revision > during.holder.fence.revision
-        for request in (asked, lost):
-            with pytest.raises(OutcomeUnknown) as caught:
-                await maria.call("CreateWorkflow", request)
-            assert caught.value.reason == "OUTCOME_FORGOTTEN"
+        # What the backup knows of a request it still does, whoever asks; of others nobody does.
+        assert await maria.call("CreateWorkflow", asked) == answered
+        with pytest.raises(OutcomeUnknown) as caught:
+            await maria.call("CreateWorkflow", lost)
+        assert caught.value.reason == "OUTCOME_FORGOTTEN"
+        await eve.call("SetFlag", of_eve)
+        assert flags(fleet, WEST)["eve's"] == "first"
         history = await maria.call("GetFlagHistory", api.GetFlagHistoryRequest(name="changed"))
         assert len(api.GetFlagHistoryReply.FromString(history).versions) == 1
         # Once more from the same backup: it is another life again.
@@ -114,12 +121,13 @@ async def test_a_region_begins_again_and_nobody_keeps_what_it_has_forgotten(tmp_
         assert again.after == done.after
         assert again.revision > done.revision
         await fleet.settled()
-        assert flags(fleet, EAST) == {"changed": "first", "deleted": "kept"}
+        assert flags(fleet, EAST) == {"changed": "first", "deleted": "kept", "eve's": "first"}
         assert len(fleet[EAST].passages(sort="listing")) >= 2
 
 
-async def test_nobody_is_revived_by_what_a_home_has_forgotten(tmp_path):
-    scope = records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name="t")
+@pytest.mark.parametrize("engaged", [False, True])
+async def test_nobody_is_revived_by_what_a_home_has_forgotten(tmp_path, engaged):
+    """Thrown since the backup: a switch that was released in it, or one that was engaged."""
     asked = api.CheckSwitchesRequest(subject={"tenant": "t"})
     async with running(tmp_path, eu_west=3, us_east=1) as fleet, fleet.caller(WEST) as maria, fleet.caller(EAST) as eve:
 
@@ -127,13 +135,16 @@ async def test_nobody_is_revived_by_what_a_home_has_forgotten(tmp_path):
             found = api.CheckSwitchesReply.FromString(await eve.call("CheckSwitches", asked))
             return [each.region for each in found.stopped_by]
 
-        async def engage():
+        def scope(name):
+            return records_pb2.Scope(kind=records_pb2.SCOPE_TENANT, name=name)
+
+        async def engage(name="t"):
             why = write_header(reason="it broke")
-            await maria.call("EngageSwitch", api.EngageSwitchRequest(header=why, scope=scope))
+            await maria.call("EngageSwitch", api.EngageSwitchRequest(header=why, scope=scope(name)))
 
         async def release():
             why = write_header(reason="it is well")
-            await maria.call("ReleaseSwitch", api.ReleaseSwitchRequest(header=why, scope=scope))
+            await maria.call("ReleaseSwitch", api.ReleaseSwitchRequest(header=why, scope=scope("t")))
 
         async def heard(*regions):
             async with asyncio.timeout(20):
@@ -142,24 +153,75 @@ async def test_nobody_is_revived_by_what_a_home_has_forgotten(tmp_path):
 
         await engage()
         await heard(WEST)
-        await release()
-        await heard()
+        if not engaged:
+            await release()
+            await heard()
         await fleet[WEST].stop()
         backup = back_up(fleet, "backup")
         await fleet[WEST].start(Start.NORMAL)
-        await engage()
-        await heard(WEST)
+        if engaged:
+            await release()
+            await heard()
+        else:
+            await engage()
+            await heard(WEST)
         await fleet[WEST].stop()
         await begin_again(fleet, backup)
         await maria.call("SetFlag", flag("f"))
         await until(lambda: "f" in flags(fleet, EAST))
-        # At home it is released, as it was then; those who heard that it was engaged do not take that for a release.
+        # At home it is as it was then; those who heard that it was engaged do not take that for a release.
         own = api.CheckSwitchesReply.FromString(await maria.call("CheckSwitches", asked))
-        assert [*own.stopped_by] == []
-        assert await stopped() == [WEST]
+        assert bool(own.stopped_by) == engaged
+        await heard(WEST)
         await engage()
         await release()
         await heard()
+
+
+async def moved(fleet, at, to, partition, epoch):
+    async with fleet.caller(at) as operator:
+        await operator.call("MovePartition", move(partition, to))
+    await everywhere(fleet, partition, to, epoch)
+
+
+async def listed(caller, partition):
+    request = api.ListFlagsRequest(header=api.RequestHeader(partition=partition))
+    return [each.flag.name for each in api.ListFlagsReply.FromString(await caller.call("ListFlags", request)).flags]
+
+
+async def test_a_home_that_left_and_came_back_since_goes_on_from_the_backup(tmp_path):
+    async with running(tmp_path, eu_west=3, us_east=1) as fleet, fleet.caller(WEST) as maria:
+        await maria.call("SetFlag", flag("kept", partition=SHARED))
+        await fleet.settled()
+        await fleet[WEST].stop()
+        backup = back_up(fleet, "backup")
+        await fleet[WEST].start(Start.NORMAL)
+        await fleet.settled()
+        await moved(fleet, WEST, EAST, SHARED, 2)
+        await moved(fleet, EAST, WEST, SHARED, 3)
+        await fleet[WEST].stop()
+        await begin_again(fleet, backup)
+        await everywhere(fleet, SHARED, WEST, 4)
+        assert await listed(maria, SHARED) == ["kept"]
+        await maria.call("SetFlag", flag("new", partition=SHARED))
+        await fleet.settled()
+
+
+async def test_a_home_that_came_since_goes_on_from_the_copy_in_the_backup(tmp_path):
+    theirs = f"{EAST}.prod.shared"
+    async with running(tmp_path, eu_west=3, us_east=1) as fleet, fleet.caller(WEST) as maria, fleet.caller(EAST) as eve:
+        await eve.call("SetFlag", flag("kept", partition=theirs))
+        await fleet.settled(EAST)
+        await fleet[WEST].stop()
+        backup = back_up(fleet, "backup")
+        await fleet[WEST].start(Start.NORMAL)
+        await fleet.settled(EAST)
+        await moved(fleet, EAST, WEST, theirs, 2)
+        await fleet[WEST].stop()
+        await begin_again(fleet, backup)
+        await everywhere(fleet, theirs, WEST, 3)
+        for caller in (maria, eve):
+            assert await listed(caller, theirs) == ["kept"]
 
 
 async def test_a_disk_of_before_is_a_stranger(tmp_path):
