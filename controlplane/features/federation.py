@@ -228,10 +228,12 @@ def _list_passed_by(tx: Tx, before: Move | None) -> None:
     region = tx.partition.home
     if before is None or before.phase != Move.ADOPTING or before.partition.home == region:
         return
-    cursor = cursor_at(tx.view, region, before.partition.home, before.partition.reach)
-    if cursor.revision > before.upto and not cursor.listing:
-        cursor.listing, cursor.listed, cursor.began, cursor.age_ms = True, b"", 0, AGE_UNKNOWN_MS
-        _move(tx, region, cursor)
+    for cursor in [row.value for row in tx.list(CURSOR)]:
+        # Of others as well, which had taken it over before them.
+        passed_by = cursor.peer != before.partition.home or cursor.revision > before.upto
+        if cursor.reach == before.partition.reach and passed_by and not cursor.listing:
+            cursor.listing, cursor.listed, cursor.began, cursor.age_ms = True, b"", 0, AGE_UNKNOWN_MS
+            _move(tx, region, cursor)
 
 
 def _go_on(tx: Tx, told: Partition) -> bool:

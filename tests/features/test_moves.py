@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -19,6 +20,7 @@ from controlplane.kernel import keys, machine
 from controlplane.kernel.store import MemoryStore
 from controlplane.kernel.transaction import Reader, Tx, scope_of
 from controlplane.v1.api_pb2 import RequestHeader
+from controlplane.v1.federation_pb2 import SharedPage
 from controlplane.v1.records_pb2 import GLOBAL, HOME_ONLY, Former, Move, Partition, Workflow
 from controlplane.v1.state_pb2 import Event, Outcome
 from tests.features.test_federation import transact
@@ -51,10 +53,16 @@ class Region:
     def place(self) -> Partition | None:
         """Where the node would take the partition to be: see `places`."""
         own = moves.placed(self.move) if self.move else P if self.name == P.home else None
-        told = Reader(self.store, self.system, self.revision).get(federation.FOREIGN, P.id)
+        told = self.told
         if own is None or told is None:
-            return own or (told.value if told else None)
-        return told.value if moves.newer(told.value, own) else own
+            return own or told
+        return own if moves.newer(own, told) else told
+
+    @property
+    def told(self) -> Partition | None:
+        """Where another region said that the partition is."""
+        row = Reader(self.store, self.system, self.revision).get(federation.FOREIGN, P.id)
+        return row.value if row else None
 
     def write(self, name: str, value: bytes) -> bool:
         """Whether the write was acknowledged."""
@@ -94,6 +102,20 @@ class Region:
         """Copy at most so many transactions of another region, and learn what it shows."""
         by_epoch = {each.epoch: each for each in home.shown()}
         cursor = federation.cursor_at(self.store, self.name, home.name, GLOBAL)
+        known, now = self.told, home.place
+        if known is not None and known.withdrawn and now is not None and known.home == home.name:
+            again = (now.home, now.epoch) == (known.home, known.epoch)
+            if again:
+                self.do(
+                    lambda tx, c=cursor: federation.begin_listing(tx, self.name, c, max(1, home.revision)),  # type: ignore[misc]
+                    federation.carrier(home.name, GLOBAL),
+                )
+        shared = {P.id} if now is not None and now.home == home.name else set()
+        self.do(lambda tx: federation.withdraw(tx, home.name, GLOBAL, shared))
+        cursor = federation.cursor_at(self.store, self.name, home.name, GLOBAL)
+        if cursor.listing:
+            self.list(home, cursor.listed)
+            cursor = federation.cursor_at(self.store, self.name, home.name, GLOBAL)
         for n, (revision, events) in enumerate([(r, list(e)) for r, e in home.transactions(cursor.revision)]):
             if n == most:
                 break
@@ -105,6 +127,21 @@ class Region:
             self.do(lambda tx: federation.note_progress(tx, self.name, seen, 0), carrier)  # noqa: B023
         found = [each for each in home.shown() if each == home.place]
         self.do(lambda tx: federation.learn(tx, home.name, GLOBAL, found))
+
+    def list(self, home: Region, after: bytes) -> None:
+        """Copy everything that another region shows, a page for each partition."""
+        shown = sorted(home.shown(), key=scope_of)
+        for each in shown:
+            start, end = scope_of(each), scope_of(each) + b"\xff"
+            if end > after:
+                rows = home.store.scan(keys.RECORD + max(start, after + b"\0"), keys.RECORD + end)
+                records = federation.shared(Event.FromString(packed) for _, packed in rows)
+                page = SharedPage(partition=each.id, epoch=each.epoch, after=after, upto=end, records=records)
+                while self.do(lambda tx, p=page: federation.take_page(tx, self.name, p), each):  # type: ignore[misc]
+                    pass
+                after = end
+        last, carrier = SharedPage(after=after, upto=b"\xff", last=True), federation.carrier(home.name, GLOBAL)
+        self.do(lambda tx: federation.take_page(tx, self.name, last), carrier)
 
     def cursor(self, home: str) -> int:
         return federation.cursor_at(self.store, self.name, home, GLOBAL).revision
@@ -181,15 +218,63 @@ class Fleet:
                 self.adopt(where, count)
             case "follow", (str(other), int(most)) if other != where:
                 self[where].follow(self[other], most)
+                self.hear(where, other)
+            case "hear", str(other) if other != where:
+                self.hear(where, other)
 
-    def settle(self) -> None:
-        for _ in range(6):
+    def take_by_force(self, what: str, where: str, more: object) -> None:
+        """One step of a test in which moves are forced as well."""
+        match what:
+            case "create":
+                self.write(where, f"w{self.writes}")
+            case "force":
+                self.force(where)
+            case "sweep":
+                self.sweep(where)
+            case _:
+                self.take(what, where, more)
+
+    def sweep(self, region: str) -> None:
+        """See `Mover`."""
+        here, move, place = self[region], self[region].move, self[region].place
+        if move is not None and (move.phase, move.to) == (Move.CANCELLED, region):
+            while here.do(lambda tx: moves.sweep(tx, moves.ALL), moves.adopted(move)):
+                pass
+        shown = place is not None and (place.home == region or place == here.told)
+        if shown and (move is None or move.phase != Move.ADOPTING):
+            sweep(here)
+
+    def hear(self, region: str, other: str) -> None:
+        """See `Follower`: what another region knows of homes elsewhere."""
+        here, told = self[region], self[other].place
+        move, own = here.move, here.place
+        if move is not None and move.to == region and move.phase in (Move.ADOPTING, Move.CANCELLED):
+            own = moves.adopted(move)
+        news = own is not None and own.home == region and told is not None and moves.newer(told, own)
+        if news and told is not None and told.home != other and told.former:
+            here.do(lambda tx: federation.hear(tx, [told]))
+
+    def force(self, region: str) -> None:
+        """As an operator does who does not hear the home."""
+        here, place = self[region], self[region].place
+        if place is None or place.withdrawn:
+            return
+        cursor = None if place.home == region else federation.cursor_at(here.store, region, place.home, GLOBAL)
+        upto = cursor.revision if cursor else 0
+        try:
+            here.do(lambda tx: moves.begin_forced(tx, place, cursor, upto, 0, "gone"))
+        except Refused as error:
+            assert error.reason in ("AT_HOME_ALREADY", "COPY_INCOMPLETE", "PARTITION_MOVING", "NOT_AT_HOME")  # noqa: PT017
+
+    def settle(self, rounds: int = 6) -> None:
+        for _ in range(rounds):
             for region in REGIONS:
                 self.press(region)
                 self.adopt(region, 10)
                 for other in REGIONS:
                     if other != region:
                         self[region].follow(self[other])
+                        self.hear(region, other)
 
     def homes(self) -> list[str]:
         return [name for name in REGIONS if (place := self[name].place) is not None and place.home == name]
@@ -235,6 +320,35 @@ def test_planned_moves_lose_nothing_in_whatever_order_their_steps_come(steps: li
     for other in REGIONS:
         if other != home:
             assert fleet[other].rows() == fleet[home].rows()
+
+
+FORCED = st.one_of(
+    STEP,
+    st.tuples(st.just("create"), region, st.just("")),
+    st.tuples(st.just("create"), region, st.just("")),
+    st.tuples(st.just("force"), region, st.just("")),
+    st.tuples(st.just("hear"), region, region),
+    st.tuples(st.just("sweep"), region, st.just("")),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(FORCED, min_size=15, max_size=60))
+def test_forced_moves_give_up_nothing_that_is_not_in_a_quarantine(steps: list[tuple[str, str, object]]) -> None:
+    fleet = Fleet()
+    for step in steps:
+        with contextlib.suppress(Refused):
+            fleet.take_by_force(*step)
+    fleet.settle(10)
+    [home] = fleet.homes()
+    assert is_open(fleet[home])
+    for each in REGIONS:
+        fleet.sweep(each)
+    fleet.settle(2)
+    given_up = {keys.decode(record.key).name for each in REGIONS for record in quarantined(fleet[each])}
+    assert set(fleet.acknowledged) <= {*fleet[home].rows(), *given_up}
+    for other in REGIONS:
+        assert fleet[other].rows() == fleet[home].rows()
 
 
 def is_open(region: Region) -> bool:
@@ -434,6 +548,25 @@ def test_a_copy_is_listed_anew_once_it_is_not_taken_over_after_all() -> None:
     fleet.press("a")
     assert fleet["b"].move is not None
     assert fleet["b"].move.phase == Move.CANCELLED
+
+
+def test_nor_is_the_copy_of_another_home_that_turned_up_meanwhile_taken_for_whole() -> None:
+    fleet = Fleet()
+    fleet["b"].follow(fleet["a"])
+    fleet.write("a", "a")
+    fleet["c"].follow(fleet["a"])
+    for other in ("b", "c"):
+        place, cursor = fleet[other].place, federation.cursor_at(fleet[other].store, other, "a", GLOBAL)
+        assert place is not None
+        fleet[other].do(lambda tx, p=place, c=cursor: moves.begin_forced(tx, p, c, c.revision, 0, "gone"))  # type: ignore[misc]
+    fleet.adopt("b", 5)
+    fleet.write("b", "b")
+    fleet["c"].follow(fleet["b"])
+    fleet.seal("a", "c")
+    fleet.press("a", cancel=True)
+    fleet.settle()
+    assert fleet.homes() == ["b"]
+    assert fleet["c"].rows() == fleet["b"].rows()
 
 
 def test_what_was_taken_over_in_vain_is_not_taken_for_what_a_later_move_brings() -> None:
