@@ -170,7 +170,7 @@ class Borders:
     def _took(self, region: str, revision: int, changed: Sequence[Changed]) -> None:
         own: dict[Reach, dict[bytes, bytes | None]] = {}
         foreign: list[tuple[keys.Key, Changed]] = []
-        cursor: Cursor | None = None
+        cursors: list[Cursor] = []
         for each in changed:
             key = keys.decode(each.key)
             value = each.event.value if each.event.HasField("value") else None
@@ -180,7 +180,7 @@ class Borders:
             if key.home != region:
                 foreign.append((key, each))
             elif key.kind == "cursor":
-                cursor = Cursor.FromString(each.event.value)
+                cursors.append(Cursor.FromString(each.event.value))
             elif key.kind == "grant":
                 grant = Grant.FromString(each.event.value)
                 self._known[region].open[grant.peer, grant.reach] = grant.open
@@ -189,7 +189,12 @@ class Borders:
                 self._says(region, key, each)
         for reach, changes in own.items():
             self._truth[region, reach].add(revision, changes)
-        if foreign or cursor is not None:
+        if foreign and len(cursors) != 1:
+            raise Violation(
+                f"CURSOR {region} took {len(foreign)} records at {revision}, and moved {len(cursors)} cursors"
+            )
+        # Several listings may begin at once.
+        for cursor in cursors:
             self._copies(region, revision, foreign, cursor)
 
     def _says(self, region: str, key: keys.Key, changed: Changed) -> None:
@@ -215,18 +220,15 @@ class Borders:
         text = f"controlplane stop v1\0{self._fleet}\0{environment}\0{key.name}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _copies(
-        self, region: str, revision: int, foreign: Sequence[tuple[keys.Key, Changed]], moved: Cursor | None
-    ) -> None:
+    def _copies(self, region: str, revision: int, foreign: Sequence[tuple[keys.Key, Changed]], moved: Cursor) -> None:
         for key, _ in foreign:
             reach = _reach(key.reach)
             if not self.may_hold(region, key.home, reach) or key.kind in _SAYING_WHO:
                 raise Violation(f"LEAK {region} holds {key.kind} of {key.partition}, which may not be there")
-            if moved is None or (key.home, reach) != (moved.peer, moved.reach):
+            if (key.home, reach) != (moved.peer, moved.reach):
                 raise Violation(
                     f"CURSOR {region} took {key.kind} of {key.partition} at {revision}, and moved no cursor"
                 )
-        assert moved is not None
         pair = moved.peer, moved.reach
         copy = self._known[region].copies.setdefault(pair, _Copy(Cursor(peer=pair[0], reach=pair[1], epoch=1)))
         before, copy.cursor = copy.cursor, moved
