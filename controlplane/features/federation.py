@@ -120,9 +120,10 @@ def is_past(tx: Tx, region: str, partition: Partition) -> bool:
     So it is from when this region began to take it over: what it takes must not change any more.
     """
     move = moves.move_at(tx.view, region, partition.id)
-    begun = move is not None and move.phase in (Move.ADOPTING, Move.ADOPTED, Move.LEFT)
-    if begun and move is not None and moves.newer(moves.adopted(move), partition):
-        return True
+    if move is not None:
+        begun = move.phase in (Move.ADOPTING, Move.ADOPTED, Move.LEFT)
+        if moves.newer(moves.adopted(move) if begun else moves.placed(move), partition):
+            return True
     key = keys.within(scope_of(partitions.system(region)), FOREIGN.name, partition.id)
     event = tx.newest(key)
     return event is not None and moves.newer(Partition.FromString(event.value), partition)

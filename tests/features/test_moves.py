@@ -550,6 +550,21 @@ def test_a_copy_is_listed_anew_once_it_is_not_taken_over_after_all() -> None:
     assert fleet["b"].move.phase == Move.CANCELLED
 
 
+def test_a_home_that_called_a_move_off_copies_nothing_of_a_home_that_is_wrong() -> None:
+    # Fleets, three nodes, seed 9603: it was swept, and came back.
+    fleet = Fleet()
+    fleet.write("a", "a")
+    for other in ("b", "c"):
+        fleet[other].follow(fleet["a"])
+        fleet.force(other)
+        fleet.adopt(other, 5)
+    fleet.seal("c", "a")
+    fleet.press("c", cancel=True)
+    fleet.write("b", "b")
+    fleet["c"].follow(fleet["b"])
+    assert not [key for key, _ in fleet["c"].store.scan(*keys.children(keys.RECORD + keys.domain("b", "GLOBAL")))]
+
+
 def test_nor_is_the_copy_of_another_home_that_turned_up_meanwhile_taken_for_whole() -> None:
     fleet = Fleet()
     fleet["b"].follow(fleet["a"])
