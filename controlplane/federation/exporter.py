@@ -559,7 +559,10 @@ class _Export:
         self._room.set()
 
     async def write_down_the_rest(self) -> None:
-        """Record what was sent and not acknowledged. It may have arrived, or not."""
+        """Record what was sent and not acknowledged, in order. It may have arrived, or not.
+
+        What is recorded tells the next stream up to where all is: behind what could not be written nothing may be.
+        """
         for sort, together in groupby(self._sent, key=lambda sent: sent.sort):
             passage = self._side.passage(self._confirmed, list(together))
             passage.sort = UNCONFIRMED
@@ -569,6 +572,7 @@ class _Export:
                 await self._exporter.write_down(passage)
             except (Unavailable, OutcomeUnknown, Refused) as error:
                 _LOG.error("it could not be written down what left for %s (%s): %s", passage.counterparty, sort, error)
+                return
 
 
 def _compacted(oldest: int) -> Compacted:
