@@ -122,7 +122,9 @@ def is_past(tx: Tx, region: str, partition: Partition) -> bool:
     move = moves.move_at(tx.view, region, partition.id)
     if move is not None:
         begun = move.phase in (Move.ADOPTING, Move.ADOPTED, Move.LEFT)
-        if moves.newer(moves.adopted(move) if begun else moves.placed(move), partition):
+        known = moves.adopted(move) if begun else moves.placed(move)
+        # What it declined says only who offered it.
+        if (begun or known.home == region) and moves.newer(known, partition):
             return True
     key = keys.within(scope_of(partitions.system(region)), FOREIGN.name, partition.id)
     event = tx.newest(key)
