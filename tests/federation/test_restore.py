@@ -180,6 +180,8 @@ async def test_nobody_is_revived_by_what_a_home_has_forgotten(tmp_path, engaged)
 
 
 async def moved(fleet, at, to, partition, epoch):
+    # Which reaches are shared, a region hears when its peer follows it.
+    await until(lambda: fleet[at].member.federation.links.get(to).receives)
     async with fleet.caller(at) as operator:
         await operator.call("MovePartition", move(partition, to))
     await everywhere(fleet, partition, to, epoch)
