@@ -30,6 +30,7 @@ from controlplane.kernel.transaction import Tx, scope_of
 from controlplane.replication.journal import Journal
 from controlplane.replication.tail import Meta, Reset
 from controlplane.storage import RocksStore
+from controlplane.v1.records_pb2 import Partition
 from controlplane.v1.state_pb2 import Entry, Outcome, State
 
 _PARTS = ("journal", "store")
@@ -116,24 +117,22 @@ def _begin_again(region: str, folder: Path, why: Why) -> tuple[int, int, int]:
                 state = applied.state
         if scope_of(partitions.system(region)) not in machine.scopes(store):
             raise Fatal(f"it holds nothing of region {region!r}: is it of another one?")
-        term = max(state.term, recovered.term)
-        _carry_outcomes(store, state, restorations.revision_at(why.at_ms))
-        restored = _resume(store, ledger, region, term, why)
+        revision, term = restorations.revision_at(why.at_ms), max(state.term, recovered.term)
+        if revision <= state.revision:
+            raise Fatal(f"the region was at revision {state.revision} already: is this machine's clock behind?")
+        _carry_outcomes(store, state, revision)
+        restored = _resume(store, ledger, revision, term, partitions.system(region), why)
         journal.write([Reset(restored.index, term), Meta(term, None)])
         store.sync()
         return state.revision, state.at_ms, restored.revision
 
 
-def _resume(store: RocksStore, ledger: audit.Ledger, region: str, term: int, why: Why) -> State:
-    """Apply one more entry, with which the region begins again; return the state after it."""
+def _resume(store: RocksStore, ledger: audit.Ledger, revision: int, term: int, system: Partition, why: Why) -> State:
+    """Apply one more entry, with which the region begins again after `revision`; return the state after it."""
     state = machine.state_of(store)
-    revision = restorations.revision_at(why.at_ms)
-    if revision <= state.revision:
-        raise Fatal(f"the region was at revision {state.revision} already: is this machine's clock behind?")
     working = Working(store, state=state)
     working.at_ms, working.salt = max(state.at_ms, why.at_ms), why.salt
     working.skip(revision)
-    system = partitions.system(region)
     tx = Tx(working.view, system, revision + 1, actor="", action="Restore", reason=why.reason, at_ms=working.at_ms)
     reply = restorations.restore(tx, state.revision, state.at_ms, working.span)
     txn = tx.seal(None, reply.SerializeToString())
@@ -164,7 +163,7 @@ def _carry_outcomes(store: RocksStore, state: State, revision: int) -> None:
 def _copy(source: Path, folder: Path) -> None:
     """Copy journal and store, durably. Raises OSError."""
     for part in _PARTS:
-        for parent, _, names in os.walk(source / part):
+        for parent, _, names in os.walk(source / part, onerror=_give_up):
             to = folder / Path(parent).relative_to(source)
             to.mkdir(parents=True)
             for name in names:
@@ -173,6 +172,11 @@ def _copy(source: Path, folder: Path) -> None:
                     _copy_file(Path(parent) / name, to / name)
             sync_folder(to)
     sync_folder(folder)
+
+
+def _give_up(error: OSError) -> None:
+    # What cannot be listed would be left out, silently.
+    raise error
 
 
 def _copy_file(source: Path, to: Path) -> None:

@@ -6,9 +6,9 @@ covered by the running hash in it, and by the one in the next checkpoint.
 
 Audited are what passed between regions and what was refused to them (`Passage`), the right to hold copies (`Grant`),
 kill switches, exceptions from them, break-glass reads, moves of a partition's home, erasures, and that the region
-began again from a backup. A content names
-regions, partitions, reaches, roles, revisions and digests, never a person, a tenant, a key or a value: what a switch
-stops is told as a digest of its key, who broke the glass and why as one of both, and what was erased not at all.
+began again from a backup. A content names regions, partitions, reaches, roles, revisions and digests, never a person,
+a tenant, a key or a value: what a switch stops is told as a digest of its key, who broke the glass and why as one of
+both, and what was erased not at all.
 """
 
 from __future__ import annotations

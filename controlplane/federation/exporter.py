@@ -413,7 +413,7 @@ class _Export:
         if place.listing and not place.listed:
             return
         # A listing holds what was there long before; and all that is written down of one ends where it began.
-        after = 0 if place.listing or (place.began and place.began >= recorded) else recorded
+        after = 0 if place.listing or place.began >= recorded else recorded
         if place.revision <= after:
             return
         sent = machine.events(self._node.store, self.domain, after, place.revision)
